@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The probes: what the kernel tells of a session's birth, restart and end, and of connections that ended otherwise.
+ *
+ * Two probes give one result. PROBE_FENTRY hooks the kernel's own functions and so sees every birth with its arguments
+ * and every end with its reason. Without it the state event alone tells births, and reconcile.h asks the kernel for the
+ * rest. Handlers are adapters; born() and over() do the work.
+ */
+#include "vestige.h"
+#include "table.h"
+#include "socket.h"
+#include "reconcile.h"
+
+/* A session enters TIME_WAIT or orphaned FIN_WAIT2, for `jiffies`. */
+ALWAYS_INLINE void insert_born(int family, const void *sk, const struct common *common, u32 netns, u8 flags, u64 nanoseconds)
+{
+	struct session s = {};
+	u16 port = 0;
+	u32 class;
+
+	if (READ(port, sk, inet_sock_inet_sport) || !read_state(&s, sk)) {
+		COUNT(dropped[DROPPED_UNREADABLE]);
+		return;
+	}
+	tuple_from(family, &s.tuple, common, port, netns);
+	s.bits |= flags;
+	class = classify(family, &s.tuple);
+	if (class < CLASSES)
+		COUNT(entered[class][family]);
+	vestige_insert(family, class, &s, nanoseconds);
+}
+
+ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
+{
+	u8 flags = state == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
+	u64 nanoseconds = timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS;
+
+	if (family_of(common) == FAMILY_IPV4)
+		insert_born(FAMILY_IPV4, sk, common, netns, flags, nanoseconds);
+	else
+		insert_born(FAMILY_IPV6, sk, common, netns, flags, nanoseconds);
+}
+
+/* How a connection that did not enter TIME_WAIT ended. A RST sets ECONNRESET (EPIPE in CLOSE_WAIT) before the event, the
+ * timers set ETIMEDOUT or the last ICMP error, an abort by the application sets nothing yet. */
+ALWAYS_INLINE u32 ending(int from, int error)
+{
+	if (error == 104 || error == 32)
+		return CLOSE_RESET;
+	if (error == 110 || error == 113 || error == 101 || error == 111)
+		return CLOSE_TIMEOUT;
+	return from == TCP_LAST_ACK ? CLOSE_PASSIVE : CLOSE_ABORT;
+}
+
+ALWAYS_INLINE bool was_connected(int state)
+{
+	return state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 ||
+	       state == TCP_CLOSE_WAIT || state == TCP_LAST_ACK || state == TCP_CLOSING;
+}
+
+/* Into what a closing socket passes, from its last state alone. SOCK_DONE is set by nothing but the peer's FIN, and
+ * tcp_time_wait() follows it at once in FIN_WAIT2; in CLOSING the last acknowledgement alone makes snd_una equal to
+ * write_seq. An orphan in FIN_WAIT2 without a FIN, an error or a negative linger2 becomes a FIN_WAIT2 mini-socket;
+ * the one abort that looks like it is data that came together with the acknowledgement of our FIN. */
+ALWAYS_INLINE int passes_into(const void *sk, u64 flags, int from, int error)
+{
+	u32 una = 0, written = 0;
+	int linger2 = 0;
+
+	if (from == TCP_CLOSING) {
+		READ(una, sk, tcp_sock_snd_una);
+		READ(written, sk, tcp_sock_write_seq);
+		return una == written ? TCP_TIME_WAIT : TCP_CLOSE;
+	}
+	if (from != TCP_FIN_WAIT2)
+		return TCP_CLOSE;
+	if (flags & SOCK_DONE)
+		return TCP_TIME_WAIT;
+	READ(linger2, sk, tcp_sock_linger2);
+	return (flags & SOCK_DEAD) && linger2 >= 0 && !error ? TCP_FIN_WAIT2 : TCP_CLOSE;
+}
+
+#ifdef PROBE_FENTRY
+/* The socket that tcp_time_wait() took on this CPU: its state event follows, bottom halves disabled all the while. */
+BPF_PERCPU_ARRAY(taken, u64, 1);
+#endif
+
+ALWAYS_INLINE void closed(const void *sk, int from)
+{
+	struct common common;
+	u16 protocol = 0;
+	int error = 0, into;
+	u32 *netns;
+
+	if (!was_connected(from) || !read_common(&common, sk))
+		return;
+	netns = enrolled(&common);
+	if (!netns || READ(protocol, sk, sock_sk_protocol) || protocol != IPPROTO_TCP || READ(error, sk, sock_sk_err))
+		return;
+#ifdef PROBE_FENTRY
+	u32 zero = 0;
+	u64 *mine = taken.lookup(&zero);
+
+	into = mine && *mine == (u64)sk ? TCP_TIME_WAIT : TCP_CLOSE;
+	if (into == TCP_TIME_WAIT)
+		*mine = 0;
+#else
+	into = passes_into(sk, COMMON(&common, u64, skc_flags), from, error);
+	if (into != TCP_CLOSE)
+		born(sk, &common, *netns, into,
+		     into == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : fin_wait2_jiffies(sk, &common));
+#endif
+	if (into == TCP_CLOSE)
+		COUNT(closed[ending(from, error)]);
+}
+
+RAW_TRACEPOINT_PROBE(inet_sock_set_state)
+{
+	if (ctx->args[2] == TCP_CLOSE)
+		closed((void *)ctx->args[0], ctx->args[1]);
+	return 0;
+}
+
+#ifdef PROBE_FENTRY
+#include "teardown.h"
+#endif

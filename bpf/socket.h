@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * From a kernel socket to a session: which namespace, which tuple, which class, which sequence state, how long it lives.
+ *
+ * OFFSET_struct_field (bytes), BIT_struct_field and BITS_struct_field come from the running kernel's BTF. Of a field
+ * that this kernel does not have no macro is defined. struct sock and struct inet_timewait_sock both begin with struct
+ * sock_common, so one function reads the tuple of either.
+ */
+#ifndef TWCTL_SOCKET_H
+#define TWCTL_SOCKET_H
+
+#define AF_INET 2
+#define AF_INET6 10
+#define IPPROTO_TCP 6
+
+enum { TCP_ESTABLISHED = 1, TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_TIME_WAIT = 6, TCP_CLOSE = 7, TCP_CLOSE_WAIT = 8,
+       TCP_LAST_ACK = 9, TCP_CLOSING = 11 };
+
+#define SOCK_DEAD 1 /* bits of sock_common.skc_flags: orphaned */
+#define SOCK_DONE 2 /* the peer's FIN was processed */
+
+#define TIME_WAIT_JIFFIES (60 * HZ) /* the kernel's TCP_TIMEWAIT_LEN */
+
+struct prefix4 {
+	u32 length; /* bits, of netns and address together */
+	u32 netns;
+	u32 address;
+};
+
+struct prefix6 {
+	u32 length;
+	u32 netns;
+	u32 address[4];
+};
+
+BPF_HASH(namespaces, u64, u32, NAMESPACES); /* cookie of an enrolled network namespace -> its index */
+BPF_F_TABLE("array", u32, struct enrolment, enrolments, NAMESPACES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct meta, meta, 1, BPF_F_MMAPABLE);
+BPF_LPM_TRIE(classes_ipv4, struct prefix4, u32, PREFIXES);
+BPF_LPM_TRIE(classes_ipv6, struct prefix6, u32, PREFIXES);
+
+/* The front of struct sock_common, read at once: ten fields for the price of one. */
+struct common {
+	u8 bytes[(OFFSET_sock_common_skc_flags + 15) & ~7] __attribute__((aligned(8)));
+};
+
+#define COMMON(common, type, field) (*(type *)&(common)->bytes[OFFSET_sock_common_##field])
+
+/* Reads `into` from a field of a kernel structure; not 0 if that memory cannot be read. */
+#define READ(into, from, struct_field) \
+	bpf_probe_read_kernel(&(into), sizeof(into), (u8 *)(from) + OFFSET_##struct_field)
+
+ALWAYS_INLINE bool read_common(struct common *common, const void *sk)
+{
+	return !bpf_probe_read_kernel(common, sizeof(*common), sk);
+}
+
+/* Index of the socket's namespace; NULL if it is not enrolled. */
+ALWAYS_INLINE u32 *enrolled(const struct common *common)
+{
+	u64 net = COMMON(common, u64, skc_net), cookie = 0;
+
+	if (bpf_probe_read_kernel(&cookie, sizeof(cookie), (void *)net + OFFSET_net_net_cookie))
+		return NULL;
+	return namespaces.lookup(&cookie);
+}
+
+ALWAYS_INLINE bool is_mapped(const u32 *address)
+{
+	return !address[0] && !address[1] && address[2] == bpf_htonl(0xffff);
+}
+
+ALWAYS_INLINE bool is_link_local(const u32 *address)
+{
+	return (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+/* Dual-stack sockets with mapped addresses are IPv4 on the wire and get IPv4 vestiges. */
+ALWAYS_INLINE int family_of(const struct common *common)
+{
+	if (COMMON(common, u16, skc_family) == AF_INET6 && !is_mapped(&COMMON(common, u32, skc_v6_daddr)))
+		return FAMILY_IPV6;
+	return FAMILY_IPV4;
+}
+
+/* The local port is given apart: skc_num is already 0 when the kernel had bound the port itself. */
+ALWAYS_INLINE void tuple_from(int family, struct tuple *t, const struct common *common, u16 local_port, u32 netns)
+{
+	if (family == FAMILY_IPV6) {
+		__builtin_memcpy(t->local, &COMMON(common, u32, skc_v6_rcv_saddr), sizeof(t->local));
+		__builtin_memcpy(t->remote, &COMMON(common, u32, skc_v6_daddr), sizeof(t->remote));
+		t->scope = is_link_local(t->remote) ? COMMON(common, u32, skc_bound_dev_if) : 0;
+	} else {
+		t->local[0] = COMMON(common, u32, skc_rcv_saddr);
+		t->remote[0] = COMMON(common, u32, skc_daddr);
+	}
+	t->local_port = local_port;
+	t->remote_port = COMMON(common, u16, skc_dport);
+	t->netns = netns;
+}
+
+/* Nearness of the peer: the longest matching prefix says it, and what no prefix covers is remote. */
+ALWAYS_INLINE u32 classify(int family, const struct tuple *t)
+{
+	u32 *class;
+
+	if (family == FAMILY_IPV4) {
+		struct prefix4 key = { .length = 64, .netns = t->netns, .address = t->remote[0] };
+
+		class = classes_ipv4.lookup(&key);
+	} else {
+		struct prefix6 key = { .length = 160, .netns = t->netns };
+
+		__builtin_memcpy(key.address, t->remote, sizeof(key.address));
+		class = classes_ipv6.lookup(&key);
+	}
+	return class && *class < CLASSES ? *class : CLASS_REMOTE;
+}
+
+/* How long the kernel's timer really runs. Its wheel has levels of 64 buckets, each level eight times coarser, and rounds
+ * an expiry up to the next bucket of the level that the whole time falls into (kernel/time/timer.c, calc_index): 60 s
+ * last up to 2 s longer at 250 Hz. `whole` is the time that the timer was set to, `left` what is left of it. */
+ALWAYS_INLINE u64 timer_nanoseconds(u64 left, u64 whole)
+{
+	u64 now = bpf_jiffies64();
+	u64 shift = 0;
+
+#pragma unroll
+	for (int level = 0; level < 8; level++)
+		shift += 3 - 3 * less(whole, 63ULL << 3 * level);
+	return (((((now + left) >> shift) + 1) << shift) - now) * JIFFY_NANOSECONDS;
+}
+
+/* tcp_time_wait() never sets the timer below 3.5 times the retransmission timeout. */
+ALWAYS_INLINE u64 at_least_rto(const void *sk, u64 jiffies)
+{
+	u32 rto = 0;
+	u64 least;
+
+	READ(rto, sk, inet_connection_sock_icsk_rto);
+	least = 4ULL * rto - rto / 2;
+	return jiffies < least ? least : jiffies;
+}
+
+/* tcp_fin_time(), and what __tcp_close() and tcp_keepalive_timer() make of it: of a time above 60 s the full socket
+ * waits all but the first 60 s, and the mini-socket the rest. Used where no argument tells it. */
+ALWAYS_INLINE u64 fin_wait2_jiffies(const void *sk, const struct common *common)
+{
+	u64 net = COMMON(common, u64, skc_net), jiffies;
+	int linger2 = 0, fin_timeout = 0;
+
+	READ(linger2, sk, tcp_sock_linger2);
+	READ(fin_timeout, net, net_ipv4_sysctl_tcp_fin_timeout);
+	jiffies = at_least_rto(sk, linger2 ? linger2 : fin_timeout);
+	return jiffies > TIME_WAIT_JIFFIES ? jiffies - TIME_WAIT_JIFFIES : jiffies;
+}
+
+/* TCP-MD5 and TCP-AO sessions sign what they answer: a vestige cannot. */
+ALWAYS_INLINE bool is_signed(const void *sk)
+{
+	u64 key = 0;
+
+#ifdef OFFSET_tcp_sock_md5sig_info
+	READ(key, sk, tcp_sock_md5sig_info);
+	if (key)
+		return true;
+#endif
+#ifdef OFFSET_tcp_sock_ao_info
+	READ(key, sk, tcp_sock_ao_info);
+#endif
+	return key != 0;
+}
+
+ALWAYS_INLINE u8 bitfield(u8 byte, u32 bit, u32 bits)
+{
+	return byte >> bit & ((1 << bits) - 1);
+}
+
+/* The sequence state, equally valid at tcp_time_wait() and at the state event that it ends with. */
+ALWAYS_INLINE bool read_state(struct session *s, const void *sk)
+{
+	u32 wup = 0, wnd = 0, stamp = 0;
+	u8 scale = 0, flags = 0;
+	int failed = 0;
+
+	failed |= READ(s->snd_nxt, sk, tcp_sock_snd_nxt);
+	failed |= READ(s->rcv_nxt, sk, tcp_sock_rcv_nxt);
+	failed |= READ(wup, sk, tcp_sock_rcv_wup);
+	failed |= READ(wnd, sk, tcp_sock_rcv_wnd);
+	failed |= READ(scale, sk, tcp_sock_rx_opt_rcv_wscale);
+	failed |= READ(s->ts_recent, sk, tcp_sock_rx_opt_ts_recent);
+	failed |= READ(stamp, sk, tcp_sock_rx_opt_ts_recent_stamp);
+	failed |= READ(s->ts_offset, sk, tcp_sock_tsoffset);
+	if (failed)
+		return false;
+	scale = bitfield(scale, BIT_tcp_sock_rx_opt_rcv_wscale, BITS_tcp_sock_rx_opt_rcv_wscale);
+	wnd += wup - s->rcv_nxt;
+	s->window = (s32)wnd < 0 ? 0 : wnd >> scale > 0xffff ? 0xffff : wnd >> scale;
+	flags |= stamp ? VESTIGE_TIMESTAMPS : 0;
+#ifdef OFFSET_tcp_sock_tcp_usec_ts
+	u8 usec = 0;
+
+	READ(usec, sk, tcp_sock_tcp_usec_ts);
+	flags |= bitfield(usec, BIT_tcp_sock_tcp_usec_ts, BITS_tcp_sock_tcp_usec_ts) ? VESTIGE_USEC : 0;
+#endif
+	flags |= is_signed(sk) ? VESTIGE_SILENT : 0;
+	s->bits = scale << 4 | flags;
+	return true;
+}
+
+#endif

@@ -1,0 +1,177 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Vestiges: what twctl remembers of TCP sessions in TIME_WAIT.
+ *
+ * PROBLEM. The side that closes first keeps its session for 60 s, so that late segments find someone who knows what to
+ * do with them. Linux keeps a mini-socket for it (256 bytes, 512 with the port it pins) and says nothing when it is
+ * born or dies. twctl needs to know every such session, at ten thousand births a second and up, in fixed memory, from
+ * programs that run in interrupt context on all CPUs at once and must not wait for each other.
+ *
+ * A SESSION is a TCP connection that has reached TIME_WAIT on this host, or FIN_WAIT2 after its application closed it:
+ * the kernel keeps the same mini-socket for both. Its VESTIGE is a record of 32 bytes (IPv4) or 64 bytes (IPv6) in a
+ * BPF array. Three things of one family lead to it, all of them arrays that user space maps read-only:
+ *
+ *   ring     one for each class (loopback, local, remote): a run of slots in the record array, handed out in order of
+ *            birth by one fetch-and-add. The slot after the newest is the oldest: a full ring discards its oldest.
+ *   line     64 bytes, one cache line, of eight 64-bit index words. A tuple's hash names its line, so a look-up that
+ *            finds nothing costs one cache miss.
+ *   word     expiry tick 24 | tag 16 | slot 24, from the top bit down. The tag is 16 more bits of the hash; eight words
+ *            give 8 wrong matches in 65,536 misses, and the record's tuple settles those.
+ *
+ * LIFE OF A VESTIGE. vestige_insert (born) takes a slot, writes the record, then publishes it with one compare-and-swap
+ * of a word. Nothing runs when it expires: a word whose tick has passed is free space. It ends earlier when
+ * vestige_end swaps its word for 0 (reused, reset, destroyed, ...), when its ring comes round to its slot or when its
+ * line is full (evicted: the oldest word of the line goes). vestige_restart moves it to the newest slot of its ring, as
+ * NetBSD's vtw_restart does, so that each ring stays in order of age. A tuple that is born again replaces its older
+ * vestige (reused).
+ *
+ * WHY NO TORN OR STALE RECORD IS TAKEN FOR A LIVE ONE. A record is written only while no live word names its slot: the
+ * writer that comes round to a slot first swaps the live word of the old record for 0, and a record becomes visible
+ * only by the compare-and-swap that follows its last byte (both are full barriers). A reader looks at the word, copies
+ * the record, compares the tuple, and looks at the word again: if the word is unchanged, nobody wrote to the slot in
+ * between, for the same word can only come back after a whole lap of the ring. The smallest ring has 256 slots and a
+ * birth costs some 100 ns, so a lap takes at least a hundred times longer than a look. Whoever ends a vestige does so by
+ * compare-and-swap from the very word it checked: of two enders one wins, and the end is counted once.
+ *
+ * TIME. A tick is 2^26 ns (67 ms) of CLOCK_MONOTONIC. An expiry is rounded up to a tick: never early. 24 bits wrap after
+ * 13 days; a word counts as live only if it expires within HORIZON_TICKS (18 minutes), so a word that nobody touched for
+ * 13 days could live again for at most that long: the sweep (reconcile.h), which runs every few minutes, zeroes such
+ * words long before. Longer lives are cut to the horizon, counted, and prolonged by the next reconciliation.
+ *
+ * COUNTING THE LIVING. Nothing runs at expiry, so no counter can be decremented there. Instead each birth is counted in
+ * the cell of its class, family, lane (length of life) and expiry period (8 ticks, 537 ms); an early end takes it out
+ * again. The living are the sum of the cells whose period has not passed; what has expired is what was inserted, less
+ * the living, less what ended early. A cell's upper half says which period it counts, so that it can be used again.
+ *
+ * UNITS AND BYTE ORDER. Addresses and ports stand as on the wire, everything else in host order: sequence numbers and
+ * timestamps modulo 2^32, the window as it goes on the wire (already shifted).
+ *
+ * SIZE. For each session of capacity: record 32 (64), index 14, start 2: 48 bytes for IPv4 and 80 for IPv6, plus
+ * 1.6 MB of cells. The default of 65,536 for each class and family takes 27 MB. With every pool full and alive a line
+ * holds 4.6 words on average, and 1.6 % of the vestiges are evicted because their line is full; half full, 1 in 3,000.
+ */
+#ifndef TWCTL_VESTIGE_H
+#define TWCTL_VESTIGE_H
+
+enum class { CLASS_LOOPBACK, CLASS_LOCAL, CLASS_REMOTE, CLASSES };
+enum family { FAMILY_IPV4, FAMILY_IPV6, FAMILIES };
+
+enum reason {
+	REASON_EXPIRED,		/* its timer fired (seen: fentry) */
+	REASON_TRUNCATED,	/* its class's time was up, twctl destroyed the socket */
+	REASON_DRAINED,		/* memory was low, twctl destroyed the socket */
+	REASON_REUSED,		/* a new connection took the tuple */
+	REASON_RESET,		/* a RST arrived, or the kernel sent one and gave up */
+	REASON_DESTROYED,	/* another tool destroyed the socket, or its namespace went */
+	REASON_EVICTED,		/* its ring or its line was full */
+	REASON_UNKNOWN,		/* the kernel no longer has it and gave no reason */
+	REASONS,
+};
+
+/* Flags of a record: four bits. */
+#define VESTIGE_FIN_WAIT2 1	/* substate: the peer's FIN has not come yet; without it: TIME_WAIT */
+#define VESTIGE_TIMESTAMPS 2	/* ts_recent is valid (the kernel's ts_recent_stamp is not 0) */
+#define VESTIGE_USEC 4		/* the TSval clock runs in microseconds, not milliseconds */
+#define VESTIGE_SILENT 8	/* cannot be answered for: TCP-MD5 or TCP-AO, or adopted without sequence numbers */
+
+struct vestige4 {
+	u32 local, remote;		/* addresses */
+	u16 local_port, remote_port;
+	u32 snd_nxt, rcv_nxt;
+	u32 ts_recent, ts_offset;	/* the peer's last TSval; what is added to the clock for ours */
+	u16 window;
+	u8 netns;			/* index of the enrolled network namespace */
+	u8 bits;			/* window scale << 4 | flags */
+};
+
+struct vestige6 {
+	u32 local[4], remote[4];
+	u16 local_port, remote_port;
+	u32 snd_nxt, rcv_nxt;
+	u32 ts_recent, ts_offset;
+	u16 window;
+	u8 netns;
+	u8 bits;
+	u32 scope;			/* interface index, for link-local addresses */
+	u32 reserved;
+};
+
+#define LINE_WORDS 8
+struct line {
+	u64 word[LINE_WORDS];
+};
+
+#define TICK_SHIFT 26
+#define TICK_MASK 0xffffffULL
+#define HORIZON_TICKS 16383
+#define TAG_MASK 0xffffULL
+#define SLOT_MASK 0xffffffULL
+
+/* When the vestige in a slot was born, or its timer was last restarted: ticks modulo 2^16. */
+#define STARTS 32
+struct starts {
+	u16 tick[STARTS];
+};
+
+/* A ring's slots lie at base .. base + capacity - 1 of the record array. Its laps are cut into 16 blocks, and the latest
+ * expiry (full ticks) written into a block is kept for two laps: when the ring comes round to a slot whose block has
+ * expired, there is nothing to evict and the old record's line need not be touched. */
+#define BLOCKS 32
+struct ring {
+	u64 head;			/* slots handed out since the start */
+	u32 base, capacity;
+	u32 block;			/* slots of one block */
+	u32 unused[11];
+	u64 expiry[BLOCKS];
+};
+
+/* Lanes: the buckets of the lifetime histogram, by their upper edge in ticks (1, 2, 5, 10, 30, 70, 150 s, more). */
+#define LANES 8
+#define LANE_EDGES { 14, 29, 74, 149, 447, 1043, 2235, 0xffff }
+
+#define PERIOD_SHIFT 3		/* ticks to periods */
+#define PERIODS 2048		/* of 537 ms: the horizon */
+struct cells {
+	u64 count[PERIODS];	/* period 32 | vestiges that expire in it 32 */
+};
+
+enum close { CLOSE_PASSIVE, CLOSE_RESET, CLOSE_ABORT, CLOSE_TIMEOUT, CLOSES };
+
+enum dropped {
+	DROPPED_CONTENTION,	/* a birth lost its line's compare-and-swap twice: no vestige */
+	DROPPED_COLLISION,	/* three words of a line had the tag: an older vestige of the tuple may have stayed */
+	DROPPED_HORIZON,	/* a life was cut to the horizon */
+	DROPPED_UNREADABLE,	/* a field of the socket could not be read: no vestige */
+	DROPPED,
+};
+
+/* One for each CPU, so that counting does not move cache lines between them. Sums are taken by the readers. */
+struct counters {
+	u64 entered[CLASSES][FAMILIES];
+	u64 adopted[CLASSES][FAMILIES];		/* taken over from the kernel's own list, not seen being born */
+	u64 ended[CLASSES][REASONS];		/* early: all but what expired by its tick */
+	u64 lifetime[CLASSES][LANES];		/* of those that ended early */
+	u64 lifetime_ticks[CLASSES];
+	u64 planned[CLASSES][LANES];		/* every insertion, by the life it was given */
+	u64 planned_ticks[CLASSES][LANES];
+	u64 withdrawn[CLASSES][LANES];		/* planned, but ended early or restarted */
+	u64 restarted[CLASSES];
+	u64 closed[CLOSES];			/* connections that ended without TIME_WAIT */
+	u64 dropped[DROPPED];
+	u64 scratch;				/* table.h, untraced() */
+};
+
+/* What a process that opens the pins must know before it trusts them. */
+struct meta {
+	u64 identity;	/* of the sources, sizes and kernel (layout.py) */
+	u64 loaded;	/* CLOCK_MONOTONIC, ns */
+	u32 probe;	/* 0 tracepoint, 1 fentry */
+	u32 unused;
+};
+
+struct enrolment {
+	u64 cookie;	/* SO_NETNS_COOKIE; 0: this index is free */
+	char name[56];	/* below /run/netns; empty: the namespace twctl was started in */
+};
+
+#endif

@@ -1,0 +1,50 @@
+"""The load generator: builds closes.c on demand and runs it in a namespace."""
+
+import hashlib
+import json
+import os
+import subprocess
+from contextlib import contextmanager
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.load.netns import Namespace
+
+SOURCE = Path(__file__).with_name("closes.c")
+BUILD = Path(__file__).parents[2] / "build" / "tests"
+FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
+
+
+def closes_binary(folder: Path = BUILD) -> Path:
+    """The compiled program. Its name holds a hash of source and flags, so an old one is never run."""
+    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    binary = folder / f"closes-{digest}"
+    if not binary.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = folder / f"{binary.name}.{os.getpid()}"
+        subprocess.run(["gcc", *FLAGS, "-o", str(fresh), str(SOURCE)], check=True)
+        fresh.replace(binary)  # whole or not at all: two test runs may build at once
+    return binary
+
+
+def run(ns: Namespace, *options: str, timeout: float = 120) -> dict[str, Any]:
+    """One run to its end inside `ns`; the program's own report."""
+    done = subprocess.run(
+        ns.command(str(closes_binary()), *options), capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextmanager
+def serving(ns: Namespace, *options: str) -> Iterator[None]:
+    """The server half runs in `ns`; give the client half the same --close, --bytes, --address and --port."""
+    server = ns.popen([str(closes_binary()), "--serve", *options], stdout=subprocess.PIPE)
+    try:
+        assert server.stdout is not None
+        assert server.stdout.readline() == "ready\n"
+        yield
+    finally:
+        server.terminate()
+        server.communicate(timeout=10)

@@ -1,0 +1,647 @@
+"""Every way into TIME_WAIT, and the ways past it, each forced exactly and as often as asked.
+
+A path is named after what the *active* end goes through. Its functions take a Route, how many sessions, and which end
+closes first; they return when every end is in the state that its Session says (or is about to be: the kernel's last
+step may be some microseconds away, so compare with `wait_until`).
+
+Real sockets at both ends, over lo or a veth pair:
+
+    into TIME_WAIT   fin_wait2  orphan_late_fin  fin_with_ack  simultaneous
+    into FIN_WAIT2   orphan_fin_wait2 (a mini-socket for as long as the block lasts, or until its time is up)
+    past both        abort_linger0  abort_unread  reset_by_peer  user_timeout  keepalive_timeout  linger2_negative
+    the other side   passive
+
+A kernel socket against a scripted peer: `scripted(peer, name, ...)` with a name of SCRIPTS.
+"""
+
+import array
+import ctypes
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+
+from tests.load import wait_until
+from tests.load.counters import (
+    CLOSE, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, mini_sockets, plain, sockets,
+)
+from tests.load.netns import Link, Namespace
+from tests.load.peer import Connection, TunPeer
+from tests.load.segments import ACK, FIN, PSH, RST, Capture, Seen, Segment, capture, inject
+
+IPV4, IPV6, MAPPED = "ipv4", "ipv6", "mapped"
+CLIENT, SERVER = "client", "server"
+
+SO_ATTACH_FILTER, SO_DETACH_FILTER, SO_MEMINFO = 26, 27, 55  # not in the socket module
+SK_MEMINFO_DROPS = 8  # place in what SO_MEMINFO gives
+FILTER_DROP = (0x06, 0, 0, 0)  # classic BPF: BPF_RET | BPF_K, 0 bytes
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where the two ends are. `mapped`: both are AF_INET6 sockets that speak IPv4."""
+
+    client: Namespace
+    server: Namespace
+    client_address: str  # as on the wire
+    server_address: str
+    family: str = IPV4
+    device: str = "lo"  # of the client, where every segment of both ends passes
+
+    @property
+    def domain(self) -> int:
+        """The family of the sockets."""
+        return socket.AF_INET if self.family == IPV4 else socket.AF_INET6
+
+    def spoken(self, address: str) -> str:
+        """The address as the socket calls want it."""
+        return f"::ffff:{address}" if self.family == MAPPED else address
+
+
+def over_lo(ns: Namespace, family: str = IPV4) -> Route:
+    """Both ends in one namespace."""
+    address = "::1" if family == IPV6 else "127.0.0.1"
+    return Route(ns, ns, address, address, family)
+
+
+def over_link(link: Link, family: str = IPV4) -> Route:
+    """The ends in two namespaces, joined by a veth pair."""
+    if family == IPV6:
+        return Route(link.client, link.server, link.client_ipv6, link.server_ipv6, family, link.device)
+    return Route(link.client, link.server, link.client_ipv4, link.server_ipv4, family, link.device)
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a session, as its own kernel names it, and the mini-socket that must be there: 6, 5 or None."""
+
+    ns: Namespace | None  # None: a scripted peer
+    local: str
+    local_port: int
+    remote: str
+    remote_port: int
+    table: str  # of /proc/net: tcp, or tcp6 for AF_INET6 sockets, the mapped ones too
+    state: int | None
+
+    @property
+    def tuple(self) -> tuple[str, int, str, int]:
+        """What identifies it on the wire."""
+        return self.local, self.local_port, self.remote, self.remote_port
+
+
+@dataclass(frozen=True)
+class Session:
+    """One connection that a path made. `seen`: the kernel's end at the moment of entry (scripted peer only)."""
+
+    client: End
+    server: End
+    seen: Seen | None = None
+
+    def end(self, side: str) -> End:
+        """The end of that side."""
+        return self.client if side == CLIENT else self.server
+
+
+# ---- connections between two real sockets ----
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An open connection. `active` will close first."""
+
+    route: Route
+    closer: str
+    active: socket.socket
+    passive: socket.socket
+
+    def session(self, active: int | None, passive: int | None = None) -> Session:
+        """The session with the states its ends must come to. To be called while both sockets are open."""
+        near, far = self._end(self.active, active), self._end(self.passive, passive)
+        if self.closer == CLIENT:
+            return Session(replace(near, ns=self.route.client), replace(far, ns=self.route.server))
+        return Session(replace(far, ns=self.route.client), replace(near, ns=self.route.server))
+
+    def _end(self, sock: socket.socket, state: int | None) -> End:
+        (local, local_port, *_), (remote, remote_port, *_) = sock.getsockname(), sock.getpeername()
+        table = "tcp" if sock.family == socket.AF_INET else "tcp6"
+        return End(None, plain(local), local_port, plain(remote), remote_port, table, state)
+
+
+@contextmanager
+def connected(route: Route, n: int, closer: str, payload: bytes = b"twctl") -> Iterator[list[Pair]]:
+    """`n` open connections, over which `payload` went both ways. What is still open at the end is closed."""
+    pairs: list[Pair] = []
+    with route.server.socket(route.domain) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((route.spoken(route.server_address), 0))
+        listener.listen(n)
+        address = listener.getsockname()
+        try:
+            for _ in range(n):
+                client = route.client.socket(route.domain)
+                client.bind((route.spoken(route.client_address), 0))
+                client.connect(address)
+                server, _peer = listener.accept()
+                ends = (client, server) if closer == CLIENT else (server, client)
+                pairs.append(Pair(route, closer, *ends))
+                _exchange(client, server, payload)
+            yield pairs
+        finally:
+            for pair in pairs:
+                pair.active.close()
+                pair.passive.close()
+
+
+def _exchange(client: socket.socket, server: socket.socket, payload: bytes) -> None:
+    for sender, receiver in ((client, server), (server, client)):
+        sender.sendall(payload)
+        missing = len(payload)
+        while missing:
+            missing -= len(receiver.recv(missing))
+
+
+def state_of(sock: socket.socket) -> int:
+    """The socket's TCP state; a socket whose mini-socket took over says CLOSE."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
+
+
+def _await_state(sock: socket.socket, state: int) -> None:
+    wait_until(lambda: state_of(sock) == state, what=f"TCP state {state}, now {state_of(sock)}")
+
+
+def _reset(sock: socket.socket) -> None:
+    """Close with a RST."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
+
+
+def _deafen(sock: socket.socket) -> None:
+    """From here on the socket drops every segment it gets, unread, as if it had been lost on the way."""
+    code = ctypes.create_string_buffer(struct.pack("HBBI", *FILTER_DROP))
+    program = struct.pack("HL", 1, ctypes.addressof(code))  # struct sock_fprog
+    sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+
+def _undeafen(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
+
+
+def _drops(sock: socket.socket) -> int:
+    """Segments the socket dropped, which is how a deaf one tells that a segment came."""
+    return array.array("I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 64))[SK_MEMINFO_DROPS]
+
+
+# ---- into TIME_WAIT ----
+
+
+def fin_wait2(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
+    """shutdown(SHUT_WR), its ACK, and later the peer's FIN: TIME_WAIT while the application still has the socket."""
+    with connected(route, n, closer) as pairs:
+        sessions = [pair.session(TIME_WAIT) for pair in pairs]
+        for pair in pairs:
+            pair.active.shutdown(socket.SHUT_WR)
+        for pair in pairs:
+            _await_state(pair.active, FIN_WAIT2)
+            pair.passive.close()
+        for pair in pairs:
+            assert pair.active.recv(1) == b""
+            _await_state(pair.active, CLOSE)
+    return sessions
+
+
+def passive(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
+    """`closer` closes *second*, through LAST_ACK: the other end is the one in TIME_WAIT."""
+    return fin_wait2(route, n, SERVER if closer == CLIENT else CLIENT)
+
+
+def fin_with_ack(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
+    """The peer's FIN also acknowledges ours: FIN_WAIT1 and FIN_WAIT2 in one softirq, then TIME_WAIT.
+
+    A FIN that finds the socket ESTABLISHED is acknowledged after 40 ms (tcp_fin() enters pingpong mode), and the peer
+    closes within that time. Where a busy machine does not allow it, this fails rather than take the other path.
+    """
+    with connected(route, n, closer) as pairs:
+        sessions = [pair.session(TIME_WAIT) for pair in pairs]
+        for pair in pairs:
+            pair.passive.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            pair.active.shutdown(socket.SHUT_WR)
+            assert pair.passive.recv(1) == b""
+            assert state_of(pair.active) == FIN_WAIT1, "the ACK of the FIN was already sent"
+            pair.passive.close()
+            _await_state(pair.active, CLOSE)
+    return sessions
+
+
+def simultaneous(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
+    """The FINs cross: FIN_WAIT1, CLOSING, TIME_WAIT, at both ends.
+
+    Both sockets are deaf when the FINs are sent; the FINs, as captured, are then sent once more, each to an end that
+    hears again. All of it happens before the first retransmission (2 s since 6.11, 200 ms before), or fails.
+    """
+    with (
+        _patient(route),
+        connected(route, n, closer) as pairs,
+        capture(route.client, route.device) as wire,
+    ):
+        sessions = [pair.session(TIME_WAIT, TIME_WAIT) for pair in pairs]
+        for pair, session in zip(pairs, sessions, strict=True):
+            _cross(pair, session, wire)
+    return sessions
+
+
+@contextmanager
+def _patient(route: Route) -> Iterator[None]:
+    """Sockets made within retransmit after 2 s at the soonest, where the kernel lets one say so (6.11)."""
+    name = "net.ipv4.tcp_rto_min_us"
+    with ExitStack() as stack:
+        for ns in {route.client, route.server}:
+            with suppress(FileNotFoundError):
+                stack.callback(ns.sysctl, name, ns.sysctl(name))
+                ns.sysctl(name, 2_000_000)
+        yield
+
+
+def _cross(pair: Pair, session: Session, wire: Capture) -> None:
+    near = session.end(pair.closer)
+    far = session.end(SERVER if pair.closer == CLIENT else CLIENT)
+    assert near.ns
+    assert far.ns
+    for end in (pair.active, pair.passive):
+        # the ACK of the payload may be still to come: a FIN must not be what carries it
+        wait_until(lambda end=end: _unacked(end) == 0, what="payload acknowledged")
+        _deafen(end)
+    before = _drops(pair.active), _drops(pair.passive)
+    pair.active.shutdown(socket.SHUT_WR)
+    pair.passive.shutdown(socket.SHUT_WR)
+    wait_until(lambda: _drops(pair.passive) > before[1] and _drops(pair.active) > before[0], what="FINs dropped")
+    _undeafen(pair.passive)
+    inject(near.ns, _last(wire, near, FIN))
+    _await_state(pair.passive, CLOSING)
+    wait_until(lambda: _drops(pair.active) > before[0] + 1, what="ACK dropped")
+    acknowledgment = _last(wire, far, ACK)
+    _undeafen(pair.active)
+    inject(far.ns, _last(wire, far, FIN))
+    _await_state(pair.active, CLOSING)
+    _await_state(pair.passive, CLOSE)
+    inject(far.ns, acknowledgment)
+    _await_state(pair.active, CLOSE)
+
+
+def _unacked(sock: socket.socket) -> int:
+    """tcpi_unacked: segments on their way (struct tcp_info, 8 bytes and 4 words in)."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
+    return struct.unpack_from("I", info, 24)[0]
+
+
+def _last(wire: Capture, end: End, flags: int) -> Segment:
+    """The last segment with these flags that an end sent."""
+    sent = [s for s in wire.segments() if (s.source, s.source_port, s.destination, s.destination_port) == end.tuple]
+    return next(s for s in reversed(sent) if s.has(flags))
+
+
+# ---- orphaned FIN_WAIT2 ----
+
+
+@contextmanager
+def orphan_fin_wait2(
+    route: Route, n: int, closer: str = CLIENT, *, shutdown_first: bool = False, fin_timeout: int | None = None
+) -> Iterator[list[Session]]:
+    """close(), acknowledged, and no FIN from the peer while the block lasts: FIN_WAIT2 mini-sockets.
+
+    Their birth has three callers in the kernel:
+      plainly               the ACK of the FIN finds an orphan in FIN_WAIT1
+      shutdown_first        close() finds the socket in FIN_WAIT2 already
+      fin_timeout > 60      the full socket lives `fin_timeout` - 60 s, then its keepalive timer makes the mini-socket,
+                            for `fin_timeout` - 60 s more (this function returns before that)
+    `fin_timeout` (TCP_LINGER2, seconds) is net.ipv4.tcp_fin_timeout where it is None. At the end of the block the
+    peers close: those whose FIN still meets a mini-socket make it TIME_WAIT, the others are answered with RST.
+    """
+    with connected(route, n, closer) as pairs:
+        sessions = [pair.session(FIN_WAIT2) for pair in pairs]
+        for pair in pairs:
+            if fin_timeout is not None:
+                pair.active.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, fin_timeout)
+            # at once, and not after 40 ms: the peer says that it heard the FIN
+            if shutdown_first:
+                pair.active.shutdown(socket.SHUT_WR)
+            else:
+                pair.active.close()
+            assert pair.passive.recv(1) == b""
+            pair.passive.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            if shutdown_first:
+                _await_state(pair.active, FIN_WAIT2)
+                pair.active.close()
+        yield sessions
+
+
+def orphan_late_fin(route: Route, n: int, closer: str = CLIENT, *, shutdown_first: bool = False) -> list[Session]:
+    """The ordinary close(): FIN_WAIT2 mini-socket, and TIME_WAIT when the peer's FIN comes later, without an event."""
+    with orphan_fin_wait2(route, n, closer, shutdown_first=shutdown_first) as sessions:
+        for session in sessions:
+            end = session.end(closer)
+            assert end.ns
+            _await_mini(end.ns, end.tuple)
+    return [with_state(session, closer, TIME_WAIT) for session in sessions]
+
+
+def _await_mini(ns: Namespace, tuple_: tuple[str, int, str, int]) -> None:
+    wait_until(lambda: tuple_ in {s.tuple for s in mini_sockets(ns)}, what=f"mini-socket {tuple_}")
+
+
+def with_state(session: Session, side: str, state: int | None) -> Session:
+    """The session with another state at one end."""
+    if side == CLIENT:
+        return replace(session, client=replace(session.client, state=state))
+    return replace(session, server=replace(session.server, state=state))
+
+
+# ---- past TIME_WAIT ----
+
+
+def abort_linger0(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
+    """close() with SO_LINGER of 0 seconds: a RST instead of the FIN."""
+    with connected(route, n, closer) as pairs:
+        sessions = [pair.session(None) for pair in pairs]
+        for pair in pairs:
+            _reset(pair.active)
+            _await_state(pair.passive, CLOSE)
+    return sessions
+
+
+def abort_unread(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
+    """close() with data that nobody read: a RST (RFC 1122, 4.2.2.13)."""
+    with connected(route, n, closer) as pairs:
+        sessions = [pair.session(None) for pair in pairs]
+        for pair in pairs:
+            pair.passive.sendall(b"unread")
+            pair.active.recv(1, socket.MSG_PEEK)
+            pair.active.close()
+            _await_state(pair.passive, CLOSE)
+    return sessions
+
+
+def reset_by_peer(
+    route: Route, n: int, closer: str = CLIENT, *, state: int = ESTABLISHED, orphan: bool = False
+) -> list[Session]:
+    """A RST reaches the active end in ESTABLISHED, FIN_WAIT1 or FIN_WAIT2; `orphan`: in its FIN_WAIT2 mini-socket."""
+    with connected(route, n, closer) as pairs:
+        sessions = [pair.session(None) for pair in pairs]
+        for pair, session in zip(pairs, sessions, strict=True):
+            if state == FIN_WAIT1:
+                _deafen(pair.passive)
+            if state != ESTABLISHED:
+                pair.active.shutdown(socket.SHUT_WR)
+                _await_state(pair.active, state)
+            if orphan:
+                assert state == FIN_WAIT2
+                end = session.end(closer)
+                pair.active.close()
+                assert end.ns
+                _await_mini(end.ns, end.tuple)
+            _reset(pair.passive)
+            if not orphan:
+                _await_state(pair.active, CLOSE)
+    return sessions
+
+
+def user_timeout(route: Route, n: int, closer: str = CLIENT, *, state: int = ESTABLISHED) -> list[Session]:
+    """The peer is gone, and TCP_USER_TIMEOUT ends the connection in ESTABLISHED or FIN_WAIT1 (about 0.6 s)."""
+    with connected(route, n, closer) as pairs:
+        sessions = [pair.session(None) for pair in pairs]
+        for pair in pairs:
+            _deafen(pair.passive)
+            pair.active.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
+            if state == ESTABLISHED:
+                pair.active.sendall(b"lost")
+            else:
+                pair.active.shutdown(socket.SHUT_WR)
+        _await_death(pairs)
+    return sessions
+
+
+def keepalive_timeout(route: Route, n: int, closer: str = CLIENT, *, state: int = ESTABLISHED) -> list[Session]:
+    """The peer is gone, and keepalive probes find out in ESTABLISHED or FIN_WAIT2 (about 2 s: one probe)."""
+    with connected(route, n, closer) as pairs:
+        sessions = [pair.session(None) for pair in pairs]
+        for pair in pairs:
+            if state == FIN_WAIT2:
+                pair.active.shutdown(socket.SHUT_WR)
+                _await_state(pair.active, FIN_WAIT2)
+            _deafen(pair.passive)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
+                pair.active.setsockopt(socket.IPPROTO_TCP, option, 1)
+            pair.active.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        _await_death(pairs)
+    return sessions
+
+
+def _await_death(pairs: list[Pair]) -> None:
+    """Every active end gave up; the deaf peers go with a RST, which finds nobody."""
+    for pair in pairs:
+        _await_state(pair.active, CLOSE)
+        with suppress(OSError):
+            _reset(pair.passive)
+
+
+def linger2_negative(
+    route: Route, n: int, closer: str = CLIENT, *, shutdown_first: bool = False
+) -> list[Session]:
+    """TCP_LINGER2 below 0: the kernel will not wait in FIN_WAIT2 for an orphan, and ends it there."""
+    with connected(route, n, closer) as pairs:
+        sessions = [pair.session(None) for pair in pairs]
+        for pair in pairs:
+            pair.active.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, -1)
+            if shutdown_first:
+                pair.active.shutdown(socket.SHUT_WR)
+                _await_state(pair.active, FIN_WAIT2)
+            pair.active.close()
+        for pair, session in zip(pairs, sessions, strict=True):
+            end = session.end(closer)
+            assert end.ns
+            _await_gone(end.ns, end.tuple)
+            with suppress(ConnectionResetError):
+                pair.passive.recv(1)
+    return sessions
+
+
+def _await_gone(ns: Namespace, tuple_: tuple[str, int, str, int]) -> None:
+    wait_until(lambda: tuple_ not in {s.tuple for s in sockets(ns)}, what=f"no socket {tuple_}")
+
+
+# ---- a kernel socket against a scripted peer ----
+
+Script = Callable[[socket.socket, Connection], None]
+
+
+def _fin_acknowledged(sock: socket.socket, peer: Connection) -> None:
+    sock.shutdown(socket.SHUT_WR)
+    peer.expect(FIN | ACK)
+    peer.send(ACK)
+    _await_state(sock, FIN_WAIT2)
+
+
+def _peer_fin(peer: Connection) -> None:
+    peer.send(FIN | ACK)
+    peer.expect(ACK)
+
+
+def _script_fin_wait2(sock: socket.socket, peer: Connection) -> None:
+    _fin_acknowledged(sock, peer)
+    _peer_fin(peer)
+
+
+def _script_orphan_fin_wait2(sock: socket.socket, peer: Connection) -> None:
+    sock.close()
+    peer.expect(FIN | ACK)
+    peer.send(ACK)
+
+
+def _script_close_in_fin_wait2(sock: socket.socket, peer: Connection) -> None:
+    _fin_acknowledged(sock, peer)
+    sock.close()
+
+
+def _script_orphan_late_fin(sock: socket.socket, peer: Connection) -> None:
+    _script_orphan_fin_wait2(sock, peer)
+    _peer_fin(peer)
+
+
+def _script_close_late_fin(sock: socket.socket, peer: Connection) -> None:
+    _script_close_in_fin_wait2(sock, peer)
+    _peer_fin(peer)
+
+
+def _script_fin_with_ack(sock: socket.socket, peer: Connection) -> None:
+    sock.shutdown(socket.SHUT_WR)
+    peer.expect(FIN | ACK)
+    _peer_fin(peer)
+
+
+def _script_orphan_fin_with_ack(sock: socket.socket, peer: Connection) -> None:
+    sock.close()
+    peer.expect(FIN | ACK)
+    _peer_fin(peer)
+
+
+def _closing(sock: socket.socket, peer: Connection) -> None:
+    sock.shutdown(socket.SHUT_WR)
+    fin = peer.expect(FIN | ACK)
+    peer.send(FIN | ACK, ack=fin.seq)
+    peer.expect(ACK)
+    _await_state(sock, CLOSING)
+
+
+def _script_simultaneous(sock: socket.socket, peer: Connection) -> None:
+    _closing(sock, peer)
+    peer.send(ACK)
+
+
+def _script_reset_established(sock: socket.socket, peer: Connection) -> None:
+    peer.send(RST | ACK)
+    _await_state(sock, CLOSE)
+
+
+def _script_reset_fin_wait1(sock: socket.socket, peer: Connection) -> None:
+    sock.shutdown(socket.SHUT_WR)
+    fin = peer.expect(FIN | ACK)
+    peer.send(RST | ACK, ack=fin.seq)
+    _await_state(sock, CLOSE)
+
+
+def _script_reset_fin_wait2(sock: socket.socket, peer: Connection) -> None:
+    _fin_acknowledged(sock, peer)
+    peer.send(RST | ACK)
+    _await_state(sock, CLOSE)
+
+
+def _script_reset_orphan(sock: socket.socket, peer: Connection) -> None:
+    _script_orphan_fin_wait2(sock, peer)
+    peer.send(RST | ACK)
+
+
+def _script_reset_closing(sock: socket.socket, peer: Connection) -> None:
+    _closing(sock, peer)
+    peer.send(RST)
+    _await_state(sock, CLOSE)
+
+
+def _script_linger0_closing(sock: socket.socket, peer: Connection) -> None:
+    _closing(sock, peer)
+    _reset(sock)
+
+
+def _script_linger0_fin_wait2(sock: socket.socket, peer: Connection) -> None:
+    _fin_acknowledged(sock, peer)
+    _reset(sock)
+
+
+def _script_data_with_ack(sock: socket.socket, peer: Connection) -> None:
+    sock.close()
+    peer.expect(FIN | ACK)
+    peer.send(ACK | PSH, b"late")
+    peer.expect(RST)
+
+
+def _script_data_after_close(sock: socket.socket, peer: Connection) -> None:
+    _script_orphan_fin_wait2(sock, peer)
+    peer.send(ACK | PSH, b"late")
+    peer.expect(RST)
+
+
+def _script_passive(sock: socket.socket, peer: Connection) -> None:
+    _peer_fin(peer)
+    sock.close()
+    fin = peer.expect(FIN | ACK)
+    assert fin.ack == peer.snd_nxt
+    peer.send(ACK)
+
+
+# What the kernel's end does, and the mini-socket it comes to.
+SCRIPTS: dict[str, tuple[Script, int | None]] = {
+    "fin_wait2": (_script_fin_wait2, TIME_WAIT),
+    "orphan_late_fin": (_script_orphan_late_fin, TIME_WAIT),
+    "close_late_fin": (_script_close_late_fin, TIME_WAIT),
+    "fin_with_ack": (_script_fin_with_ack, TIME_WAIT),
+    "orphan_fin_with_ack": (_script_orphan_fin_with_ack, TIME_WAIT),
+    "simultaneous": (_script_simultaneous, TIME_WAIT),
+    "orphan_fin_wait2": (_script_orphan_fin_wait2, FIN_WAIT2),
+    "close_in_fin_wait2": (_script_close_in_fin_wait2, FIN_WAIT2),
+    "reset_established": (_script_reset_established, None),
+    "reset_fin_wait1": (_script_reset_fin_wait1, None),
+    "reset_fin_wait2": (_script_reset_fin_wait2, None),
+    "reset_orphan": (_script_reset_orphan, None),
+    "reset_closing": (_script_reset_closing, None),
+    "linger0_fin_wait2": (_script_linger0_fin_wait2, None),
+    "linger0_closing": (_script_linger0_closing, None),
+    "data_with_ack": (_script_data_with_ack, None),
+    "data_after_close": (_script_data_after_close, None),
+    "passive": (_script_passive, None),
+}
+
+
+def scripted(
+    peer: TunPeer, name: str, n: int, *, family: str = IPV4, kernel: str = CLIENT, timestamps: bool = True
+) -> list[Session]:
+    """`n` sessions of the kernel with the scripted peer. `kernel`: which side the kernel's socket is on."""
+    script, state = SCRIPTS[name]
+    address, own = peer.addresses(family)
+    table = "tcp" if family == IPV4 else "tcp6"
+    sessions = []
+    with peer.ns.socket(socket.AF_INET if family == IPV4 else socket.AF_INET6) as listener:
+        listener.bind((f"::ffff:{address}" if family == MAPPED else address, 0))
+        listener.listen(n)
+        port = listener.getsockname()[1]
+        for _ in range(n):
+            if kernel == CLIENT:
+                sock, connection = peer.dial(family, timestamps=timestamps)
+            else:
+                connection = peer.connect(address, port, timestamps=timestamps)
+                sock, _address = listener.accept()
+            with sock:
+                script(sock, connection)
+                near = End(peer.ns, address, connection.remote_port, own, connection.local_port, table, state)
+                far = End(None, own, connection.local_port, address, connection.remote_port, table, None)
+                ends = (near, far) if kernel == CLIENT else (far, near)
+                sessions.append(Session(*ends, seen=connection.seen()))
+    return sessions

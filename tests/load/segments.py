@@ -1,0 +1,274 @@
+"""TCP segments: parsed, built, captured from an interface, and what they say about an end of a connection."""
+
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from tests.load.netns import Namespace
+
+FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
+
+ETH_P_ALL = 0x0003
+PACKET_OUTGOING = 4
+SOL_PACKET, PACKET_STATISTICS = 263, 6
+SO_RCVBUFFORCE = 33
+SO_TIMESTAMPNS = 35
+# About 80,000 small segments: the kernel charges each some 800 bytes.
+CAPTURE_BYTES = 64 << 20
+
+
+def after(a: int, b: int) -> bool:
+    """`a` is later than `b` in sequence space (RFC 9293, 3.4: modulo 2^32)."""
+    return a != b and (a - b) & 0xFFFFFFFF < 0x80000000
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One TCP segment. `tsval` is None without a timestamps option; `scale` is the window scale option of a SYN."""
+
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    seq: int
+    ack: int
+    flags: int
+    window: int = 65535
+    payload: bytes = b""
+    tsval: int | None = None
+    tsecr: int = 0
+    scale: int | None = None
+    mss: int | None = None
+    monotonic_ns: int = 0  # CLOCK_MONOTONIC when it passed
+
+    @property
+    def end(self) -> int:
+        """The sequence number behind it: data, SYN and FIN count."""
+        taken = len(self.payload) + bool(self.flags & SYN) + bool(self.flags & FIN)
+        return (self.seq + taken) & 0xFFFFFFFF
+
+    def has(self, flags: int) -> bool:
+        return self.flags & flags == flags
+
+
+def parse(packet: bytes, monotonic_ns: int = 0) -> Segment | None:
+    """A packet from its IP header on; None if it is not TCP. IPv6 extension headers are not looked behind."""
+    if packet[0] >> 4 == 4:
+        if packet[9] != socket.IPPROTO_TCP:
+            return None
+        header = (packet[0] & 15) * 4
+        total = int.from_bytes(packet[2:4], "big")
+        family, source, destination = socket.AF_INET, packet[12:16], packet[16:20]
+    else:
+        if packet[6] != socket.IPPROTO_TCP:
+            return None
+        header, total = 40, 40 + int.from_bytes(packet[4:6], "big")
+        family, source, destination = socket.AF_INET6, packet[8:24], packet[24:40]
+    part = packet[header:total]
+    source_port, destination_port, seq, ack, offset, flags, window = struct.unpack_from("!HHIIBBH", part)
+    plain = Segment(
+        source=socket.inet_ntop(family, source),
+        source_port=source_port,
+        destination=socket.inet_ntop(family, destination),
+        destination_port=destination_port,
+        seq=seq,
+        ack=ack,
+        flags=flags,
+        window=window,
+        payload=part[(offset >> 4) * 4 :],
+        monotonic_ns=monotonic_ns,
+    )
+    return _with_options(plain, part[20 : (offset >> 4) * 4])
+
+
+def _with_options(segment: Segment, options: bytes) -> Segment:
+    at = 0
+    while at < len(options) and options[at] != 0:
+        if options[at] == 1:
+            at += 1
+            continue
+        kind, length = options[at], options[at + 1]
+        value = options[at + 2 : at + length]
+        if kind == 2:
+            segment = replace(segment, mss=int.from_bytes(value, "big"))
+        elif kind == 3:
+            segment = replace(segment, scale=value[0])
+        elif kind == 8:
+            tsval, tsecr = struct.unpack("!II", value)
+            segment = replace(segment, tsval=tsval, tsecr=tsecr)
+        at += length
+    return segment
+
+
+def build(segment: Segment) -> bytes:
+    """The packet, from its IP header on, with the checksums of headers and payload."""
+    family = socket.AF_INET6 if ":" in segment.source else socket.AF_INET
+    source, destination = (socket.inet_pton(family, a) for a in (segment.source, segment.destination))
+    options = _options(segment)
+    part = struct.pack(
+        "!HHIIBBHHH",
+        segment.source_port,
+        segment.destination_port,
+        segment.seq & 0xFFFFFFFF,
+        segment.ack & 0xFFFFFFFF,
+        (20 + len(options)) // 4 << 4,
+        segment.flags,
+        segment.window,
+        0,
+        0,
+    )
+    part += options + segment.payload
+    pseudo = source + destination + struct.pack("!II", len(part), socket.IPPROTO_TCP)
+    part = part[:16] + _checksum(pseudo + part).to_bytes(2, "big") + part[18:]
+    if family == socket.AF_INET6:
+        return struct.pack("!IHBB", 6 << 28, len(part), socket.IPPROTO_TCP, 64) + source + destination + part
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(part), 0, 0x4000, 64, socket.IPPROTO_TCP, 0)
+    header += source + destination
+    return header[:10] + _checksum(header).to_bytes(2, "big") + header[12:] + part
+
+
+def _options(segment: Segment) -> bytes:
+    options = b""
+    if segment.mss is not None:
+        options += struct.pack("!BBH", 2, 4, segment.mss)
+    if segment.scale is not None:
+        options += struct.pack("!BBBB", 1, 3, 3, segment.scale)
+    if segment.tsval is not None:
+        options += struct.pack("!BBBBII", 1, 1, 8, 10, segment.tsval & 0xFFFFFFFF, segment.tsecr & 0xFFFFFFFF)
+    return options
+
+
+def _checksum(data: bytes) -> int:
+    """The Internet checksum (RFC 1071)."""
+    data += b"\0" * (len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+# ---- what an end of a connection knows when it enters TIME_WAIT ----
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One end of a connection, as its segments on the wire tell: what its TIME_WAIT must hold."""
+
+    snd_nxt: int
+    rcv_nxt: int
+    window: int  # as on the wire, not scaled
+    scale: int  # this end's window scale
+    ts_recent: int | None  # None: no timestamps
+    last_tsval: int | None  # the last TSval that this end sent
+    last_ns: int  # CLOCK_MONOTONIC at that moment
+
+    @property
+    def ts_offset(self) -> int | None:
+        """What the kernel adds to its millisecond clock. Uncertain by 1: clock and segment are not read at once."""
+        if self.last_tsval is None:
+            return None
+        return (self.last_tsval - self.last_ns // 1_000_000) & 0xFFFFFFFF
+
+
+def seen(segments: Iterable[Segment], local: str, local_port: int, remote: str, remote_port: int) -> Seen:
+    """Replay what one end sent and got. All segments must have arrived, in order: true on lo, veth and tun.
+
+    Segments of an earlier connection with the same tuple do not count: a SYN begins anew.
+    """
+    now = Seen(0, 0, 0, 0, None, None, 0)
+    acked = 0  # the last acknowledgment this end sent: the kernel's rcv_wup
+    scales: dict[bool, int | None] = {}
+    for one in segments:
+        here = (one.source, one.source_port, one.destination, one.destination_port)
+        sent = here == (local, local_port, remote, remote_port)
+        if not sent and here != (remote, remote_port, local, local_port):
+            continue
+        if one.has(SYN):
+            scales[sent] = one.scale
+        if one.has(RST):
+            continue
+        if sent:
+            first = one.has(SYN)
+            snd_nxt = one.end if first or after(one.end, now.snd_nxt) else now.snd_nxt
+            now = replace(now, snd_nxt=snd_nxt, window=one.window)
+            if one.tsval is not None:
+                now = replace(now, last_tsval=one.tsval, last_ns=one.monotonic_ns)
+            if one.has(ACK):
+                acked = one.ack
+        else:
+            if one.has(SYN):
+                now, acked = replace(now, rcv_nxt=one.end, ts_recent=None), one.seq
+            elif not after(one.seq, now.rcv_nxt) and after(one.end, now.rcv_nxt):
+                now = replace(now, rcv_nxt=one.end)
+            # RFC 7323, 4.3 (2): only a segment that holds the last acknowledged byte moves TS.Recent
+            newer = now.ts_recent is None or one.tsval is None or not after(now.ts_recent, one.tsval)
+            if one.tsval is not None and newer and not after(one.seq, acked):
+                now = replace(now, ts_recent=one.tsval)
+    # RFC 7323, 2.2: the windows are scaled only if both SYNs carried the option
+    both = scales.get(True) is not None and scales.get(False) is not None
+    return replace(now, scale=(scales[True] or 0) if both else 0)
+
+
+# ---- capture ----
+
+
+class Capture:
+    """TCP segments that passed an interface. Nothing runs: they wait in the socket's buffer until asked for."""
+
+    def __init__(self, sock: socket.socket, device: str) -> None:
+        self._sock = sock
+        self._device = device
+        self._segments: list[Segment] = []
+
+    def segments(self) -> list[Segment]:
+        """All segments until now, in the order they passed. AssertionError if the buffer overflowed."""
+        # SO_TIMESTAMPNS is wall time
+        wall_to_monotonic = time.monotonic_ns() - time.time_ns()
+        while True:
+            try:
+                packet, ancillary, _, source = self._sock.recvmsg(1 << 17, 64)
+            except BlockingIOError:
+                break
+            # on lo every packet passes twice, out and in again
+            if self._device == "lo" and source[2] != PACKET_OUTGOING:
+                continue
+            if source[1] not in (0x0800, 0x86DD):
+                continue
+            seconds, nanoseconds = struct.unpack("@qq", ancillary[0][2][:16])
+            segment = parse(packet, seconds * 1_000_000_000 + nanoseconds + wall_to_monotonic)
+            if segment:
+                self._segments.append(segment)
+        _, dropped = struct.unpack("@II", self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
+        assert dropped == 0, f"the capture lost {dropped} packets"
+        return list(self._segments)
+
+    def seen(self, local: str, local_port: int, remote: str, remote_port: int) -> Seen:
+        return seen(self.segments(), local, local_port, remote, remote_port)
+
+
+@contextmanager
+def capture(ns: Namespace, device: str = "lo") -> Iterator[Capture]:
+    """Everything TCP on a device of a namespace, from here to the end of the block."""
+    # SOCK_DGRAM: no link header, so lo, veth and tun look alike. Protocol 0 first: nothing is caught before bind()
+    sock = ns.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+    with sock:
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, CAPTURE_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        with ns.entered():  # the device's name is looked up in the thread's namespace
+            sock.bind((device, ETH_P_ALL))
+        yield Capture(sock, device)
+
+
+def inject(ns: Namespace, segment: Segment) -> None:
+    """Send a segment as if the end it names had sent it: it takes the route of its destination."""
+    if ":" in segment.source:
+        sock = ns.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    else:
+        sock = ns.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    with sock:
+        # the port of a raw socket's destination must be 0 for IPv6 (rawv6_sendmsg), and means nothing for IPv4
+        sock.sendto(build(segment), (segment.destination, 0))

@@ -1,0 +1,237 @@
+"""The configuration: what each key means, what it may be, and what keys demand of each other."""
+
+import enum
+import ipaddress
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from twctl.classes import Class, Network
+from twctl.settings import (
+    Key,
+    Setting,
+    absolute_path,
+    choice,
+    list_of,
+    number,
+    plain,
+    read_toml,
+    refusal,
+    settle,
+    text,
+)
+
+DEFAULT_FILE = Path("/etc/twctl.toml")
+# include/net/tcp.h, TCP_TIMEWAIT_LEN: seconds after which the kernel itself ends TIME_WAIT.
+KERNEL_TIME_WAIT = 60.0
+
+
+class Mode(enum.StrEnum):
+    """What twctl does with sessions."""
+
+    OBSERVE = "observe"
+    TRUNCATE = "truncate"
+    VESTIGIAL = "vestigial"
+
+
+class Probe(enum.StrEnum):
+    """What sees sessions being born."""
+
+    AUTO = "auto"
+    FENTRY = "fentry"
+    TRACEPOINT = "tracepoint"
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where metrics are served. host: str, a name or address without brackets; port: int, 0: any free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Sessions (int) that the table holds of each class, by family."""
+
+    ipv4: Mapping[Class, int]
+    ipv6: Mapping[Class, int]
+
+
+@dataclass(frozen=True)
+class Tls:
+    """Absolute paths of PEM files. client_ca: Path, client certificates are required; None: they are not."""
+
+    certfile: Path
+    keyfile: Path
+    client_ca: Path | None
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting, checked.
+
+    netns: names under /run/netns, empty: the namespace twctl runs in; pins: Path, absolute; reconcile_interval:
+    float, seconds, 0: never; time_wait: float, seconds; classes: prefixes set by hand; tls: None: plain HTTP.
+    """
+
+    mode: Mode
+    listen: Listen
+    netns: tuple[str, ...]
+    pins: Path
+    probe: Probe
+    reconcile_interval: float
+    time_wait: Mapping[Class, float]
+    capacity: Capacity
+    classes: Mapping[Network, Class]
+    tls: Tls | None
+
+
+@dataclass(frozen=True)
+class Effective:
+    """The configuration in force and, for each dotted key, where its value is from."""
+
+    config: Config
+    settings: Mapping[str, Setting]
+
+    def rows(self) -> Iterator[tuple[str, object, str]]:
+        """Every dotted key, its value (None: unset, or int, float, str, list of str) and its source.
+
+        source: "default", the path of the file, or "command line".
+        """
+        for name, setting in self.settings.items():
+            yield name, plain(setting.value), setting.source
+
+
+def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Path = DEFAULT_FILE) -> Effective:
+    """The configuration from a file and the command line.
+
+    path: None: default_file, if it exists. overrides: options by key; None and empty sequences are not given.
+    Raises TwctlError where the file cannot be read, a key is unknown or a value is refused.
+    """
+    file = path or (default_file if default_file.exists() else None)
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in overrides.items()}
+    options = {name: value for name, value in given.items() if value not in (None, [], ())}
+    layers = [(str(file), read_toml(file))] if file else []
+    settings = settle(_KEYS, [*layers, ("command line", options)])
+    return Effective(_config(settings), settings)
+
+
+def _config(settings: Mapping[str, Setting]) -> Config:
+    for check in (_check_truncate, _check_tls):
+        check(settings)
+    value = {name: setting.value for name, setting in settings.items()}
+    top = {name: value[name] for name in ("mode", "listen", "netns", "pins", "probe", "reconcile_interval")}
+    return Config(
+        **top,
+        time_wait=_by_class(value, "time_wait"),
+        capacity=Capacity(_by_class(value, "capacity.ipv4"), _by_class(value, "capacity.ipv6")),
+        classes=_prefixes(settings),
+        tls=Tls(value["tls.certfile"], value["tls.keyfile"], value["tls.client_ca"]) if value["tls.certfile"] else None,
+    )
+
+
+def _by_class(value: Mapping[str, Any], table: str) -> dict[Class, Any]:
+    return {class_: value[f"{table}.{class_.label}"] for class_ in Class}
+
+
+def _check_truncate(settings: Mapping[str, Setting]) -> None:
+    for class_ in Class:
+        name = f"time_wait.{class_.label}"
+        seconds = settings[name]
+        if settings["mode"].value == Mode.TRUNCATE and seconds.value > KERNEL_TIME_WAIT:
+            hint = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'
+            raise refusal(seconds.source, name, seconds.value, hint)
+
+
+def _check_tls(settings: Mapping[str, Setting]) -> None:
+    for name, needed in (("keyfile", "certfile"), ("certfile", "keyfile"), ("client_ca", "certfile")):
+        given = settings[f"tls.{name}"]
+        if given.value and not settings[f"tls.{needed}"].value:
+            raise refusal(given.source, f"tls.{name}", given.value, f"set tls.{needed} too, or leave tls.{name} out")
+
+
+def _prefixes(settings: Mapping[str, Setting]) -> dict[Network, Class]:
+    classes: dict[Network, Class] = {}
+    for class_ in Class:
+        name = f"classes.{class_.label}"
+        setting = settings[name]
+        for prefix in setting.value:
+            if (other := classes.setdefault(prefix, class_)) != class_:
+                hint = f"{prefix} is in classes.{other.label} too: allowed in one class only"
+                raise refusal(setting.source, name, plain(setting.value), hint)
+    return classes
+
+
+def _sessions(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in _CAPACITIES:
+        raise ValueError
+    return value
+
+
+def _listen(value: object) -> Listen:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text(value))
+    if not match or int(match[3]) not in _PORTS:
+        raise ValueError
+    if match[1]:
+        ipaddress.IPv6Address(match[1])
+    elif re.fullmatch(r"[0-9.]+", match[2]):
+        ipaddress.IPv4Address(match[2])
+    return Listen(match[1] or match[2], int(match[3]))
+
+
+def _namespace(value: object) -> str:
+    name = text(value)
+    if name in {"", ".", ".."} or "/" in name:
+        raise ValueError
+    return name
+
+
+def _prefix(value: object) -> Network:
+    written = text(value)
+    if "/" not in written or "%" in written:
+        raise ValueError
+    prefix = ipaddress.ip_network(written, strict=False)
+    if ipaddress.ip_interface(written).ip != prefix.network_address:
+        reason = f"{written} has host bits set, write {prefix}"
+        raise ValueError(reason)
+    if isinstance(prefix, ipaddress.IPv6Network) and prefix.subnet_of(ipaddress.IPv6Network("::ffff:0:0/96")):
+        reason = f"{written} is IPv4 on the wire, write the IPv4 prefix"
+        raise ValueError(reason)
+    return prefix
+
+
+def _per_class(table: str, key: Key, *defaults: object) -> dict[str, Key]:
+    return {f"{table}.{c.label}": replace(key, default=default) for c, default in zip(Class, defaults, strict=True)}
+
+
+_PORTS = range(65536)
+_CAPACITIES = range(256, 4_194_304 + 1)  # the index word holds a 24-bit slot
+_PATH = Key(None, absolute_path, "an absolute path")
+_CAPACITY = Key(None, _sessions, "a whole number of sessions from 256 to 4194304", shared=True)
+_TIME_WAIT = Key(None, number((sys.float_info.min, 1000)), "seconds above 0, up to 1000")
+_PREFIXES = Key(None, list_of(_prefix), "a list of prefixes such as 10.0.0.0/8 or fd00::/8")
+# Shorter than 0.1 s would read routes all the time; longer than a day means never.
+_INTERVAL = Key(60.0, number((0, 0), (0.1, 86400)), "0 (never) or seconds from 0.1 to 86400")
+
+_KEYS: dict[str, Key] = {
+    "mode": Key("observe", choice(Mode), ", ".join(Mode)),
+    "listen": Key("127.0.0.1:9815", _listen, "HOST:PORT or [IPV6]:PORT, with port 0 to 65535"),
+    "netns": Key([], list_of(_namespace), "a list of names under /run/netns"),
+    "pins": replace(_PATH, default="/sys/fs/bpf/twctl"),
+    "probe": Key("auto", choice(Probe), ", ".join(Probe)),
+    "reconcile_interval": _INTERVAL,
+    **_per_class("time_wait", _TIME_WAIT, 2.0, 10.0, 60.0),
+    **_per_class("capacity.ipv4", _CAPACITY, 65536, 65536, 65536),
+    **_per_class("capacity.ipv6", _CAPACITY, 65536, 65536, 65536),
+    **_per_class("classes", _PREFIXES, [], [], []),
+    "tls.certfile": _PATH,
+    "tls.keyfile": _PATH,
+    "tls.client_ca": _PATH,
+}

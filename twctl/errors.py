@@ -1,0 +1,16 @@
+"""The one exception that users see."""
+
+
+class TwctlError(Exception):
+    """Something failed in a way that the user can act on.
+
+    message: str, what failed; hint: str, what to do about it. Both fit on one line together.
+    """
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message, hint)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})"

@@ -1,0 +1,45 @@
+"""What the kernel itself counts and spends: its TIME_WAIT sockets, their size, and the ports they can hold."""
+
+import dataclasses
+from pathlib import Path
+from typing import TextIO
+
+from twctl.netns import inside
+
+
+class Sockstat:
+    """One namespace's /proc/net/sockstat, kept open: it shows the namespace it was opened in."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._file: TextIO = inside(netns, Path("/proc/thread-self/net/sockstat").open)
+
+    def time_wait(self) -> int:
+        """Mini-sockets of this namespace, TIME_WAIT and FIN_WAIT2 together, IPv4 and IPv6."""
+        self._file.seek(0)
+        tcp = next(line for line in self._file if line.startswith("TCP:")).split()
+        return int(tcp[tcp.index("tw") + 1])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SocketBytes:
+    """What the slab allocator spends on one TIME_WAIT session, in bytes: mini-socket, and the port it holds alone."""
+
+    mini: int
+    port: int
+
+
+def socket_bytes(slab: Path = Path("/sys/kernel/slab")) -> SocketBytes:
+    """Read the sizes of this kernel's slab caches; a cache that is not there counts as nothing."""
+    sizes = {name: _slab_size(slab / name) for name in ("tw_sock_TCP", "tcp_bind_bucket", "tcp_bind2_bucket")}
+    return SocketBytes(sizes["tw_sock_TCP"], sizes["tcp_bind_bucket"] + sizes["tcp_bind2_bucket"])
+
+
+def _slab_size(cache: Path) -> int:
+    try:
+        return int((cache / "slab_size").read_text())
+    except FileNotFoundError:
+        return 0

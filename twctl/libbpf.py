@@ -1,0 +1,130 @@
+"""The few functions of libbpf.so.1 that twctl calls, so that no system call number stands in our code and no LLVM in the daemon."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+
+from twctl.errors import TwctlError
+
+BPF_OBJ_NAME_LEN = 16
+
+
+class _TestRun(ctypes.Structure):  # struct bpf_test_run_opts (bpf/bpf.h)
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_void_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+@functools.cache
+def libbpf() -> ctypes.CDLL:
+    """Load libbpf.
+
+    :raises TwctlError: if it is not installed.
+    """
+    try:
+        lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
+    except OSError:
+        raise TwctlError("libbpf.so.1 is not installed", "install Debian's python3-bpfcc, which brings it along") from None
+    for name in ("btf__parse", "btf__type_by_id"):
+        getattr(lib, name).restype = ctypes.c_void_p
+    lib.btf__name_by_offset.restype = ctypes.c_char_p
+    lib.btf__parse.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+    lib.btf__free.argtypes = (ctypes.c_void_p,)
+    lib.btf__free.restype = None
+    lib.btf__find_by_name_kind.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32)
+    lib.btf__resolve_type.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
+    lib.btf__type_by_id.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
+    lib.btf__name_by_offset.argtypes = (ctypes.c_void_p, ctypes.c_uint32)
+    lib.bpf_map_update_elem.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint64)
+    lib.bpf_map_delete_elem.argtypes = (ctypes.c_int, ctypes.c_char_p)
+    lib.bpf_map_get_next_key.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
+    lib.bpf_map_lookup_elem.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
+    lib.libbpf_set_print(None)  # its warnings would stand between our own lines; every failure is reported by errno
+    return lib
+
+
+def _checked(result: int, doing: str) -> int:
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), doing)
+    return result
+
+
+def obj_get(path: os.PathLike[str] | str) -> int:
+    """Open a pinned map, program or link; returns its file descriptor.
+
+    :raises OSError: ENOENT, EPERM.
+    """
+    return _checked(libbpf().bpf_obj_get(os.fsencode(path)), os.fspath(path))
+
+
+def obj_pin(fd: int, path: os.PathLike[str] | str) -> None:
+    """Pin an object under bpffs.
+
+    :raises OSError: EEXIST, EPERM, EINVAL (no bpffs).
+    """
+    _checked(libbpf().bpf_obj_pin(fd, os.fsencode(path)), os.fspath(path))
+
+
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    """Set one element.
+
+    :raises OSError: E2BIG or ENOSPC when the map is full.
+    """
+    _checked(libbpf().bpf_map_update_elem(fd, key, value, 0), "bpf_map_update_elem")
+
+
+def map_delete(fd: int, key: bytes) -> None:
+    """Delete one element.
+
+    :raises OSError: ENOENT.
+    """
+    _checked(libbpf().bpf_map_delete_elem(fd, key), "bpf_map_delete_elem")
+
+
+def map_items(fd: int, key_size: int, value_size: int) -> dict[bytes, bytes]:
+    """All elements of a small map (hash or LPM trie)."""
+    items: dict[bytes, bytes] = {}
+    key, value = None, ctypes.create_string_buffer(value_size)
+    following = ctypes.create_string_buffer(key_size)
+    while libbpf().bpf_map_get_next_key(fd, key, following) == 0:
+        key = following.raw
+        if libbpf().bpf_map_lookup_elem(fd, key, value) == 0:
+            items[key] = value.raw
+    return items
+
+
+class Program:
+    """A pinned program that user space runs (BPF_PROG_TEST_RUN of a raw tracepoint program, Linux 5.10)."""
+
+    def __init__(self, path: os.PathLike[str] | str) -> None:
+        self._fd = obj_get(path)
+
+    def run(self, *arguments: int) -> int:
+        """Run once with these arguments (unsigned, 64 bits each); returns the program's own result.
+
+        :raises OSError: if the kernel refuses to run it.
+        """
+        context = (ctypes.c_uint64 * len(arguments))(*arguments)
+        opts = _TestRun(sz=ctypes.sizeof(_TestRun), ctx_in=ctypes.addressof(context), ctx_size_in=ctypes.sizeof(context))
+        _checked(libbpf().bpf_prog_test_run_opts(self._fd, ctypes.byref(opts)), "BPF_PROG_TEST_RUN")
+        return int(opts.retval)
+
+    def close(self) -> None:
+        """Close the descriptor; the pin stays."""
+        os.close(self._fd)

@@ -1,0 +1,200 @@
+"""The short-lived process that compiles, loads, attaches and pins: the only one with bcc, and so with LLVM, in it.
+
+Run as `python -m twctl.loader` with a request (JSON) on standard input. Prints one JSON object: {"probe": ..., "refused": ...}
+or {"error": ..., "hint": ...}, then with exit status 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from twctl import btf, libbpf
+from twctl.classes import Class
+from twctl.errors import TwctlError
+from twctl.layout import FAMILIES, Layout, bpf_folder, source
+
+CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
+LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
+# In the order of struct meta (vestige.h).
+PROBES = ("tracepoint", "fentry")
+RECONCILERS = tuple(f"{verb}_{family}" for verb in ("look", "take", "sweep", "finish") for family in FAMILIES)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Request:
+    """What to load, and the empty folder under bpffs to pin it in."""
+
+    pins: str
+    capacity: dict[str, dict[str, int]]
+    probe: str  # auto, fentry or tracepoint
+
+    @property
+    def layout(self) -> Layout:
+        """Sizes of the table to load."""
+        return Layout({family: {Class(i): sizes[Class(i).label] for i in Class} for family, sizes in self.capacity.items()})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loaded:
+    """Which probe runs, and why fentry does not where it was asked for."""
+
+    probe: str
+    refused: str
+
+
+def load(request: Request) -> Loaded:
+    """Run the loader as a process of its own, so that LLVM's memory goes with it.
+
+    :raises TwctlError: with the loader's own message and hint.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "twctl.loader"], input=json.dumps(dataclasses.asdict(request)), capture_output=True, text=True, check=False
+    )
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise TwctlError(f"the loader failed: {lines[-1]}", "run 'twctl check' to see what this kernel allows") from None
+    if "error" in answer:
+        raise TwctlError(answer["error"], answer["hint"])
+    return Loaded(**answer)
+
+
+def _flags(layout: Layout, offsets: dict[str, int], late: int) -> list[str]:
+    jiffy = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
+    values = layout.defines() | offsets | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
+    return [f"-D{name}={value}ULL" if name.endswith("NANOSECONDS") else f"-D{name}={value}" for name, value in values.items()] + [
+        f"-DHASH_SEED={secrets.randbits(64)}ULL",
+        "-Wno-unused-function",
+    ]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Collect what bcc and LLVM print on standard error (the reason of a failure); at the end it stands in the list."""
+    lines: list[str] = []
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    saved = os.dup(2)
+    os.dup2(write, 2)
+    os.close(write)
+    try:
+        yield lines
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        with os.fdopen(read, errors="replace") as pipe:
+            lines += pipe.read().splitlines()
+
+
+class _Object:
+    """One compiled and attached bcc module."""
+
+    def __init__(self, flags: list[str], probe: str) -> None:
+        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
+        bcc = _bcc()
+        flags = [*flags, "-DPROBE_FENTRY"] if probe == "fentry" else flags
+        self.bpf: Any = None
+        with _quiet() as lines:
+            try:
+                self.bpf = bcc.BPF(text=source("observe.c"), cflags=flags)
+                self.programs = {name: self.bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT).fd for name in RECONCILERS}
+            except Exception as failure:  # noqa: BLE001 - bcc raises nothing more precise
+                self._failure = str(failure)
+        if self.bpf is None or not hasattr(self, "programs"):
+            raise TwctlError(f"the {probe} probe does not load: {_reason(lines, self._failure)}", "run 'twctl check' to see what this kernel allows")
+
+    def links(self) -> dict[str, int]:
+        """Attached programs: name and descriptor of the link."""
+        groups = (self.bpf.raw_tracepoint_fds, self.bpf.kfunc_entry_fds, self.bpf.kfunc_exit_fds)
+        return {name.decode() if isinstance(name, bytes) else name: fd for group in groups for name, fd in group.items()}
+
+    def maps(self) -> dict[str, int]:
+        """Maps: name and descriptor. Not through BPF[name], whose JSON of our two-dimensional arrays Python cannot read."""
+        return {name: _bcc().lib.bpf_table_fd(self.bpf.module, name.encode()) for name in MAPS}
+
+
+MAPS = (
+    *(f"{part}_{family}" for part in ("records", "lines", "starts", "seen", "classes") for family in FAMILIES),
+    *("rings", "living", "counters", "namespaces", "inbox", "outbox", "marks", "meta", "enrolments"),
+)
+
+
+def _bcc() -> Any:
+    try:
+        import bcc  # noqa: PLC0415 - this is the only process that may carry it
+    except ImportError:
+        raise TwctlError("Python cannot import bcc", "install Debian's python3-bpfcc (PyPI's bcc is something else) and run deploy/setup") from None
+    if not hasattr(bcc, "BPF"):
+        raise TwctlError("the installed bcc is not the BPF compiler collection", "pip uninstall bcc, and install Debian's python3-bpfcc")
+    return bcc
+
+
+def _reason(lines: list[str], failure: str) -> str:
+    told = [line for line in lines if "error:" in line or line.startswith("bpf:") or "not permitted" in line]
+    return (told or [failure])[0].strip()
+
+
+def _attach(request: Request) -> tuple[_Object, Loaded]:
+    types = btf.Btf()
+    offsets = dict(btf.macros(types))
+    types.close()
+    if request.probe == "tracepoint":
+        return _Object(_flags(request.layout, offsets, 0), "tracepoint"), Loaded("tracepoint", "")
+    try:
+        return _Object(_flags(request.layout, offsets, LATE_NANOSECONDS), "fentry"), Loaded("fentry", "")
+    except TwctlError as refused:
+        if request.probe == "fentry":
+            raise
+        return _Object(_flags(request.layout, offsets, 0), "tracepoint"), Loaded("tracepoint", refused.message)
+
+
+def _prepare(maps: dict[str, int], request: Request, probe: str) -> None:
+    """Write what the programs read before the first namespace is enrolled: until then they ignore every event."""
+    layout = request.layout
+    for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
+        ring = layout.ring(family, klass)
+        value = struct.pack("=QIII44x256x", 0, ring.base, ring.capacity, ring.block)
+        libbpf.map_update(maps["rings"], struct.pack("=I", i), value)
+    meta = struct.pack("=QQII", layout.identity(request.probe), time.monotonic_ns(), PROBES.index(probe), 0)
+    libbpf.map_update(maps["meta"], bytes(4), meta)
+
+
+def _pin(loaded: _Object, pins: Path) -> None:
+    for folder, descriptors in (("maps", loaded.maps()), ("programs", loaded.programs), ("links", loaded.links())):
+        (pins / folder).mkdir(mode=0o700)
+        for name, fd in descriptors.items():
+            libbpf.obj_pin(fd, pins / folder / name)
+
+
+def main() -> int:
+    """Serve one request."""
+    request = Request(**json.load(sys.stdin))
+    try:
+        loaded, answer = _attach(request)
+        _prepare(loaded.maps(), request, answer.probe)
+        _pin(loaded, Path(request.pins))
+        print(json.dumps(dataclasses.asdict(answer)))  # noqa: T201 - the answer
+    except TwctlError as error:
+        print(json.dumps({"error": error.message, "hint": error.hint}))  # noqa: T201
+        return 1
+    except OSError as error:
+        hint = "run as root (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN) with bpffs mounted"
+        print(json.dumps({"error": f"cannot load and pin the probes: {error}", "hint": hint}))  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""Prometheus metrics, read from the pinned maps at scrape time."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.registry import Collector
+
+from twctl import __version__
+from twctl.classes import Class
+from twctl.layout import FAMILIES, LANES
+from twctl.table import CLOSES, DROPPED, LANE_SECONDS, TICK, Counters, Reason, Table
+
+Metric = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily
+
+MODES = ("observe", "truncate", "vestigial")
+CLASS_FAMILY = [(klass, family) for klass in Class for family in FAMILIES]
+
+
+@dataclass
+class DaemonState:
+    """What the daemon knows and no map holds. Plain numbers, written by its one thread."""
+
+    mode: str
+    probe: str
+    time_wait: dict[Class, float]
+    prefixes: Callable[[], dict[tuple[Class, str], int]]
+    kernel_sockets: Callable[[], int]
+    route_changes: Callable[[], int] = lambda: 0
+    route_resyncs: Callable[[], int] = lambda: 0
+    prefixes_refused: Callable[[], int] = lambda: 0
+    reconciliations: int = 0
+    drift: dict[str, int] = field(default_factory=lambda: {"missing": 0, "stale": 0})
+    reconcile_errors: int = 0
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Counters and living of one moment, with what follows from both."""
+
+    counters: Counters
+    living: dict[tuple[Class, str, int], int]
+
+    @classmethod
+    def read(cls, table: Table) -> "Sums":
+        """Read both: the counters first, so that a birth in between makes an expiry late, never early."""
+        counters = table.counters()
+        return cls(counters, table.living(time.monotonic_ns()))
+
+    def sessions(self, klass: Class, family: str) -> int:
+        """Live sessions."""
+        return sum(self.living[klass, family, lane] for lane in range(LANES))
+
+    def expired(self, klass: Class, lane: int) -> int:
+        """Sessions of a lane that expired by their tick: planned, not withdrawn, not alive."""
+        gone = self.counters.get("planned", klass, lane) - self.counters.get("withdrawn", klass, lane)
+        return gone - sum(self.living[klass, family, lane] for family in FAMILIES)
+
+    def ended(self, klass: Class, reason: Reason) -> int:
+        """Sessions that ended for a reason; what expired unseen is derived."""
+        seen = self.counters.get("ended", klass, reason)
+        return seen + sum(self.expired(klass, lane) for lane in range(LANES)) if reason is Reason.EXPIRED else seen
+
+    def lifetimes(self, klass: Class) -> tuple[list[int], float]:
+        """Ended sessions by lane, and the sum of their lives in seconds; an unseen expiry has its lane's mean planned life."""
+        lanes, ticks = [], float(self.counters.get("lifetime_ticks", klass))
+        for lane in range(LANES):
+            expired, planned = self.expired(klass, lane), self.counters.get("planned", klass, lane)
+            lanes.append(self.counters.get("lifetime", klass, lane) + expired)
+            ticks += expired * self.counters.get("planned_ticks", klass, lane) / planned if planned else 0
+        return lanes, ticks * TICK
+
+
+class TwctlCollector(Collector):
+    """All metrics of twctl; what failed while collecting is counted, and comes last."""
+
+    def __init__(self, table: Table, state: DaemonState) -> None:
+        self._table = table
+        self._state = state
+        self._errors = 0
+        self._highest: dict[tuple[str, ...], float] = {}
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing: registering must not scrape."""
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family."""
+        for part in (self._sessions, self._table_metrics, self._daemon, self._kernel):
+            try:
+                yield from list(part())
+            except (OSError, ValueError):
+                self._errors += 1
+        yield _counter("twctl_collect_errors", "Parts of a scrape that failed.", [((), self._errors)])
+
+    def _never_less(self, name: str, labels: tuple[str, ...], value: float) -> float:
+        """Derived counters are differences of numbers read one after the other: hold them where they were."""
+        self._highest[name, *labels] = max(value, self._highest.get((name, *labels), 0))
+        return self._highest[name, *labels]
+
+    def _sessions(self) -> Iterator[Metric]:
+        sums = Sums.read(self._table)
+        for name, what, text in (
+            ("twctl_time_wait_entered", "entered", "Sessions that entered TIME_WAIT or orphaned FIN_WAIT2."),
+            ("twctl_time_wait_adopted", "adopted", "Sessions taken over from the kernel's list, whose entry was not seen."),
+        ):
+            yield _counter(name, text, [((k.label, f), sums.counters.get(what, k, FAMILIES.index(f))) for k, f in CLASS_FAMILY], "class", "family")
+        ends = [((k.label, r.name.lower()), self._never_less("ended", (k.label, r.name), sums.ended(k, r))) for k in Class for r in Reason]
+        yield _counter("twctl_time_wait_ended", "Sessions that ended, by reason.", ends, "class", "reason")
+        sessions = [((k.label, f), sums.sessions(k, f)) for k, f in CLASS_FAMILY]
+        yield _gauge("twctl_time_wait_sessions", "Live sessions.", sessions, "class", "family")
+        restarts = [((k.label,), sums.counters.get("restarted", k)) for k in Class]
+        yield _counter("twctl_time_wait_restarted", "Times that a session's timer started anew.", restarts, "class")
+        yield self._lifetimes(sums)
+        closes = [((how,), sums.counters.get("closed", i)) for i, how in enumerate(CLOSES)]
+        yield _counter("twctl_closed_without_time_wait", "Connections that ended without TIME_WAIT on this host, by how.", closes, "how")
+
+    def _lifetimes(self, sums: Sums) -> Metric:
+        text = "Seconds from entering TIME_WAIT, or from the last restart of its timer, to the session's end."
+        metric = HistogramMetricFamily("twctl_time_wait_lifetime_seconds", text, labels=["class"])
+        for klass in Class:
+            lanes, seconds = sums.lifetimes(klass)
+            lanes = [int(self._never_less("lane", (klass.label, str(i)), count)) for i, count in enumerate(lanes)]
+            edges = [*(str(float(edge)) for edge in LANE_SECONDS), "+Inf"]
+            buckets = [(edge, sum(lanes[: i + 1])) for i, edge in enumerate(edges)]
+            metric.add_metric([klass.label], buckets, self._never_less("seconds", (klass.label,), seconds))
+        return metric
+
+    def _table_metrics(self) -> Iterator[Metric]:
+        layout = self._table.layout
+        capacity = [((k.label, f), layout.capacity[f][k]) for k, f in CLASS_FAMILY]
+        yield _gauge("twctl_table_capacity_sessions", "Sessions that the table holds before the oldest is evicted.", capacity, "class", "family")
+        yield _gauge("twctl_table_bytes", "Kernel memory of records and index.", [((), sum(layout.bytes(f) for f in FAMILIES))])
+        counters = self._table.counters()
+        dropped = [((why,), counters.get("dropped", i)) for i, why in enumerate(DROPPED)]
+        dropped.append((("prefix",), self._state.prefixes_refused()))
+        text = "What the table could not take: births and prefixes lost, lives cut short, look-ups left incomplete."
+        yield _counter("twctl_table_dropped", text, dropped, "reason")
+
+    def _daemon(self) -> Iterator[Metric]:
+        state = self._state
+        prefixes = [((k.label, f), count) for (k, f), count in state.prefixes().items()]
+        yield _gauge("twctl_classifier_prefixes", "Prefixes that the probe asks for a peer's class.", prefixes, "class", "family")
+        yield _counter("twctl_route_changes", "Route, address and link notifications.", [((), state.route_changes())])
+        yield _counter("twctl_route_resyncs", "Full reads of the routes after a lost notification.", [((), state.route_resyncs())])
+        yield _counter("twctl_reconciliations", "Comparisons of the table with the kernel's own list.", [((), state.reconciliations)])
+        yield _counter("twctl_reconcile_errors", "Comparisons that failed.", [((), state.reconcile_errors)])
+        drift = [((which,), count) for which, count in state.drift.items()]
+        text = "Differences that the last comparison found and mended: sessions missing in the table, or in the kernel (stale)."
+        yield _gauge("twctl_table_drift_sessions", text, drift, "which")
+        seconds = [((k.label,), seconds) for k, seconds in state.time_wait.items()]
+        yield _gauge("twctl_time_wait_seconds", "Seconds that a session of the class stays in TIME_WAIT.", seconds, "class")
+        yield _gauge("twctl_mode", "1 for the mode that runs.", [((mode,), int(mode == state.mode)) for mode in MODES], "mode")
+        info = InfoMetricFamily("twctl_build", "Version, and the probe that sees births and ends.")
+        info.add_metric([], {"version": __version__, "probe": state.probe})
+        yield info
+
+    def _kernel(self) -> Iterator[Metric]:
+        text = "TIME_WAIT and FIN_WAIT2 mini-sockets that the kernel counts in the enrolled namespaces."
+        yield _gauge("twctl_kernel_time_wait_sockets", text, [((), self._state.kernel_sockets())])
+
+
+Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
+Rows = Iterable[tuple[tuple[str, ...], float]]
+
+
+def _counter(name: str, text: str, rows: Rows, *labels: str) -> CounterMetricFamily:
+    return _filled(CounterMetricFamily(name, text, labels=labels), rows)
+
+
+def _gauge(name: str, text: str, rows: Rows, *labels: str) -> GaugeMetricFamily:
+    return _filled(GaugeMetricFamily(name, text, labels=labels), rows)
+
+
+def _filled(metric: Family, rows: Rows) -> Family:
+    for labels, value in rows:
+        metric.add_metric(labels, value)
+    return metric

@@ -1,0 +1,361 @@
+"""The table as user space sees it: pinned maps, mapped read-only, decoded once into plain values.
+
+bpf/vestige.h says what the bytes mean; tests/kernel checks this file's view against the compiled layout.
+"""
+
+import dataclasses
+import enum
+import ipaddress
+import mmap
+import os
+import struct
+import time
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from twctl import libbpf
+from twctl.classes import Address, Class, Network
+from twctl.errors import TwctlError
+from twctl.layout import BLOCKS, FAMILIES, LANES, LINE_BYTES, NAMESPACES, PERIODS, RECORD_BYTES, Layout, possible_cpus
+
+TICK_SHIFT = 26
+TICK = 2**TICK_SHIFT / 1e9  # s
+HORIZON_TICKS = 16383
+PERIOD_SHIFT = 3
+LANE_EDGES = (14, 29, 74, 149, 447, 1043, 2235)  # ticks; the last lane has no upper edge
+LANE_SECONDS = (1, 2, 5, 10, 30, 70, 150)
+_TICK_MASK = 0xFFFFFF
+_PAGE = mmap.PAGESIZE
+
+
+class Reason(enum.IntEnum):
+    """Why a session ended, in the order of enum reason (vestige.h)."""
+
+    EXPIRED = 0
+    TRUNCATED = 1
+    DRAINED = 2
+    REUSED = 3
+    RESET = 4
+    DESTROYED = 5
+    EVICTED = 6
+    UNKNOWN = 7
+
+
+CLOSES = ("passive", "reset", "abort", "timeout")
+DROPPED = ("contention", "collision", "horizon", "unreadable")
+
+# struct counters: name and shape of each field, all of 64 bits.
+COUNTERS: dict[str, tuple[int, ...]] = {
+    "entered": (len(Class), len(FAMILIES)),
+    "adopted": (len(Class), len(FAMILIES)),
+    "ended": (len(Class), len(Reason)),
+    "lifetime": (len(Class), LANES),
+    "lifetime_ticks": (len(Class),),
+    "planned": (len(Class), LANES),
+    "planned_ticks": (len(Class), LANES),
+    "withdrawn": (len(Class), LANES),
+    "restarted": (len(Class),),
+    "closed": (len(CLOSES),),
+    "dropped": (len(DROPPED),),
+    "scratch": (1,),
+}
+RING = struct.Struct(f"=QIII44x{BLOCKS}Q")
+META = struct.Struct("=QQII")
+ENROLMENT = struct.Struct("=Q56s")
+VESTIGE = {"ipv4": struct.Struct("=4s4s2s2sIIIIHBB"), "ipv6": struct.Struct("=16s16s2s2sIIIIHBBI4x")}
+FIN_WAIT2, TIMESTAMPS, USEC, SILENT = 1, 2, 4, 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Vestige:
+    """One session: who with, what sequence state, how long still.
+
+    expires_in and age in seconds; window as it went on the wire, before scaling; ts_recent None without timestamps;
+    known False for a session that was taken over and whose sequence state nobody saw.
+    """
+
+    family: str
+    klass: Class
+    substate: str
+    local: Address
+    local_port: int
+    remote: Address
+    remote_port: int
+    expires_in: float
+    age: float
+    netns: str
+    snd_nxt: int
+    rcv_nxt: int
+    window: int
+    window_scale: int
+    ts_recent: int | None
+    ts_offset: int
+    known: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Counters:
+    """Sums over all CPUs; each field by the indexes that COUNTERS names."""
+
+    values: dict[str, tuple[int, ...]]
+
+    def get(self, name: str, *index: int) -> int:
+        """One number, by its indexes."""
+        offset = 0
+        for size, i in zip(COUNTERS[name], index, strict=True):
+            offset = offset * size + i
+        return self.values[name][offset]
+
+    def row(self, name: str, first: int) -> tuple[int, ...]:
+        """All numbers of one first index."""
+        width = COUNTERS[name][1]
+        return self.values[name][first * width : (first + 1) * width]
+
+
+class Table:
+    """The pinned maps of a loaded probe.
+
+    :raises TwctlError: if nothing is pinned there.
+    """
+
+    def __init__(self, current: Path, *, writable: bool = False) -> None:
+        self._pins = current
+        self._access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        self._maps: list[mmap.mmap] = []
+        if not (current / "maps").is_dir():
+            raise TwctlError(f"no table is pinned at {current}", "start 'twctl run' as root first")
+        self.identity, self.loaded_ns, self.probe, _ = META.unpack_from(self.map("meta", META.size))
+        self._rings = self.map("rings", RING.size * len(Class) * len(FAMILIES))
+        capacity: dict[str, dict[Class, int]] = {family: {} for family in FAMILIES}
+        for klass in Class:
+            for family in FAMILIES:
+                capacity[family][klass] = self.ring(klass, family)[2]
+        self.layout = Layout(capacity)
+
+    def close(self) -> None:
+        """Unmap everything."""
+        for memory in self._maps:
+            memory.close()
+
+    def fd(self, name: str) -> int:
+        """Open a map; the caller closes it.
+
+        :raises TwctlError: without the right to.
+        """
+        try:
+            return libbpf.obj_get(self._pins / "maps" / name)
+        except OSError as error:
+            raise TwctlError(f"cannot open {self._pins / 'maps' / name}: {error.strerror}", "run as root") from error
+
+    def program(self, name: str) -> libbpf.Program:
+        """Open a pinned program."""
+        return libbpf.Program(self._pins / "programs" / name)
+
+    def map(self, name: str, size: int) -> mmap.mmap:
+        """Map an array of `size` bytes into memory."""
+        fd = self.fd(name)
+        try:
+            memory = mmap.mmap(fd, -(-size // _PAGE) * _PAGE, mmap.MAP_SHARED, self._access)
+        finally:
+            os.close(fd)
+        self._maps.append(memory)
+        return memory
+
+    def ring(self, klass: Class, family: str) -> tuple[int, ...]:
+        """Read a ring: head, base, capacity, block, then the latest expiry (ticks) of each block."""
+        return RING.unpack_from(self._rings, RING.size * (klass * len(FAMILIES) + FAMILIES.index(family)))
+
+    @cached_property
+    def _living(self) -> memoryview:
+        cells = len(Class) * len(FAMILIES) * LANES * PERIODS
+        return memoryview(self.map("living", cells * 8)).cast("Q")
+
+    @cached_property
+    def _counters(self) -> mmap.mmap:
+        return self.map("counters", self._counter_bytes * possible_cpus())
+
+    @cached_property
+    def _counter_bytes(self) -> int:
+        return 8 * sum(_product(shape) for shape in COUNTERS.values())
+
+    def counters(self) -> Counters:
+        """Sum the counters of all CPUs."""
+        numbers = self._counter_bytes // 8
+        view = memoryview(self._counters).cast("Q")
+        sums = [sum(view[i : numbers * possible_cpus() : numbers]) & 2**64 - 1 for i in range(numbers)]
+        values, offset = {}, 0
+        for name, shape in COUNTERS.items():
+            values[name] = tuple(sums[offset : offset + _product(shape)])
+            offset += _product(shape)
+        return Counters(values)
+
+    def living(self, now_ns: int, later_by: float = 0.0) -> dict[tuple[Class, str, int], int]:
+        """Count the live sessions of each class, family and lane; with `later_by` (s) those that live that much longer."""
+        first = int(now_ns + later_by * 1e9) >> TICK_SHIFT + PERIOD_SHIFT
+        counts = {}
+        for klass in Class:
+            for family in FAMILIES:
+                last = max(self.ring(klass, family)[4:]) >> PERIOD_SHIFT
+                for lane in range(LANES):
+                    row = ((klass * len(FAMILIES) + FAMILIES.index(family)) * LANES + lane) * PERIODS
+                    counts[klass, family, lane] = self._sum_periods(row, first, min(last, first + PERIODS - 1))
+        return counts
+
+    def _sum_periods(self, row: int, first: int, last: int) -> int:
+        cells, total = self._living, 0
+        for period in range(first, last + 1):
+            cell = cells[row + period % PERIODS]
+            if cell >> 32 == period:
+                total += cell & 0xFFFFFFFF
+        return total
+
+    def enrolments(self) -> dict[int, tuple[int, str]]:
+        """Read the enrolled namespaces: index to cookie and name ("" where twctl was started)."""
+        memory = self._enrolments
+        rows = (ENROLMENT.unpack_from(memory, i * ENROLMENT.size) for i in range(NAMESPACES))
+        return {i: (cookie, name.rstrip(b"\0").decode()) for i, (cookie, name) in enumerate(rows) if cookie}
+
+    @cached_property
+    def _enrolments(self) -> mmap.mmap:
+        return self.map("enrolments", ENROLMENT.size * NAMESPACES)
+
+    def enrol(self, index: int, cookie: int, name: str) -> None:
+        """Have the probes watch a namespace under this index."""
+        ENROLMENT.pack_into(self._enrolments, index * ENROLMENT.size, cookie, name.encode())
+        self._update("namespaces", struct.pack("=Q", cookie), struct.pack("=I", index))
+
+    def withdraw(self, index: int, cookie: int) -> None:
+        """Have the probes no longer watch a namespace; its vestiges expire."""
+        ENROLMENT.pack_into(self._enrolments, index * ENROLMENT.size, 0, b"")
+        fd = self.fd("namespaces")
+        try:
+            libbpf.map_delete(fd, struct.pack("=Q", cookie))
+        finally:
+            os.close(fd)
+
+    def _update(self, name: str, key: bytes, value: bytes) -> None:
+        fd = self.fd(name)
+        try:
+            libbpf.map_update(fd, key, value)
+        finally:
+            os.close(fd)
+
+    def words(self, family: str) -> memoryview:
+        """Map the index: eight 64-bit words a line."""
+        return memoryview(self.map(f"lines_{family}", self.layout.lines(family) * LINE_BYTES)).cast("Q")
+
+    def vestiges(self, families: tuple[str, ...] = FAMILIES) -> Iterator[Vestige]:
+        """Walk the index and yield each live session; one that changes meanwhile may be missed or seen twice."""
+        for family in families:
+            yield from self._vestiges(family)
+
+    def _vestiges(self, family: str) -> Iterator[Vestige]:
+        words = self.words(family)
+        slots = self.layout.slots(family)
+        records = self.map(f"records_{family}", slots * RECORD_BYTES[family])
+        starts = memoryview(self.map(f"starts_{family}", (slots // 32 + 1) * 64)).cast("H")
+        now_ns = time.monotonic_ns()
+        names = {i: name for i, (_, name) in self.enrolments().items()}
+        for i in range(len(words)):
+            word = words[i]
+            left = remaining(word, now_ns) if word else 0.0
+            if not left:
+                continue
+            slot = word & 0xFFFFFF
+            raw = records[slot * RECORD_BYTES[family] : (slot + 1) * RECORD_BYTES[family]]
+            age = ((now_ns >> TICK_SHIFT) - starts[slot] & 0xFFFF) * TICK
+            if words[i] == word:
+                yield self._decode(family, slot, raw, left, age, names)
+
+    def _decode(self, family: str, slot: int, raw: bytes, left: float, age: float, names: dict[int, str]) -> Vestige:
+        klass = max(klass for klass in Class if slot >= self.layout.ring(family, klass).base)
+        return decode(family, raw, klass=klass, expires_in=left, age=age, names=names)
+
+
+def decode(family: str, raw: bytes, *, klass: Class, expires_in: float, age: float, names: dict[int, str]) -> Vestige:
+    """Decode a record (32 or 64 bytes) into a Vestige."""
+    local, remote, local_port, remote_port, snd, rcv, recent, offset, window, netns, bits, *_ = VESTIGE[family].unpack(raw)
+    return Vestige(
+        family=family,
+        klass=klass,
+        substate="FIN_WAIT2" if bits & FIN_WAIT2 else "TIME_WAIT",
+        local=ipaddress.ip_address(local),
+        local_port=int.from_bytes(local_port, "big"),
+        remote=ipaddress.ip_address(remote),
+        remote_port=int.from_bytes(remote_port, "big"),
+        expires_in=expires_in,
+        age=age,
+        netns=names.get(netns, f"#{netns}"),
+        snd_nxt=snd,
+        rcv_nxt=rcv,
+        window=window,
+        window_scale=bits >> 4,
+        ts_recent=recent if bits & TIMESTAMPS else None,
+        ts_offset=offset,
+        known=snd != 0 or rcv != 0,
+    )
+
+
+def remaining(word: int, now_ns: int) -> float:
+    """Seconds until an index word expires; 0 if it has."""
+    left = (word >> 40) - (now_ns >> TICK_SHIFT) & _TICK_MASK
+    return left * TICK if left <= HORIZON_TICKS else 0.0
+
+
+class ClassTries:
+    """The prefixes that the probes ask, of one enrolled namespace."""
+
+    def __init__(self, table: Table, index: int) -> None:
+        self._index = struct.pack("=I", index)
+        self._fds = {4: table.fd("classes_ipv4"), 6: table.fd("classes_ipv6")}
+        self._known: dict[bytes, int] = {}
+        for version, fd in self._fds.items():
+            items = libbpf.map_items(fd, 12 if version == 4 else 24, 4)  # noqa: PLR2004
+            self._known |= {key: int(struct.unpack("=I", value)[0]) for key, value in items.items() if key[4:8] == self._index}
+        self.refused = 0
+
+    def sync(self, wanted: dict[Network, Class]) -> None:
+        """Make the tries hold exactly these prefixes. What does not fit (65,536 a family) is counted as refused."""
+        keys = {self._key(prefix): int(klass) for prefix, klass in wanted.items()}
+        for key in self._known.keys() - keys.keys():
+            libbpf.map_delete(self._fd(key), key)
+            del self._known[key]
+        for key, klass in keys.items():
+            if self._known.get(key) != klass:
+                self._set(key, klass)
+
+    def _set(self, key: bytes, klass: int) -> None:
+        try:
+            libbpf.map_update(self._fd(key), key, struct.pack("=I", klass))
+            self._known[key] = klass
+        except OSError:
+            self.refused += 1
+
+    def _key(self, prefix: Network) -> bytes:
+        return struct.pack("=I", 32 + prefix.prefixlen) + self._index + prefix.network_address.packed
+
+    def _fd(self, key: bytes) -> int:
+        return self._fds[4 if len(key) == 12 else 6]  # noqa: PLR2004 - 4 bytes of length, 4 of index, the address
+
+    def counts(self) -> dict[tuple[Class, str], int]:
+        """Count the prefixes by class and family."""
+        result = {(klass, family): 0 for klass in Class for family in FAMILIES}
+        for key, klass in self._known.items():
+            result[Class(klass), "ipv4" if len(key) == 12 else "ipv6"] += 1  # noqa: PLR2004
+        return result
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    result = 1
+    for size in shape:
+        result *= size
+    return result
+
+
+def as_json(vestige: Vestige) -> dict[str, Any]:
+    """Return what `twctl table --json` prints for a session; `class` is a word of Python, hence the renaming."""
+    row = dataclasses.asdict(vestige)
+    row["class"] = row.pop("klass").label
+    return row | {"local": str(vestige.local), "remote": str(vestige.remote)}
