@@ -11,34 +11,25 @@
 #include "socket.h"
 #include "reconcile.h"
 
-/* A session enters TIME_WAIT or orphaned FIN_WAIT2, for `jiffies`. */
-ALWAYS_INLINE void insert_born(int family, const void *sk, const struct common *common, u32 netns, u8 flags, u64 nanoseconds)
+/* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. */
+ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
 {
-	struct session s = {};
+	struct work *w = work_of(WORKER_BIRTH);
 	u16 port = 0;
 	u32 class;
 
-	if (READ(port, sk, inet_sock_inet_sport) || !read_state(&s, sk)) {
+	if (!w)
+		return;
+	if (READ(port, sk, inet_sock_inet_sport) || !read_state(&w->session, sk)) {
 		COUNT(dropped[DROPPED_UNREADABLE]);
 		return;
 	}
-	tuple_from(family, &s.tuple, common, port, netns);
-	s.bits |= flags;
-	class = classify(family, &s.tuple);
+	read_tuple_from(w, common, port, netns);
+	w->session.bits |= state == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
+	class = classify(w);
 	if (class < CLASSES)
-		COUNT(entered[class][family]);
-	vestige_insert(family, class, &s, nanoseconds);
-}
-
-ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
-{
-	u8 flags = state == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
-	u64 nanoseconds = timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS;
-
-	if (family_of(common) == FAMILY_IPV4)
-		insert_born(FAMILY_IPV4, sk, common, netns, flags, nanoseconds);
-	else
-		insert_born(FAMILY_IPV6, sk, common, netns, flags, nanoseconds);
+		COUNT(entered[class][w->family % FAMILIES]);
+	vestige_insert(w, class, timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS);
 }
 
 /* How a connection that did not enter TIME_WAIT ended. A RST sets ECONNRESET (EPIPE in CLOSE_WAIT) before the event, the
@@ -92,7 +83,7 @@ ALWAYS_INLINE void closed(const void *sk, int from)
 	int error = 0, into;
 	u32 *netns;
 
-	if (!was_connected(from) || !read_common(&common, sk))
+	if (!was_connected(from) || read_common(&common, sk))
 		return;
 	netns = enrolled(&common);
 	if (!netns || READ(protocol, sk, sock_sk_protocol) || protocol != IPPROTO_TCP || READ(error, sk, sock_sk_err))

@@ -4,8 +4,9 @@
  * made by the same compare-and-swaps as the probes'.
  *
  *   look    reads the kernel's own list of TIME_WAIT sockets (sock_diag messages, received straight into the inbox) and
- *           marks each vestige as seen; stops after eight, or at one that the table does not agree with.
- *   take    deals with one message: adopts a session the table does not have, restarts one whose timer was.
+ *           marks each vestige as seen; stops after four, or at one that the table does not agree with.
+ *   take    deals with that message: restarts a session whose timer was; says if the table does not have it.
+ *   adopt   inserts a session that the table does not have.
  *   sweep   walks lines: zeroes expired words, and puts into the outbox the live words whose vestige was there before
  *           the list was asked for and was not seen in it.
  *   finish  ends one such vestige, after the daemon has asked the kernel for exactly this tuple.
@@ -16,7 +17,7 @@
 #define TWCTL_RECONCILE_H
 
 #define INBOX_BYTES 65536
-#define LOOK_MESSAGES 8
+#define LOOK_MESSAGES 4
 #define SWEEP_LINES 16
 
 /* struct nlmsghdr and struct inet_diag_msg (linux/inet_diag.h): of each message the first 88 bytes. */
@@ -66,25 +67,25 @@ ALWAYS_INLINE struct outbox *the_outbox(void)
 	return outbox.lookup(&zero);
 }
 
-ALWAYS_INLINE u64 *seen_at(int family, u32 slot)
+ALWAYS_INLINE u64 *seen_at(const struct work *w, u32 slot)
 {
 	u32 i = slot / 64;
 
-	return family == FAMILY_IPV4 ? seen_ipv4.lookup(&i) : seen_ipv6.lookup(&i);
+	return is_ipv4(w) ? seen_ipv4.lookup(&i) : seen_ipv6.lookup(&i);
 }
 
-ALWAYS_INLINE void see(int family, u32 slot)
+ALWAYS_INLINE void see(const struct work *w, u32 slot)
 {
-	u64 *bits = seen_at(family, slot);
+	u64 *bits = seen_at(w, slot);
 
 	if (bits)
 		*bits |= 1ULL << slot % 64;
 }
 
 /* Whether a slot was written since the round began: those are not in the kernel's list, and need not be. */
-ALWAYS_INLINE bool newer_than_round(int family, u32 slot)
+ALWAYS_INLINE bool newer_than_round(const struct work *w, u32 slot)
 {
-	u32 i = class_of(family, slot) * FAMILIES + family;
+	u32 i = class_of(w, slot) * FAMILIES + w->family;
 	struct ring *ring = rings.lookup(&i);
 	u64 *mark = marks.lookup(&i);
 	u64 next, births_ago;
@@ -96,42 +97,6 @@ ALWAYS_INLINE bool newer_than_round(int family, u32 slot)
 	return births_ago < ring->head - *mark;
 }
 
-ALWAYS_INLINE void read_session4(u32 slot, struct session *s)
-{
-	struct vestige4 *v = records_ipv4.lookup(&slot);
-
-	if (!v)
-		return;
-	s->snd_nxt = v->snd_nxt;
-	s->rcv_nxt = v->rcv_nxt;
-	s->ts_recent = v->ts_recent;
-	s->ts_offset = v->ts_offset;
-	s->window = v->window;
-	s->bits = v->bits;
-}
-
-ALWAYS_INLINE void read_session6(u32 slot, struct session *s)
-{
-	struct vestige6 *v = records_ipv6.lookup(&slot);
-
-	if (!v)
-		return;
-	s->snd_nxt = v->snd_nxt;
-	s->rcv_nxt = v->rcv_nxt;
-	s->ts_recent = v->ts_recent;
-	s->ts_offset = v->ts_offset;
-	s->window = v->window;
-	s->bits = v->bits;
-}
-
-ALWAYS_INLINE void read_session(int family, u32 slot, struct session *s)
-{
-	if (family == FAMILY_IPV4)
-		read_session4(slot, s);
-	else
-		read_session6(slot, s);
-}
-
 /* The kernel's timer differs from the table's by more than rounding (4 ticks, 268 ms): it was restarted meanwhile, or the
  * FIN has come and FIN_WAIT2 is TIME_WAIT now. */
 ALWAYS_INLINE bool moved_on(u64 left, u64 nanoseconds, u8 flags, u8 known)
@@ -141,86 +106,48 @@ ALWAYS_INLINE bool moved_on(u64 left, u64 nanoseconds, u8 flags, u8 known)
 	return difference > 4 || (flags ^ known) & VESTIGE_FIN_WAIT2;
 }
 
-ALWAYS_INLINE void adopt(int family, struct session *s, struct outbox *out, u64 nanoseconds)
-{
-	u32 class = classify(family, &s->tuple);
-
-	s->bits |= VESTIGE_SILENT;
-	if (!vestige_insert(family, class, s, nanoseconds))
-		return;
-	if (class < CLASSES)
-		COUNT(adopted[class][family]);
-	out->adopted++;
-}
-
-/* True if the table agrees with the kernel about this session. */
-ALWAYS_INLINE bool agrees(int family, const struct match *match, const struct place *place, const struct session *s,
-			  struct session *known, u64 nanoseconds)
-{
-	if (!match->at)
-		return false;
-	read_session(family, slot_of(match->word), known);
-	if (moved_on(remaining(match->word, place->now), nanoseconds, s->bits, known->bits))
-		return false;
-	see(family, slot_of(match->word));
-	return true;
-}
-
-ALWAYS_INLINE bool look_socket(int family, const struct session *s, u64 nanoseconds)
-{
-	struct place place = { .now = tick_now() };
-	struct match match = vestige_find(family, &s->tuple, &place);
-	struct session known = {};
-
-	return agrees(family, &match, &place, s, &known, nanoseconds);
-}
-
-ALWAYS_INLINE void take_socket(int family, struct session *s, struct outbox *out, u64 nanoseconds)
-{
-	struct place place = { .now = tick_now() };
-	struct match match = vestige_find(family, &s->tuple, &place);
-	struct session known = {};
-
-	if (agrees(family, &match, &place, s, &known, nanoseconds))
-		return;
-	if (!match.at) {
-		adopt(family, s, out, nanoseconds);
-		return;
-	}
-	known.bits = (known.bits & ~VESTIGE_FIN_WAIT2) | s->bits;
-	known.tuple = s->tuple;
-	vestige_restart(family, &match, &known, &place, nanoseconds);
-	out->restarted++;
-}
-
-/* Fills in what the kernel's list tells of a session; returns how long its timer will still run. */
-ALWAYS_INLINE u64 read_message(int family, struct session *s, const struct diag_message *m, u32 netns)
+/* What the kernel's list tells of a session goes into w->session; returns how long its timer will still run. */
+ALWAYS_INLINE u64 read_message(struct work *w, const struct diag_message *m, u32 netns)
 {
 	u64 left = ((u64)m->expires * 1000000 + JIFFY_NANOSECONDS - 1) / JIFFY_NANOSECONDS;
-	bool time_wait = m->state == TCP_TIME_WAIT;
+	struct tuple *t = &w->session.tuple;
 
-	s->bits = time_wait ? 0 : VESTIGE_FIN_WAIT2;
-	s->tuple.local_port = m->local_port;
-	s->tuple.remote_port = m->remote_port;
-	s->tuple.netns = netns;
-	if (family == FAMILY_IPV6) {
-		__builtin_memcpy(s->tuple.local, m->local, sizeof(s->tuple.local));
-		__builtin_memcpy(s->tuple.remote, m->remote, sizeof(s->tuple.remote));
-		s->tuple.scope = is_link_local(m->remote) ? m->interface : 0;
+	t->local_port = m->local_port;
+	t->remote_port = m->remote_port;
+	t->netns = netns;
+	if (!is_ipv4(w)) {
+		__builtin_memcpy(t->local, m->local, sizeof(t->local));
+		__builtin_memcpy(t->remote, m->remote, sizeof(t->remote));
+		t->scope = is_link_local(m->remote) ? m->interface : 0;
+	} else if (m->family == AF_INET6) {
+		t->local[0] = m->local[3];
+		t->remote[0] = m->remote[3];
 	} else {
-		u32 word = m->family == AF_INET6 ? 3 : 0;
-
-		s->tuple.local[0] = m->local[word];
-		s->tuple.remote[0] = m->remote[word];
+		t->local[0] = m->local[0];
+		t->remote[0] = m->remote[0];
 	}
-	return timer_nanoseconds(left, time_wait ? TIME_WAIT_JIFFIES : left);
+	return timer_nanoseconds(left, m->state == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : left);
 }
 
-ALWAYS_INLINE bool concerns(int family, const struct diag_message *m)
+/* A mini-socket of the family that is asked about. */
+ALWAYS_INLINE bool concerns(const struct work *w, const struct diag_message *m)
 {
 	bool ipv6 = m->family == AF_INET6 && !is_mapped(m->remote);
 
-	return m->type == DIAG_BY_FAMILY && m->timer == DIAG_TIMER_TIME_WAIT && ipv6 == (family == FAMILY_IPV6);
+	return m->type == DIAG_BY_FAMILY && m->timer == DIAG_TIMER_TIME_WAIT && ipv6 == !is_ipv4(w);
+}
+
+/* Nobody saw its sequence state. */
+ALWAYS_INLINE void adopted_session(struct session *s, u8 substate)
+{
+	s->snd_nxt = s->rcv_nxt = s->ts_recent = s->ts_offset = 0;
+	s->window = 0;
+	s->bits = VESTIGE_SILENT | substate;
+}
+
+ALWAYS_INLINE u8 substate_of(const struct diag_message *m)
+{
+	return m->state == TCP_TIME_WAIT ? 0 : VESTIGE_FIN_WAIT2;
 }
 
 ALWAYS_INLINE struct diag_message *message_at(u64 offset)
@@ -231,129 +158,152 @@ ALWAYS_INLINE struct diag_message *message_at(u64 offset)
 	return in ? (void *)&in->bytes[offset % INBOX_BYTES] : NULL;
 }
 
-ALWAYS_INLINE int look(int family, u64 offset, u64 end, u32 netns)
+/* Looks a message's session up. True if the table agrees with the kernel about it, which marks it as seen. */
+ALWAYS_INLINE bool agrees(struct work *w, const struct diag_message *m, u64 nanoseconds, bool *found)
 {
-#pragma clang loop unroll(disable)
+	*found = vestige_find(w);
+	if (!*found)
+		return false;
+	read_record(w, slot_of(w->word));
+	if (moved_on(remaining(w->word, w->now), nanoseconds, substate_of(m), w->session.bits))
+		return false;
+	see(w, slot_of(w->word));
+	return true;
+}
+
+/* args: family, offset into the inbox, end of what was received, namespace index. Returns the offset to go on at, which
+ * may be that of a message for take; INBOX_BYTES when all were looked at. Mapped addresses come among the IPv6 messages,
+ * so those are looked at for both families. */
+int look(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 offset = ctx->args[1], end = ctx->args[2];
+	struct work *w = work_of(WORKER_RECONCILE);
+	bool found;
+
+	if (!w)
+		return INBOX_BYTES;
+	w->family = ctx->args[0];
+#pragma unroll
 	for (int i = 0; i < LOOK_MESSAGES; i++) {
 		struct diag_message *m = message_at(offset);
-		struct session s = {};
 
 		if (!m || offset + sizeof(*m) > end || m->length < 16)
 			return INBOX_BYTES;
-		if (concerns(family, m) && !look_socket(family, &s, read_message(family, &s, m, netns)))
+		if (concerns(w, m) && !agrees(w, m, read_message(w, m, ctx->args[3]), &found))
 			return offset;
-		offset += (m->length + 3) & 0xfffc;
+		w->candidate = offset + ((m->length + 3) & 0xfffc);
+		offset = w->candidate;
 	}
 	return offset;
 }
 
-ALWAYS_INLINE int take(int family, u64 offset, u32 netns)
+/* args: family, offset into the inbox, namespace index. Returns 1 if the table has no vestige of this session. */
+int take(struct bpf_raw_tracepoint_args *ctx)
 {
-	struct diag_message *m = message_at(offset);
+	struct diag_message *m = message_at(ctx->args[1]);
+	struct work *w = work_of(WORKER_RECONCILE);
 	struct outbox *out = the_outbox();
-	struct session s = {};
+	u64 nanoseconds;
+	bool found;
 
-	if (m && out && concerns(family, m))
-		take_socket(family, &s, out, read_message(family, &s, m, netns));
+	if (!m || !w || !out)
+		return 0;
+	w->family = ctx->args[0];
+	if (!concerns(w, m))
+		return 0;
+	nanoseconds = read_message(w, m, ctx->args[2]);
+	if (agrees(w, m, nanoseconds, &found))
+		return 0;
+	if (!found)
+		return 1;
+	w->session.bits = (w->session.bits & ~VESTIGE_FIN_WAIT2) | substate_of(m);
+	vestige_restart(w, nanoseconds);
+	out->restarted++;
 	return 0;
 }
 
-/* args: offset into the inbox, end of what was received, namespace index. Returns the offset to go on at, which may be
- * that of a message for take; INBOX_BYTES when all were looked at. Mapped addresses come among the IPv6 messages, so
- * both families' programs see those. */
-int look_ipv4(struct bpf_raw_tracepoint_args *ctx)
+/* args: family, offset into the inbox, namespace index. */
+int adopt(struct bpf_raw_tracepoint_args *ctx)
 {
-	return look(FAMILY_IPV4, ctx->args[0], ctx->args[1], ctx->args[2]);
+	struct diag_message *m = message_at(ctx->args[1]);
+	struct work *w = work_of(WORKER_RECONCILE);
+	struct outbox *out = the_outbox();
+	u64 nanoseconds;
+	u32 class;
+
+	if (!m || !w || !out)
+		return 0;
+	w->family = ctx->args[0];
+	nanoseconds = read_message(w, m, ctx->args[2]);
+	adopted_session(&w->session, substate_of(m));
+	class = classify(w);
+	if (vestige_insert(w, class, nanoseconds) && class < CLASSES) {
+		COUNT(adopted[class][w->family % FAMILIES]);
+		out->adopted++;
+	}
+	return 0;
 }
 
-int look_ipv6(struct bpf_raw_tracepoint_args *ctx)
+ALWAYS_INLINE void sweep_word(struct work *w, struct outbox *out, struct line *line, u32 number, u32 i)
 {
-	return look(FAMILY_IPV6, ctx->args[0], ctx->args[1], ctx->args[2]);
-}
-
-/* args: offset into the inbox, namespace index. */
-int take_ipv4(struct bpf_raw_tracepoint_args *ctx)
-{
-	return take(FAMILY_IPV4, ctx->args[0], ctx->args[1]);
-}
-
-int take_ipv6(struct bpf_raw_tracepoint_args *ctx)
-{
-	return take(FAMILY_IPV6, ctx->args[0], ctx->args[1]);
-}
-
-ALWAYS_INLINE void sweep_word(int family, struct outbox *out, struct line *line, u32 number, u32 i, u64 now)
-{
-	u64 word = line->word[i], *bits;
-	u64 n = *(volatile u64 *)&out->unseen_count;
+	u64 word = line->word[i], *bits, n = *(volatile u64 *)&out->unseen_count;
 	u32 slot = slot_of(word);
 
 	if (!word)
 		return;
-	if (!remaining(word, now)) {
+	if (!remaining(word, w->now)) {
 		__sync_val_compare_and_swap(&line->word[i], word, 0);
 		return;
 	}
-	bits = seen_at(family, slot);
-	if (!bits || (*bits >> slot % 64 & 1) || newer_than_round(family, slot) || n >= SWEEP_LINES * LINE_WORDS)
+	bits = seen_at(w, slot);
+	if (!bits || (*bits >> slot % 64 & 1) || newer_than_round(w, slot) || n >= SWEEP_LINES * LINE_WORDS)
 		return;
 	out->unseen[n].word = word;
 	out->unseen[n].line = number;
 	out->unseen[n].index = i;
-	read_tuple(family, slot, &out->unseen[n].tuple);
+	read_tuple(w, slot, &out->unseen[n].tuple);
 	out->unseen_count = n + 1;
 }
 
-ALWAYS_INLINE int sweep(int family, u32 first)
+/* args: family, first line. Returns the next line to sweep, 0 after the last. */
+int sweep(struct bpf_raw_tracepoint_args *ctx)
 {
+	struct work *w = work_of(WORKER_RECONCILE);
 	struct outbox *out = the_outbox();
-	u64 now = tick_now();
+	u32 first = ctx->args[1];
 
-	if (!out)
-		return -1;
+	if (!out || !w)
+		return 0;
+	w->family = ctx->args[0];
+	w->now = tick_now();
 	out->unseen_count = 0;
 #pragma clang loop unroll(disable)
 	for (u32 n = 0; n < SWEEP_LINES; n++) {
-		struct line *line = line_at(family, first + n);
+		struct line *line = line_at(w, first + n);
 
 		if (!line)
 			return 0;
 #pragma clang loop unroll(disable)
 		for (u32 i = 0; i < LINE_WORDS; i++)
-			sweep_word(family, out, line, first + n, i, now);
+			sweep_word(w, out, line, first + n, i);
 	}
 	return first + SWEEP_LINES;
 }
 
-/* args: first line. Returns the next line to sweep, 0 after the last. */
-int sweep_ipv4(struct bpf_raw_tracepoint_args *ctx)
+/* args: family, line, index in it, word, reason. Returns 1 if this ended the vestige. */
+int finish(struct bpf_raw_tracepoint_args *ctx)
 {
-	return sweep(FAMILY_IPV4, ctx->args[0]);
-}
+	struct work *w = work_of(WORKER_RECONCILE);
+	u64 word = ctx->args[3];
+	struct line *line;
 
-int sweep_ipv6(struct bpf_raw_tracepoint_args *ctx)
-{
-	return sweep(FAMILY_IPV6, ctx->args[0]);
-}
-
-ALWAYS_INLINE int finish(int family, u32 number, u32 i, u64 word, u32 reason)
-{
-	struct line *line = line_at(family, number);
-	u64 now = tick_now();
-
-	return line && remaining(word, now) &&
-	       vestige_end(family, &line->word[i % LINE_WORDS], word, now, reason);
-}
-
-/* args: line, index in it, word, reason. Returns 1 if this ended the vestige. */
-int finish_ipv4(struct bpf_raw_tracepoint_args *ctx)
-{
-	return finish(FAMILY_IPV4, ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3]);
-}
-
-int finish_ipv6(struct bpf_raw_tracepoint_args *ctx)
-{
-	return finish(FAMILY_IPV6, ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3]);
+	if (!w)
+		return 0;
+	w->family = ctx->args[0];
+	w->now = tick_now();
+	line = line_at(w, ctx->args[1]);
+	return line && remaining(word, w->now) &&
+	       vestige_end(w, &line->word[ctx->args[2] % LINE_WORDS], word, ctx->args[4]);
 }
 
 #endif

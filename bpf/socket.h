@@ -50,9 +50,9 @@ struct common {
 #define READ(into, from, struct_field) \
 	bpf_probe_read_kernel(&(into), sizeof(into), (u8 *)(from) + OFFSET_##struct_field)
 
-ALWAYS_INLINE bool read_common(struct common *common, const void *sk)
+ALWAYS_INLINE int read_common(struct common *common, const void *sk)
 {
-	return !bpf_probe_read_kernel(common, sizeof(*common), sk);
+	return bpf_probe_read_kernel(common, sizeof(*common), sk);
 }
 
 /* Index of the socket's namespace; NULL if it is not enrolled. */
@@ -75,24 +75,22 @@ ALWAYS_INLINE bool is_link_local(const u32 *address)
 	return (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
-/* Dual-stack sockets with mapped addresses are IPv4 on the wire and get IPv4 vestiges. */
-ALWAYS_INLINE int family_of(const struct common *common)
+/* Dual-stack sockets with mapped addresses are IPv4 on the wire and get IPv4 vestiges. The local port is given apart:
+ * skc_num is already 0 when the kernel had bound the port itself. */
+ALWAYS_INLINE void read_tuple_from(struct work *w, const struct common *common, u16 local_port, u32 netns)
 {
-	if (COMMON(common, u16, skc_family) == AF_INET6 && !is_mapped(&COMMON(common, u32, skc_v6_daddr)))
-		return FAMILY_IPV6;
-	return FAMILY_IPV4;
-}
+	struct tuple *t = &w->session.tuple;
 
-/* The local port is given apart: skc_num is already 0 when the kernel had bound the port itself. */
-ALWAYS_INLINE void tuple_from(int family, struct tuple *t, const struct common *common, u16 local_port, u32 netns)
-{
-	if (family == FAMILY_IPV6) {
+	w->family = FAMILY_IPV4;
+	if (COMMON(common, u16, skc_family) == AF_INET6 && !is_mapped(&COMMON(common, u32, skc_v6_daddr)))
+		w->family = FAMILY_IPV6;
+	if (is_ipv4(w)) {
+		t->local[0] = COMMON(common, u32, skc_rcv_saddr);
+		t->remote[0] = COMMON(common, u32, skc_daddr);
+	} else {
 		__builtin_memcpy(t->local, &COMMON(common, u32, skc_v6_rcv_saddr), sizeof(t->local));
 		__builtin_memcpy(t->remote, &COMMON(common, u32, skc_v6_daddr), sizeof(t->remote));
 		t->scope = is_link_local(t->remote) ? COMMON(common, u32, skc_bound_dev_if) : 0;
-	} else {
-		t->local[0] = COMMON(common, u32, skc_rcv_saddr);
-		t->remote[0] = COMMON(common, u32, skc_daddr);
 	}
 	t->local_port = local_port;
 	t->remote_port = COMMON(common, u16, skc_dport);
@@ -100,11 +98,12 @@ ALWAYS_INLINE void tuple_from(int family, struct tuple *t, const struct common *
 }
 
 /* Nearness of the peer: the longest matching prefix says it, and what no prefix covers is remote. */
-ALWAYS_INLINE u32 classify(int family, const struct tuple *t)
+ALWAYS_INLINE u32 classify(const struct work *w)
 {
+	const struct tuple *t = &w->session.tuple;
 	u32 *class;
 
-	if (family == FAMILY_IPV4) {
+	if (is_ipv4(w)) {
 		struct prefix4 key = { .length = 64, .netns = t->netns, .address = t->remote[0] };
 
 		class = classes_ipv4.lookup(&key);

@@ -2,23 +2,17 @@
 /*
  * The table's maps and what is done with a vestige: find, insert, restart, end. vestige.h says how and why.
  *
- * Everything here is family-neutral: `family` is a compile-time constant in every caller, and the four *_at functions
- * pick the array. Sizes (SLOTS_*, LINES_*) and HASH_SEED come from the loader.
+ * One operation's state lies in a struct work, a map's memory and not the stack. What comes out of a map is unknown to
+ * the verifier whatever went in, so two paths that differ in some byte of a tuple are one path again at the next join;
+ * on the stack each of them would be walked to its end, more than the million steps that a kernel allows.
+ *
+ * Everything here is family-neutral: one copy of the code, in which the functions that reach into an array pick it by
+ * `family`. A branch costs a nanosecond; a second copy would cost the loader half a second. Sizes (SLOTS_*, LINES_*) and HASH_SEED come from the loader.
  */
 #ifndef TWCTL_TABLE_H
 #define TWCTL_TABLE_H
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
-
-BPF_F_TABLE("array", u32, struct vestige4, records_ipv4, SLOTS_IPV4, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct vestige6, records_ipv6, SLOTS_IPV6, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct line, lines_ipv4, LINES_IPV4, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct line, lines_ipv6, LINES_IPV6, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct starts, starts_ipv4, SLOTS_IPV4 / STARTS + 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct starts, starts_ipv6, SLOTS_IPV6 / STARTS + 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct ring, rings, CLASSES * FAMILIES, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct cells, living, CLASSES * FAMILIES * LANES, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct counters, counters, CPUS, BPF_F_MMAPABLE);
 
 /* What a session is known by. IPv4 uses the first word of each address. */
 struct tuple {
@@ -36,22 +30,38 @@ struct session {
 	u8 bits;
 };
 
-/* A tuple's place in the index, and the ticks that every step of one operation shares. */
-struct place {
-	struct line *line;
-	u64 tag;
-	u64 now;	/* full ticks, not cut to 24 bits */
+struct work {
+	struct session session;	/* what is inserted or looked for */
+	struct tuple other;	/* whose record lies in the way */
+	u64 family;
+	u64 now, expiry;	/* ticks, not cut to 24 bits */
+	u64 hash;
+	u64 tagged;		/* a bit for each live word of a line with the tag */
+	u64 candidate, spare;	/* indexes into a line: looked at, chosen */
+	u64 line, home;		/* lines by number: last looked at; the found word's */
+	u64 word, slot;		/* found; occupied */
+	u32 reason;
 };
 
-struct match {
-	u64 *at;	/* NULL: not found */
-	u64 word;
-};
+BPF_F_TABLE("array", u32, struct vestige4, records_ipv4, SLOTS_IPV4, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct vestige6, records_ipv6, SLOTS_IPV6, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct line, lines_ipv4, LINES_IPV4, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct line, lines_ipv6, LINES_IPV6, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct starts, starts_ipv4, SLOTS_IPV4 / STARTS + 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct starts, starts_ipv6, SLOTS_IPV6 / STARTS + 1, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct ring, rings, CLASSES * FAMILIES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct cells, living, CLASSES * FAMILIES * LANES, BPF_F_MMAPABLE);
+BPF_F_TABLE("array", u32, struct counters, counters, CPUS, BPF_F_MMAPABLE);
 
-struct scan {
-	u64 tagged;	/* a bit for each live word with the tag */
-	u64 spare;	/* index of the word to give up: a free one, or else the one that expires first */
-};
+/* Who works: a program does not interrupt itself, but it does interrupt the others, so each has memory of its own. */
+enum worker { WORKER_BIRTH, WORKER_RESTART, WORKER_END, WORKER_RECONCILE, WORKERS };
+
+BPF_PERCPU_ARRAY(works, struct work, WORKERS);
+
+ALWAYS_INLINE struct work *work_of(u32 worker)
+{
+	return works.lookup(&worker);
+}
 
 ALWAYS_INLINE struct counters *this_cpu(void)
 {
@@ -61,42 +71,35 @@ ALWAYS_INLINE struct counters *this_cpu(void)
 }
 
 /* Atomic, for an interrupt can arrive between load and store of the same CPU. */
-#define COUNT(field)                                               \
-	do {                                                       \
-		struct counters *_counters = this_cpu();           \
-		if (_counters)                                     \
-			__sync_fetch_and_add(&_counters->field, 1); \
+#define ADD(field, number)                                               \
+	do {                                                             \
+		struct counters *_counters = this_cpu();                 \
+		if (_counters)                                           \
+			__sync_fetch_and_add(&_counters->field, number); \
 	} while (0)
+#define COUNT(field) ADD(field, 1)
 
-/* An index into a line, less all that the verifier knows of where it came from: an index must be known exactly, and were
- * it traced back through the hash, no two paths that ever differed in a byte of the tuple could be taken for one. Should
- * an interrupt change it in between, another word of the line is looked at, and every use checks the word it gets. */
-ALWAYS_INLINE u64 untraced(u64 i)
+ALWAYS_INLINE bool is_ipv4(const struct work *w)
 {
-	struct counters *c = this_cpu();
-
-	if (!c)
-		return 0;
-	*(volatile u64 *)&c->scratch = i;
-	return *(volatile u64 *)&c->scratch % LINE_WORDS;
+	return w->family == FAMILY_IPV4;
 }
 
-ALWAYS_INLINE struct line *line_at(int family, u32 i)
+ALWAYS_INLINE struct line *line_at(const struct work *w, u32 i)
 {
-	return family == FAMILY_IPV4 ? lines_ipv4.lookup(&i) : lines_ipv6.lookup(&i);
+	return is_ipv4(w) ? lines_ipv4.lookup(&i) : lines_ipv6.lookup(&i);
 }
 
-ALWAYS_INLINE u16 *start_at(int family, u32 slot)
+ALWAYS_INLINE u16 *start_at(const struct work *w, u32 slot)
 {
 	u32 i = slot / STARTS;
-	struct starts *starts = family == FAMILY_IPV4 ? starts_ipv4.lookup(&i) : starts_ipv6.lookup(&i);
+	struct starts *starts = is_ipv4(w) ? starts_ipv4.lookup(&i) : starts_ipv6.lookup(&i);
 
 	return starts ? &starts->tick[slot % STARTS] : NULL;
 }
 
-ALWAYS_INLINE struct ring *ring_of(int family, u32 class)
+ALWAYS_INLINE struct ring *ring_of(const struct work *w, u32 class)
 {
-	u32 i = class * FAMILIES + family;
+	u32 i = class * FAMILIES + w->family;
 
 	return rings.lookup(&i);
 }
@@ -127,9 +130,9 @@ ALWAYS_INLINE u32 slot_of(u64 word)
 }
 
 /* The ring that a slot lies in: the rings' slots follow each other in order of class. */
-ALWAYS_INLINE u32 class_of(int family, u32 slot)
+ALWAYS_INLINE u32 class_of(const struct work *w, u32 slot)
 {
-	struct ring *local = ring_of(family, CLASS_LOCAL), *remote = ring_of(family, CLASS_REMOTE);
+	struct ring *local = ring_of(w, CLASS_LOCAL), *remote = ring_of(w, CLASS_REMOTE);
 
 	if (!local || !remote)
 		return CLASS_LOOPBACK;
@@ -143,12 +146,12 @@ ALWAYS_INLINE u64 mix(u64 hash, u64 value)
 }
 
 /* Seeded anew for each load, so that nobody outside can aim many tuples at one line. */
-ALWAYS_INLINE u64 hash_of(int family, const struct tuple *t)
+ALWAYS_INLINE u64 hash_of(const struct work *w, const struct tuple *t)
 {
 	u64 hash = mix(HASH_SEED, (u64)t->local[0] << 32 | t->remote[0]);
 
 	hash = mix(hash, (u64)t->local_port << 48 | (u64)t->remote_port << 32 | t->netns);
-	if (family == FAMILY_IPV6) {
+	if (!is_ipv4(w)) {
 		hash = mix(hash, (u64)t->local[1] << 32 | t->remote[1]);
 		hash = mix(hash, (u64)t->local[2] << 32 | t->remote[2]);
 		hash = mix(hash, (u64)t->local[3] << 32 | t->remote[3]);
@@ -158,15 +161,15 @@ ALWAYS_INLINE u64 hash_of(int family, const struct tuple *t)
 	return hash ^ hash >> 32;
 }
 
-/* The line from the hash's upper half, the tag from its lower, so that one says nothing about the other. */
-ALWAYS_INLINE int find_place(int family, const struct tuple *t, struct place *place)
+/* A tuple's line and tag: the line from the hash's upper half, the tag from its lower, so that one says nothing about
+ * the other. */
+ALWAYS_INLINE struct line *find_line(struct work *w, const struct tuple *t)
 {
-	u64 hash = hash_of(family, t);
-	u64 lines = family == FAMILY_IPV4 ? LINES_IPV4 : LINES_IPV6;
+	u64 lines = is_ipv4(w) ? LINES_IPV4 : LINES_IPV6;
 
-	place->line = line_at(family, (hash >> 32) * lines >> 32);
-	place->tag = hash & TAG_MASK;
-	return place->line != NULL;
+	w->hash = hash_of(w, t);
+	w->line = (w->hash >> 32) * lines >> 32;
+	return line_at(w, w->line);
 }
 
 /* All differences at once: one branch instead of one for each field. */
@@ -193,58 +196,60 @@ ALWAYS_INLINE bool record_has6(u32 slot, const struct tuple *t)
 	return !difference;
 }
 
-ALWAYS_INLINE bool record_has(int family, u32 slot, const struct tuple *t)
+ALWAYS_INLINE bool record_has(const struct work *w, u32 slot, const struct tuple *t)
 {
-	return family == FAMILY_IPV4 ? record_has4(slot, t) : record_has6(slot, t);
+	return is_ipv4(w) ? record_has4(slot, t) : record_has6(slot, t);
 }
 
-ALWAYS_INLINE void write_record4(u32 slot, const struct session *s)
+/* The fields that both families' records share. */
+#define COPY_STATE(to, from)                         \
+	do {                                         \
+		(to)->snd_nxt = (from)->snd_nxt;     \
+		(to)->rcv_nxt = (from)->rcv_nxt;     \
+		(to)->ts_recent = (from)->ts_recent; \
+		(to)->ts_offset = (from)->ts_offset; \
+		(to)->window = (from)->window;       \
+		(to)->bits = (from)->bits;           \
+	} while (0)
+
+ALWAYS_INLINE void write_record(const struct work *w, u32 slot)
 {
-	struct vestige4 *v = records_ipv4.lookup(&slot);
+	const struct session *s = &w->session;
 
-	if (!v)
-		return;
-	v->local = s->tuple.local[0];
-	v->remote = s->tuple.remote[0];
-	v->local_port = s->tuple.local_port;
-	v->remote_port = s->tuple.remote_port;
-	v->snd_nxt = s->snd_nxt;
-	v->rcv_nxt = s->rcv_nxt;
-	v->ts_recent = s->ts_recent;
-	v->ts_offset = s->ts_offset;
-	v->window = s->window;
-	v->netns = s->tuple.netns;
-	v->bits = s->bits;
-}
-
-ALWAYS_INLINE void write_record6(u32 slot, const struct session *s)
-{
-	struct vestige6 *v = records_ipv6.lookup(&slot);
-
-	if (!v)
-		return;
-	__builtin_memcpy(v->local, s->tuple.local, sizeof(v->local));
-	__builtin_memcpy(v->remote, s->tuple.remote, sizeof(v->remote));
-	v->local_port = s->tuple.local_port;
-	v->remote_port = s->tuple.remote_port;
-	v->snd_nxt = s->snd_nxt;
-	v->rcv_nxt = s->rcv_nxt;
-	v->ts_recent = s->ts_recent;
-	v->ts_offset = s->ts_offset;
-	v->window = s->window;
-	v->netns = s->tuple.netns;
-	v->bits = s->bits;
-	v->scope = s->tuple.scope;
-}
-
-/* The tuple that a slot's record holds, whoever it belonged to. */
-ALWAYS_INLINE bool read_tuple(int family, u32 slot, struct tuple *t)
-{
-	if (family == FAMILY_IPV4) {
+	if (is_ipv4(w)) {
 		struct vestige4 *v = records_ipv4.lookup(&slot);
 
 		if (!v)
-			return false;
+			return;
+		v->local = s->tuple.local[0];
+		v->remote = s->tuple.remote[0];
+		v->local_port = s->tuple.local_port;
+		v->remote_port = s->tuple.remote_port;
+		v->netns = s->tuple.netns;
+		COPY_STATE(v, s);
+	} else {
+		struct vestige6 *v = records_ipv6.lookup(&slot);
+
+		if (!v)
+			return;
+		__builtin_memcpy(v->local, s->tuple.local, sizeof(v->local));
+		__builtin_memcpy(v->remote, s->tuple.remote, sizeof(v->remote));
+		v->local_port = s->tuple.local_port;
+		v->remote_port = s->tuple.remote_port;
+		v->netns = s->tuple.netns;
+		v->scope = s->tuple.scope;
+		COPY_STATE(v, s);
+	}
+}
+
+/* The tuple that a slot's record holds, whoever it belonged to. */
+ALWAYS_INLINE void read_tuple(const struct work *w, u32 slot, struct tuple *t)
+{
+	if (is_ipv4(w)) {
+		struct vestige4 *v = records_ipv4.lookup(&slot);
+
+		if (!v)
+			return;
 		t->local[0] = v->local;
 		t->remote[0] = v->remote;
 		t->local_port = v->local_port;
@@ -254,7 +259,7 @@ ALWAYS_INLINE bool read_tuple(int family, u32 slot, struct tuple *t)
 		struct vestige6 *v = records_ipv6.lookup(&slot);
 
 		if (!v)
-			return false;
+			return;
 		__builtin_memcpy(t->local, v->local, sizeof(t->local));
 		__builtin_memcpy(t->remote, v->remote, sizeof(t->remote));
 		t->local_port = v->local_port;
@@ -262,7 +267,22 @@ ALWAYS_INLINE bool read_tuple(int family, u32 slot, struct tuple *t)
 		t->netns = v->netns;
 		t->scope = v->scope;
 	}
-	return true;
+}
+
+/* The sequence state that a slot's record holds, into the session of the same tuple. */
+ALWAYS_INLINE void read_record(struct work *w, u32 slot)
+{
+	if (is_ipv4(w)) {
+		struct vestige4 *v = records_ipv4.lookup(&slot);
+
+		if (v)
+			COPY_STATE(&w->session, v);
+	} else {
+		struct vestige6 *v = records_ipv6.lookup(&slot);
+
+		if (v)
+			COPY_STATE(&w->session, v);
+	}
 }
 
 ALWAYS_INLINE u32 lane_of(u64 ticks)
@@ -276,9 +296,9 @@ ALWAYS_INLINE u32 lane_of(u64 ticks)
 	return lane;
 }
 
-ALWAYS_INLINE u64 *cell_of(int family, u32 class, u32 lane, u64 period)
+ALWAYS_INLINE u64 *cell_of(const struct work *w, u32 class, u32 lane, u64 period)
 {
-	u32 i = (class * FAMILIES + family) * LANES + lane;
+	u32 i = (class * FAMILIES + w->family) * LANES + lane;
 	struct cells *cells = living.lookup(&i);
 
 	return cells ? &cells->count[period % PERIODS] : NULL;
@@ -294,30 +314,30 @@ ALWAYS_INLINE void count_living(u64 *cell, u64 period)
 	__sync_fetch_and_add(cell, 1);
 }
 
-ALWAYS_INLINE void plan_life(int family, u32 class, u64 expiry, u64 now)
+ALWAYS_INLINE void plan_life(const struct work *w, u32 class)
 {
 	struct counters *c = this_cpu();
-	u64 period = expiry >> PERIOD_SHIFT;
-	u32 lane = lane_of(expiry - now);
-	u64 *cell = cell_of(family, class, lane, period);
+	u64 life = w->expiry - w->now, period = w->expiry >> PERIOD_SHIFT;
+	u32 lane = lane_of(life);
+	u64 *cell = cell_of(w, class, lane, period);
 
 	if (!c || !cell || class >= CLASSES)
 		return;
 	count_living(cell, period);
 	__sync_fetch_and_add(&c->planned[class][lane % LANES], 1);
-	__sync_fetch_and_add(&c->planned_ticks[class][lane % LANES], expiry - now);
+	__sync_fetch_and_add(&c->planned_ticks[class][lane % LANES], life);
 }
 
 /* Takes a live word's vestige out of the living. Returns its age in ticks. */
-ALWAYS_INLINE u64 withdraw_life(int family, u32 class, u64 word, u64 now)
+ALWAYS_INLINE u64 withdraw_life(const struct work *w, u32 class, u64 word)
 {
 	struct counters *c = this_cpu();
-	u16 *start = start_at(family, slot_of(word));
-	u64 left = remaining(word, now);
-	u64 age = start ? (u16)(now - *start) : 0;
-	u64 period = (now + left) >> PERIOD_SHIFT;
+	u16 *start = start_at(w, slot_of(word));
+	u64 left = remaining(word, w->now);
+	u64 age = start ? (u16)(w->now - *start) : 0;
+	u64 period = (w->now + left) >> PERIOD_SHIFT;
 	u32 lane = lane_of(age + left);
-	u64 *cell = cell_of(family, class, lane, period);
+	u64 *cell = cell_of(w, class, lane, period);
 
 	if (!c || !cell || class >= CLASSES)
 		return age;
@@ -327,45 +347,48 @@ ALWAYS_INLINE u64 withdraw_life(int family, u32 class, u64 word, u64 now)
 	return age;
 }
 
-ALWAYS_INLINE void count_end(int family, u64 word, u64 now, u32 reason)
+ALWAYS_INLINE void count_end(struct work *w, u64 word)
 {
 	struct counters *c = this_cpu();
-	u32 class = class_of(family, slot_of(word));
-	u64 age = withdraw_life(family, class, word, now);
+	u32 class = class_of(w, slot_of(word));
+	u64 age = withdraw_life(w, class, word);
 
 	if (!c || class >= CLASSES)
 		return;
-	__sync_fetch_and_add(&c->ended[class][reason % REASONS], 1);
+	__sync_fetch_and_add(&c->ended[class][w->reason % REASONS], 1);
 	__sync_fetch_and_add(&c->lifetime[class][lane_of(age) % LANES], 1);
 	__sync_fetch_and_add(&c->lifetime_ticks[class], age);
 }
 
 /* Ends the vestige of a word that was seen alive. False if another CPU was faster. */
-ALWAYS_INLINE bool vestige_end(int family, u64 *at, u64 word, u64 now, u32 reason)
+ALWAYS_INLINE bool vestige_end(struct work *w, u64 *at, u64 word, u32 reason)
 {
 	if (__sync_val_compare_and_swap(at, word, 0) != word)
 		return false;
-	count_end(family, word, now, reason);
+	w->reason = reason;
+	count_end(w, word);
 	return true;
 }
 
-ALWAYS_INLINE struct scan scan_line(const struct place *place)
+/* One pass over a line: which words carry the tag and live (a bit each), and which word is the best to give up: a free
+ * one, or else the one that expires first. That three words of a line carry one tag happens once in a hundred million
+ * times; only two are looked at, and it is counted. */
+ALWAYS_INLINE void scan_line(struct work *w, const struct line *line)
 {
-	struct scan scan = {};
-	u64 least = ~0ULL >> 1;
+	u64 tag = w->hash & TAG_MASK, now = w->now, least = ~0ULL >> 1, tagged = 0;
 
 #pragma unroll
 	for (u64 i = 0; i < LINE_WORDS; i++) {
-		u64 word = place->line->word[i], left = remaining(word, place->now), rank = left << 3 | i;
+		u64 word = line->word[i], left = remaining(word, now), rank = left << 3 | i;
 
-		scan.tagged |= (less((word >> 24 & TAG_MASK) ^ place->tag, 1) & less(0, left)) << i;
+		tagged |= (less((word >> 24 & TAG_MASK) ^ tag, 1) & less(0, left)) << i;
 		least ^= (least ^ rank) & -less(rank, least);
 	}
-	scan.spare = untraced(least);
-	least = scan.tagged & (scan.tagged - 1);
-	if (least & (least - 1))
+	w->tagged = tagged;
+	w->spare = least % LINE_WORDS;
+	tagged &= tagged - 1;
+	if (tagged & (tagged - 1))
 		COUNT(dropped[DROPPED_COLLISION]);
-	return scan;
 }
 
 /* Index of the lowest bit that is set, of eight. */
@@ -376,51 +399,60 @@ ALWAYS_INLINE u64 lowest_bit(u64 bits)
 	return less(0, bit & 0xaa) | less(0, bit & 0xcc) << 1 | less(0, bit & 0xf0) << 2;
 }
 
-/* The word of the tuple's live vestige, among those whose tag matches: nearly always none or one. Two are looked at; that
- * a line holds three equal tags of different tuples happens once in a hundred million times, and is counted. */
-ALWAYS_INLINE struct match match_tuple(int family, const struct tuple *t, const struct place *place, u64 tagged)
+/* Looks for the tuple's live vestige among the words whose tag matches, nearly always none or one. If it is there,
+ * w->spare says where and w->word what the word was. */
+ALWAYS_INLINE bool match_tuple(struct work *w, const struct line *line)
 {
-	struct match match = {};
+#pragma unroll
+	for (int n = 0; n < 2; n++) {
+		u64 tagged = w->tagged, i, word;
 
-#pragma clang loop unroll(disable)
-	for (int n = 0; n < 2 && tagged; n++) {
-		u64 i = untraced(lowest_bit(tagged)), word = place->line->word[i];
-
-		if (record_has(family, slot_of(word), t)) {
-			match.at = &place->line->word[i];
-			match.word = word;
-			return match;
+		if (!tagged)
+			return false;
+		w->candidate = lowest_bit(tagged);
+		i = w->candidate % LINE_WORDS;
+		word = line->word[i];
+		if (record_has(w, slot_of(word), &w->session.tuple)) {
+			w->spare = i;
+			w->word = word;
+			return true;
 		}
-		tagged &= tagged - 1;
+		w->tagged = tagged & (tagged - 1);
 	}
-	return match;
+	return false;
 }
 
-ALWAYS_INLINE struct match vestige_find(int family, const struct tuple *t, struct place *place)
+/* Looks for the session's live vestige: w->home and w->spare say where its word is, w->word what it was. */
+ALWAYS_INLINE bool vestige_find(struct work *w)
 {
-	struct match none = {};
+	struct line *line = find_line(w, &w->session.tuple);
 
-	if (!find_place(family, t, place))
-		return none;
-	return match_tuple(family, t, place, scan_line(place).tagged);
+	w->now = tick_now();
+	if (!line)
+		return false;
+	w->home = w->line;
+	scan_line(w, line);
+	return match_tuple(w, line);
 }
 
 /* The ring has come round to a slot: if its old record's vestige is alive, it is evicted before the slot is written. */
-ALWAYS_INLINE void evict_slot(int family, u32 slot, u64 now)
+ALWAYS_INLINE void evict_slot(struct work *w, u32 slot)
 {
-	struct tuple old = {};
-	struct place place = { .now = now };
+	struct line *line;
 	u64 at = 0, word;
 
-	if (!read_tuple(family, slot, &old) || !find_place(family, &old, &place))
+	read_tuple(w, slot, &w->other);
+	line = find_line(w, &w->other);
+	if (!line)
 		return;
 #pragma unroll
 	for (u64 i = 1; i < LINE_WORDS; i++)
-		at |= i & -less(slot_of(place.line->word[i]) ^ slot, 1);
-	at = untraced(at);
-	word = place.line->word[at];
-	if (slot_of(word) == slot && remaining(word, now))
-		vestige_end(family, &place.line->word[at], word, now, REASON_EVICTED);
+		at |= i & -less(slot_of(line->word[i]) ^ slot, 1);
+	w->candidate = at;
+	at = w->candidate % LINE_WORDS;
+	word = line->word[at];
+	if (slot_of(word) == slot && remaining(word, w->now))
+		vestige_end(w, &line->word[at], word, REASON_EVICTED);
 }
 
 /* Keeps the latest expiry of the block that is being written; several CPUs write into one block. */
@@ -436,58 +468,63 @@ ALWAYS_INLINE void raise_expiry(u64 *latest, u64 expiry)
 	__sync_fetch_and_add(latest, HORIZON_TICKS); /* two lost races: too late is safe, it only costs a look */
 }
 
-/* Takes the next slot of a class's ring, writes the record there and plans its life. Returns the word to publish. */
-ALWAYS_INLINE u64 occupy_slot(int family, u32 class, const struct session *s, u64 tag, u64 now, u64 expiry)
+/* Takes the next slot of a class's ring, writes the session's record there and plans its life. What is to be published
+ * stands in w->fresh. */
+ALWAYS_INLINE void occupy_slot(struct work *w, u32 class)
 {
-	struct ring *ring = ring_of(family, class);
+	struct ring *ring = ring_of(w, class);
 	u64 birth, lap, block;
-	u32 offset, slot;
+	u32 offset;
 	u16 *start;
 
 	if (!ring)
-		return 0;
+		return;
 	birth = __sync_fetch_and_add(&ring->head, 1);
 	lap = birth / ring->capacity;
 	offset = birth - lap * ring->capacity;
 	block = lap * (BLOCKS / 2) + offset / ring->block;
-	slot = ring->base + offset;
-	if (ring->expiry[(block - BLOCKS / 2) % BLOCKS] >= now)
-		evict_slot(family, slot, now);
-	if (family == FAMILY_IPV4)
-		write_record4(slot, s);
-	else
-		write_record6(slot, s);
-	start = start_at(family, slot);
+	w->slot = ring->base + offset;
+	if (ring->expiry[(block - BLOCKS / 2) % BLOCKS] >= w->now)
+		evict_slot(w, w->slot);
+	write_record(w, w->slot);
+	start = start_at(w, w->slot);
 	if (start)
-		*start = now;
-	raise_expiry(&ring->expiry[block % BLOCKS], expiry);
-	plan_life(family, class, expiry, now);
-	return (expiry & TICK_MASK) << 40 | tag << 24 | slot;
+		*start = w->now;
+	raise_expiry(&ring->expiry[block % BLOCKS], w->expiry);
+	plan_life(w, class);
+}
+
+/* The word that names the slot just occupied. */
+ALWAYS_INLINE u64 fresh_word(const struct work *w)
+{
+	return (w->expiry & TICK_MASK) << 40 | (w->hash & TAG_MASK) << 24 | w->slot;
 }
 
 /* Publishes a word in its line: over the tuple's older vestige, else over free space, else over the oldest. Another CPU
  * can change the line meanwhile: then once more. */
-ALWAYS_INLINE bool publish(int family, const struct tuple *t, struct place *place, u64 word)
+ALWAYS_INLINE bool publish(struct work *w, struct line *line, u64 fresh)
 {
-	struct scan scan = scan_line(place);
-	struct match older = match_tuple(family, t, place, scan.tagged);
-	u64 *at = older.at ? older.at : &place->line->word[scan.spare];
-	u64 old = older.at ? older.word : *at;
-	u32 reason = older.at ? REASON_REUSED : REASON_EVICTED;
+	u64 *at, old;
 
-	if (__sync_val_compare_and_swap(at, old, word) != old) {
-		at = &place->line->word[scan_line(place).spare];
+	scan_line(w, line);
+	w->reason = match_tuple(w, line) ? REASON_REUSED : REASON_EVICTED;
+	at = &line->word[w->spare % LINE_WORDS];
+	old = w->reason == REASON_REUSED ? w->word : *at;
+	if (__sync_val_compare_and_swap(at, old, fresh) != old) {
+		scan_line(w, line);
+		at = &line->word[w->spare % LINE_WORDS];
 		old = *at;
-		reason = REASON_EVICTED;
-		if (__sync_val_compare_and_swap(at, old, word) != old)
+		w->reason = REASON_EVICTED;
+		if (__sync_val_compare_and_swap(at, old, fresh) != old)
 			return false;
 	}
-	if (remaining(old, place->now))
-		count_end(family, old, place->now, reason);
+	if (remaining(old, w->now))
+		count_end(w, old);
 	return true;
 }
 
-ALWAYS_INLINE u64 expiry_after(u64 nanoseconds, u64 now)
+/* When the life that begins now ends. Rounded up to a tick, and one more for the part of a tick that has passed. */
+ALWAYS_INLINE void set_expiry(struct work *w, u64 nanoseconds)
 {
 	u64 ticks = (nanoseconds >> TICK_SHIFT) + 2;
 
@@ -495,39 +532,47 @@ ALWAYS_INLINE u64 expiry_after(u64 nanoseconds, u64 now)
 		COUNT(dropped[DROPPED_HORIZON]);
 		ticks = HORIZON_TICKS;
 	}
-	return now + ticks;
+	w->now = tick_now();
+	w->expiry = w->now + ticks;
 }
 
-/* A session enters the table. The tuple's place is found first, so that its line is on its way from memory while the
- * record is written. */
-ALWAYS_INLINE bool vestige_insert(int family, u32 class, const struct session *s, u64 nanoseconds)
+/* w->session enters the table, for so long. */
+ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 nanoseconds)
 {
-	struct place place = { .now = tick_now() };
-	u64 word;
+	struct line *line;
+	u64 fresh;
 
-	if (!find_place(family, &s->tuple, &place))
+	set_expiry(w, nanoseconds);
+	occupy_slot(w, class);
+	line = find_line(w, &w->session.tuple);
+	if (!line)
 		return false;
-	word = occupy_slot(family, class, s, place.tag, place.now, expiry_after(nanoseconds, place.now));
-	if (publish(family, &s->tuple, &place, word))
+	fresh = fresh_word(w);
+	if (publish(w, line, fresh))
 		return true;
-	withdraw_life(family, class, word, place.now);
+	withdraw_life(w, class, fresh);
 	COUNT(dropped[DROPPED_CONTENTION]);
 	return false;
 }
 
-/* The timer starts anew: the vestige moves to the newest slot of its ring, in the same word of the index. */
-ALWAYS_INLINE void vestige_restart(int family, const struct match *match, const struct session *s,
-				   const struct place *place, u64 nanoseconds)
+/* The timer starts anew: the vestige that vestige_find found moves to the newest slot of its ring, in the same word of
+ * the index. w->session is what its record will hold. */
+ALWAYS_INLINE void vestige_restart(struct work *w, u64 nanoseconds)
 {
-	u32 class = class_of(family, slot_of(match->word));
-	u64 word = occupy_slot(family, class, s, place->tag, place->now, expiry_after(nanoseconds, place->now));
-	u64 ended = match->word;
+	u64 ended = w->word, fresh;
+	u32 class = class_of(w, slot_of(ended));
+	struct line *line;
 
-	if (__sync_val_compare_and_swap(match->at, match->word, word) != match->word)
-		ended = word;	/* it ended meanwhile: the new slot's life is taken back instead */
-	else if (class < CLASSES)
-		COUNT(restarted[class]);
-	withdraw_life(family, class, ended, place->now);
+	set_expiry(w, nanoseconds);
+	occupy_slot(w, class);
+	line = line_at(w, w->home);
+	fresh = (w->expiry & TICK_MASK) << 40 | (ended & TAG_MASK << 24) | w->slot;
+	w->word = fresh; /* if it ended meanwhile, the new slot's life is taken back */
+	if (line && __sync_val_compare_and_swap(&line->word[w->spare % LINE_WORDS], ended, fresh) == ended) {
+		w->word = ended;
+		ADD(restarted[class % CLASSES], 1);
+	}
+	withdraw_life(w, class, w->word);
 }
 
 #endif

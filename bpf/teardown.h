@@ -4,13 +4,13 @@
  *
  *   tcp_time_wait(sk, state, timeo)            birth, with the substate and the time
  *   __inet_twsk_schedule(tw, timeo, rearm)     with rearm: the timer starts anew, also when the FIN ends FIN_WAIT2
- *   tw_timer_handler(timer)                    end: expired
- *   inet_twsk_deschedule_put(tw)               end before the time; why is known from who came before it on this CPU:
- *   tcp_timewait_state_process(tw, skb, th)      a RST inside of it; what it returns says reopened or RST sent
+ *   inet_twsk_kill(tw)                         end, of whatever cause; which is known from who came before it on this CPU:
+ *   tw_timer_handler(timer)                      expired
+ *   tcp_timewait_state_process(tw, skb, th)      a RST inside of it; what it returns says reopened, or RST sent
  *   tcp_twsk_unique(sk, tw, twp)                 1: connect() takes the tuple
- *                                                neither: destroyed by another tool or with its namespace
+ *                                                none of them: destroyed by another tool or with its namespace
  *
- * All but the last run with bottom halves disabled, so that a verdict and the end it explains share a CPU.
+ * Verdict and end run with bottom halves disabled, so that both are on one CPU with nothing of ours in between.
  */
 
 struct verdict {
@@ -46,76 +46,49 @@ ALWAYS_INLINE u32 take_verdict(u64 tw)
 	return verdict->reason;
 }
 
-ALWAYS_INLINE struct match find_mini(int family, const void *tw, const struct common *common, u32 netns,
-				     struct session *s, struct place *place)
+/* Looks for a mini-socket's vestige; false too if its namespace is not enrolled. */
+ALWAYS_INLINE bool find_mini(struct work *w, const void *tw)
 {
-	struct match none = {};
+	struct common common;
+	u32 *netns;
 	u16 port = 0;
 
-	if (READ(port, tw, inet_timewait_sock_tw_sport))
-		return none;
-	tuple_from(family, &s->tuple, common, port, netns);
-	return vestige_find(family, &s->tuple, place);
-}
-
-ALWAYS_INLINE void over_family(int family, const void *tw, const struct common *common, u32 netns, u32 reason)
-{
-	struct place place = { .now = tick_now() };
-	struct session s = {};
-	struct match match = find_mini(family, tw, common, netns, &s, &place);
-
-	if (match.at)
-		vestige_end(family, match.at, match.word, place.now, reason);
+	if (read_common(&common, tw) || READ(port, tw, inet_timewait_sock_tw_sport))
+		return false;
+	netns = enrolled(&common);
+	if (!netns)
+		return false;
+	read_tuple_from(w, &common, port, *netns);
+	return vestige_find(w);
 }
 
 ALWAYS_INLINE void over(const void *tw, u32 reason)
 {
-	struct common common;
-	u32 *netns;
+	struct work *w = work_of(WORKER_END);
+	struct line *line;
 
-	if (!read_common(&common, tw))
+	if (!w || !find_mini(w, tw))
 		return;
-	netns = enrolled(&common);
-	if (!netns)
-		return;
-	if (family_of(&common) == FAMILY_IPV4)
-		over_family(FAMILY_IPV4, tw, &common, *netns, reason);
-	else
-		over_family(FAMILY_IPV6, tw, &common, *netns, reason);
+	line = line_at(w, w->home);
+	if (line)
+		vestige_end(w, &line->word[w->spare % LINE_WORDS], w->word, reason);
 }
 
 /* The mini-socket's own state is newer than the record's: the FIN moves rcv_nxt, segments move ts_recent. */
-ALWAYS_INLINE void restarted_family(int family, const void *tw, const struct common *common, u32 netns, u64 jiffies)
-{
-	struct place place = { .now = tick_now() };
-	struct session s = {};
-	struct match match = find_mini(family, tw, common, netns, &s, &place);
-	u8 substate = 0;
-
-	if (!match.at)
-		return;
-	read_session(family, slot_of(match.word), &s);
-	READ(substate, tw, inet_timewait_sock_tw_substate);
-	READ(s.rcv_nxt, tw, sock_common_skc_tw_rcv_nxt);
-	READ(s.ts_recent, tw, tcp_timewait_sock_tw_ts_recent);
-	s.bits = (s.bits & ~VESTIGE_FIN_WAIT2) | (substate == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0);
-	vestige_restart(family, &match, &s, &place, timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS);
-}
-
 ALWAYS_INLINE void restarted(const void *tw, u64 jiffies)
 {
-	struct common common;
-	u32 *netns;
+	struct work *w = work_of(WORKER_RESTART);
+	u8 substate = 0;
 
-	if (!read_common(&common, tw))
+	if (!w || !find_mini(w, tw))
 		return;
-	netns = enrolled(&common);
-	if (!netns)
-		return;
-	if (family_of(&common) == FAMILY_IPV4)
-		restarted_family(FAMILY_IPV4, tw, &common, *netns, jiffies);
-	else
-		restarted_family(FAMILY_IPV6, tw, &common, *netns, jiffies);
+	read_record(w, slot_of(w->word));
+	READ(substate, tw, inet_timewait_sock_tw_substate);
+	READ(w->session.rcv_nxt, tw, sock_common_skc_tw_rcv_nxt);
+	READ(w->session.ts_recent, tw, tcp_timewait_sock_tw_ts_recent);
+	w->session.bits &= ~VESTIGE_FIN_WAIT2;
+	w->session.bits |= substate == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
+	vestige_restart(w, timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS);
 }
 
 ALWAYS_INLINE void taken_by_time_wait(const void *sk, int state, int timeo)
@@ -124,7 +97,7 @@ ALWAYS_INLINE void taken_by_time_wait(const void *sk, int state, int timeo)
 	struct common common;
 	u32 zero = 0, *netns;
 
-	if (!read_common(&common, sk))
+	if (read_common(&common, sk))
 		return;
 	netns = enrolled(&common);
 	if (!netns)
@@ -150,11 +123,11 @@ int kfunc____inet_twsk_schedule(unsigned long long *ctx)
 
 int kfunc__tw_timer_handler(unsigned long long *ctx)
 {
-	over((u8 *)ctx[0] - OFFSET_inet_timewait_sock_tw_timer, REASON_EXPIRED);
+	give_verdict(ctx[0] - OFFSET_inet_timewait_sock_tw_timer, REASON_EXPIRED);
 	return 0;
 }
 
-int kfunc__inet_twsk_deschedule_put(unsigned long long *ctx)
+int kfunc__inet_twsk_kill(unsigned long long *ctx)
 {
 	over((void *)ctx[0], take_verdict(ctx[0]));
 	return 0;

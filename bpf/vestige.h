@@ -158,7 +158,6 @@ struct counters {
 	u64 restarted[CLASSES];
 	u64 closed[CLOSES];			/* connections that ended without TIME_WAIT */
 	u64 dropped[DROPPED];
-	u64 scratch;				/* table.h, untraced() */
 };
 
 /* What a process that opens the pins must know before it trusts them. */

@@ -1,4 +1,4 @@
-"""Field offsets of the running kernel's structures, from its BTF (/sys/kernel/btf/vmlinux), through libbpf's btf__ functions."""
+"""Field offsets of the running kernel's structures, from its BTF, through libbpf's btf__ functions."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FUNCTIONS = ("tcp_timewait_state_process", "tcp_twsk_unique")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Field:
-    """Where a field lies: byte offset in its structure; of a bit field also the bit in that byte and its width in bits."""
+    """Where a field lies: byte offset in its structure; of a bit field also the bit in that byte, and its width."""
 
     offset: int
     bit: int = 0
@@ -79,10 +79,15 @@ class Btf:
 
     def __init__(self, path: Path = VMLINUX) -> None:
         if not path.exists():
-            raise TwctlError(f"this kernel has no type information at {path}", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y")
+            raise TwctlError(
+                f"this kernel has no type information at {path}", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+            )
         self._btf = libbpf().btf__parse(str(path).encode(), None)
         if not self._btf:
-            raise TwctlError(f"cannot read the type information at {path}", "run as root, on a kernel built with CONFIG_DEBUG_INFO_BTF=y")
+            raise TwctlError(
+                f"cannot read the type information at {path}",
+                "run as root, on a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+            )
 
     def close(self) -> None:
         """Give the memory back (about 10 MB)."""
@@ -90,7 +95,7 @@ class Btf:
         self._btf = None
 
     def field(self, path: str) -> Field | None:
-        """Find `struct.member[.member...]`, looking through anonymous structures and unions; None if there is no such."""
+        """Find `struct.member[.member...]`, also inside anonymous structures and unions; None if there is no such."""
         struct, *members = path.split(".")
         type_id = libbpf().btf__find_by_name_kind(self._btf, struct.encode(), _STRUCT)
         at, bits = 0, 0
@@ -145,7 +150,10 @@ def macros(btf: Btf) -> Mapping[str, int]:
     for path in REQUIRED + OPTIONAL:
         field = btf.field(path)
         if field is None and path in REQUIRED:
-            raise TwctlError(f"this kernel's type information has no field {path}", "twctl works on Linux 5.15 and later; please report this kernel")
+            raise TwctlError(
+                f"this kernel's type information has no field {path}",
+                "twctl works on Linux 5.15 and later; please report this kernel",
+            )
         if field is not None:
             result |= _field_macros(path.replace(".", "_"), field)
     for function in FUNCTIONS:

@@ -218,7 +218,7 @@ _CAPACITY = Key(None, _sessions, "a whole number of sessions from 256 to 4194304
 _TIME_WAIT = Key(None, number((sys.float_info.min, 1000)), "seconds above 0, up to 1000")
 _PREFIXES = Key(None, list_of(_prefix), "a list of prefixes such as 10.0.0.0/8 or fd00::/8")
 # Shorter than 0.1 s would read routes all the time; longer than a day means never.
-_INTERVAL = Key(60.0, number((0, 0), (0.1, 86400)), "0 (never) or seconds from 0.1 to 86400")
+_INTERVAL = Key(15.0, number((0, 0), (0.1, 86400)), "0 (never) or seconds from 0.1 to 86400")
 
 _KEYS: dict[str, Key] = {
     "mode": Key("observe", choice(Mode), ", ".join(Mode)),

@@ -2,20 +2,23 @@
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
 from twctl import loader, netns
 from twctl.classes import Class
-from twctl.config import KERNEL_TIME_WAIT, Config, Mode
+from twctl.config import KERNEL_TIME_WAIT, Config, Mode, load
 from twctl.errors import TwctlError
 from twctl.kernel import Sockstat
 from twctl.layout import FAMILIES, NAMESPACES, Layout
@@ -59,7 +62,6 @@ def run(config: Config) -> None:
         pins.open()
         cookies = {name: netns.cookie(name) for name in config.netns or (None,)}
         table = _table(pins, config)
-        undo.callback(table.close)
         indexes = _indexes(table, cookies)
         namespaces = [_open(table, indexes[name], name, config, undo) for name in cookies]
         _enrol(table, namespaces, cookies)
@@ -71,6 +73,21 @@ def run(config: Config) -> None:
         log.info("observing with the %s probe, metrics on port %d", state.probe, server.port)
         _loop(stopping, namespaces, state, reconciler, config)
     log.info("stopped; the probes go on, 'twctl release' removes them")
+
+
+def main() -> int:
+    """Run in a process that `twctl run` became: without the command line's library, which is 8 MB of its own.
+
+    The argument is JSON: the configuration file (or null) and the command line's options.
+    """
+    request = json.loads(sys.argv[1])
+    logging.basicConfig(level=logging.INFO, format="twctl: %(message)s", stream=sys.stderr)
+    try:
+        run(load(Path(request["file"]) if request["file"] else None, request["options"]).config)
+    except TwctlError as error:
+        log.error("%s", error)  # noqa: TRY400 - one line, no traceback
+        return 1
+    return 0
 
 
 def _layout(config: Config) -> Layout:
@@ -87,7 +104,6 @@ def _table(pins: Pins, config: Config) -> Table:
             if table.identity == layout.identity(config.probe):
                 log.info("took over the pinned table at %s: same layout", pins.current)
                 return table
-            table.close()
         log.info("replacing the pinned table at %s: other layout, capacity or probe", pins.current)
     sizes = {family: {klass.label: layout.capacity[family][klass] for klass in Class} for family in FAMILIES}
     loaded = pins.load(loader.Request(str(pins.root / "next"), sizes, config.probe))
@@ -97,7 +113,7 @@ def _table(pins: Pins, config: Config) -> Table:
 
 
 def _indexes(table: Table, cookies: dict[str | None, int]) -> dict[str | None, int]:
-    """Give each namespace the index it has, or the lowest free one: vestiges of others keep theirs until they expire."""
+    """Give each namespace the index it has, or the lowest free one: others' vestiges keep theirs."""
     known = {cookie: index for index, (cookie, _) in table.enrolments().items()}
     free = iter(sorted(set(range(NAMESPACES)) - set(known.values())))
     return {name: known[cookie] if cookie in known else next(free) for name, cookie in cookies.items()}
@@ -151,7 +167,7 @@ def _registry(table: Table, state: DaemonState) -> CollectorRegistry:
 def _signals() -> Iterator[socket.socket]:
     """Turn SIGINT and SIGTERM into a readable socket."""
     read, write = socket.socketpair()
-    write.setblocking(False)
+    write.setblocking(False)  # noqa: FBT003 - socket's own signature
     previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     wakeup = signal.set_wakeup_fd(write.fileno())
     try:
@@ -164,7 +180,9 @@ def _signals() -> Iterator[socket.socket]:
         write.close()
 
 
-def _loop(stopping: socket.socket, namespaces: list[Namespace], state: DaemonState, reconciler: Reconciler, config: Config) -> None:
+def _loop(
+    stopping: socket.socket, namespaces: list[Namespace], state: DaemonState, reconciler: Reconciler, config: Config
+) -> None:
     reconciling = config.reconcile_interval > 0 and state.probe == "tracepoint"
     interval = config.reconcile_interval if reconciling else SWEEP_SECONDS
     due = time.monotonic() + interval
@@ -198,4 +216,10 @@ def _reconcile(reconciler: Reconciler, state: DaemonState) -> float:
 
 def _report(drift: Drift, what: str) -> None:
     if drift.missing or drift.stale:
-        log.info("%s: %d sessions the table did not have, %d the kernel no longer has", what, drift.missing, drift.stale)
+        log.info(
+            "%s: %d sessions the table did not have, %d the kernel no longer has", what, drift.missing, drift.stale
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -43,3 +43,9 @@ def _slab_size(cache: Path) -> int:
         return int((cache / "slab_size").read_text())
     except FileNotFoundError:
         return 0
+
+
+def ephemeral_ports(proc: Path = Path("/proc")) -> range:
+    """Return the local ports that the kernel chooses from (net.ipv4.ip_local_port_range)."""
+    low, high = (proc / "sys/net/ipv4/ip_local_port_range").read_text().split()
+    return range(int(low), int(high) + 1)

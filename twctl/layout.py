@@ -75,8 +75,10 @@ class Layout:
         return sizes | {"PREFIXES": PREFIXES, "NAMESPACES": NAMESPACES, "CPUS": possible_cpus()}
 
     def identity(self, probe: str) -> int:
-        """64 bits that differ when a table loaded by somebody else cannot be taken over: sources, sizes, kernel, probe."""
-        what = repr((source("observe.c"), sorted(self.defines().items()), os.uname().version, os.uname().release, probe))
+        """64 bits that differ where a pinned table cannot be taken over: sources, sizes, kernel, probe."""
+        what = repr(
+            (source("observe.c"), sorted(self.defines().items()), os.uname().version, os.uname().release, str(probe))
+        )
         return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "little")
 
 

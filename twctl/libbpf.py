@@ -1,4 +1,4 @@
-"""The few functions of libbpf.so.1 that twctl calls, so that no system call number stands in our code and no LLVM in the daemon."""
+"""The few functions of libbpf.so.1 that twctl calls: no system call number in our code, no LLVM in the daemon."""
 
 from __future__ import annotations
 
@@ -40,7 +40,9 @@ def libbpf() -> ctypes.CDLL:
     try:
         lib = ctypes.CDLL("libbpf.so.1", use_errno=True)
     except OSError:
-        raise TwctlError("libbpf.so.1 is not installed", "install Debian's python3-bpfcc, which brings it along") from None
+        raise TwctlError(
+            "libbpf.so.1 is not installed", "install Debian's python3-bpfcc, which brings it along"
+        ) from None
     for name in ("btf__parse", "btf__type_by_id"):
         getattr(lib, name).restype = ctypes.c_void_p
     lib.btf__name_by_offset.restype = ctypes.c_char_p
@@ -121,7 +123,9 @@ class Program:
         :raises OSError: if the kernel refuses to run it.
         """
         context = (ctypes.c_uint64 * len(arguments))(*arguments)
-        opts = _TestRun(sz=ctypes.sizeof(_TestRun), ctx_in=ctypes.addressof(context), ctx_size_in=ctypes.sizeof(context))
+        opts = _TestRun(
+            sz=ctypes.sizeof(_TestRun), ctx_in=ctypes.addressof(context), ctx_size_in=ctypes.sizeof(context)
+        )
         _checked(libbpf().bpf_prog_test_run_opts(self._fd, ctypes.byref(opts)), "BPF_PROG_TEST_RUN")
         return int(opts.retval)
 

@@ -1,7 +1,7 @@
 """The short-lived process that compiles, loads, attaches and pins: the only one with bcc, and so with LLVM, in it.
 
-Run as `python -m twctl.loader` with a request (JSON) on standard input. Prints one JSON object: {"probe": ..., "refused": ...}
-or {"error": ..., "hint": ...}, then with exit status 1.
+Run as `python -m twctl.loader` with a request (JSON) on standard input. Prints one JSON object:
+{"probe": ..., "refused": ...} or, with exit status 1, {"error": ..., "hint": ...}.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
-RECONCILERS = tuple(f"{verb}_{family}" for verb in ("look", "take", "sweep", "finish") for family in FAMILIES)
+RECONCILERS = ("look", "take", "adopt", "sweep", "finish")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,7 +42,9 @@ class Request:
     @property
     def layout(self) -> Layout:
         """Sizes of the table to load."""
-        return Layout({family: {Class(i): sizes[Class(i).label] for i in Class} for family, sizes in self.capacity.items()})
+        return Layout(
+            {family: {Class(i): sizes[Class(i).label] for i in Class} for family, sizes in self.capacity.items()}
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -59,13 +61,19 @@ def load(request: Request) -> Loaded:
     :raises TwctlError: with the loader's own message and hint.
     """
     done = subprocess.run(
-        [sys.executable, "-m", "twctl.loader"], input=json.dumps(dataclasses.asdict(request)), capture_output=True, text=True, check=False
+        [sys.executable, "-m", "twctl.loader"],
+        input=json.dumps(dataclasses.asdict(request)),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise TwctlError(f"the loader failed: {lines[-1]}", "run 'twctl check' to see what this kernel allows") from None
+        raise TwctlError(
+            f"the loader failed: {lines[-1]}", "run 'twctl check' to see what this kernel allows"
+        ) from None
     if "error" in answer:
         raise TwctlError(answer["error"], answer["hint"])
     return Loaded(**answer)
@@ -73,8 +81,13 @@ def load(request: Request) -> Loaded:
 
 def _flags(layout: Layout, offsets: dict[str, int], late: int) -> list[str]:
     jiffy = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
-    values = layout.defines() | offsets | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
-    return [f"-D{name}={value}ULL" if name.endswith("NANOSECONDS") else f"-D{name}={value}" for name, value in values.items()] + [
+    values = (
+        layout.defines() | offsets | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
+    )
+    return [
+        f"-D{name}={value}ULL" if name.endswith("NANOSECONDS") else f"-D{name}={value}"
+        for name, value in values.items()
+    ] + [
         f"-DHASH_SEED={secrets.randbits(64)}ULL",
         "-Wno-unused-function",
     ]
@@ -113,15 +126,20 @@ class _Object:
             except Exception as failure:  # noqa: BLE001 - bcc raises nothing more precise
                 self._failure = str(failure)
         if self.bpf is None or not hasattr(self, "programs"):
-            raise TwctlError(f"the {probe} probe does not load: {_reason(lines, self._failure)}", "run 'twctl check' to see what this kernel allows")
+            raise TwctlError(
+                f"the {probe} probe does not load: {_reason(lines, self._failure)}",
+                "run 'twctl check' to see what this kernel allows",
+            )
 
     def links(self) -> dict[str, int]:
         """Attached programs: name and descriptor of the link."""
         groups = (self.bpf.raw_tracepoint_fds, self.bpf.kfunc_entry_fds, self.bpf.kfunc_exit_fds)
-        return {name.decode() if isinstance(name, bytes) else name: fd for group in groups for name, fd in group.items()}
+        return {
+            name.decode() if isinstance(name, bytes) else name: fd for group in groups for name, fd in group.items()
+        }
 
     def maps(self) -> dict[str, int]:
-        """Maps: name and descriptor. Not through BPF[name], whose JSON of our two-dimensional arrays Python cannot read."""
+        """Maps: name and descriptor. Not through BPF[name]: its JSON of two-dimensional arrays is broken."""
         return {name: _bcc().lib.bpf_table_fd(self.bpf.module, name.encode()) for name in MAPS}
 
 
@@ -131,13 +149,19 @@ MAPS = (
 )
 
 
-def _bcc() -> Any:
+def _bcc() -> Any:  # noqa: ANN401 - bcc has no types
     try:
         import bcc  # noqa: PLC0415 - this is the only process that may carry it
     except ImportError:
-        raise TwctlError("Python cannot import bcc", "install Debian's python3-bpfcc (PyPI's bcc is something else) and run deploy/setup") from None
+        raise TwctlError(
+            "Python cannot import bcc",
+            "install Debian's python3-bpfcc (PyPI's bcc is something else) and run deploy/setup",
+        ) from None
     if not hasattr(bcc, "BPF"):
-        raise TwctlError("the installed bcc is not the BPF compiler collection", "pip uninstall bcc, and install Debian's python3-bpfcc")
+        raise TwctlError(
+            "the installed bcc is not the BPF compiler collection",
+            "pip uninstall bcc, and install Debian's python3-bpfcc",
+        )
     return bcc
 
 

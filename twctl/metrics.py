@@ -64,7 +64,7 @@ class Sums:
         return seen + sum(self.expired(klass, lane) for lane in range(LANES)) if reason is Reason.EXPIRED else seen
 
     def lifetimes(self, klass: Class) -> tuple[list[int], float]:
-        """Ended sessions by lane, and the sum of their lives in seconds; an unseen expiry has its lane's mean planned life."""
+        """Ended sessions by lane, and the sum of their lives (s); an unseen expiry has its lane's mean planned life."""
         lanes, ticks = [], float(self.counters.get("lifetime_ticks", klass))
         for lane in range(LANES):
             expired, planned = self.expired(klass, lane), self.counters.get("planned", klass, lane)
@@ -104,10 +104,24 @@ class TwctlCollector(Collector):
         sums = Sums.read(self._table)
         for name, what, text in (
             ("twctl_time_wait_entered", "entered", "Sessions that entered TIME_WAIT or orphaned FIN_WAIT2."),
-            ("twctl_time_wait_adopted", "adopted", "Sessions taken over from the kernel's list, whose entry was not seen."),
+            (
+                "twctl_time_wait_adopted",
+                "adopted",
+                "Sessions taken over from the kernel's list, whose entry was not seen.",
+            ),
         ):
-            yield _counter(name, text, [((k.label, f), sums.counters.get(what, k, FAMILIES.index(f))) for k, f in CLASS_FAMILY], "class", "family")
-        ends = [((k.label, r.name.lower()), self._never_less("ended", (k.label, r.name), sums.ended(k, r))) for k in Class for r in Reason]
+            yield _counter(
+                name,
+                text,
+                [((k.label, f), sums.counters.get(what, k, FAMILIES.index(f))) for k, f in CLASS_FAMILY],
+                "class",
+                "family",
+            )
+        ends = [
+            ((k.label, r.name.lower()), self._never_less("ended", (k.label, r.name), sums.ended(k, r)))
+            for k in Class
+            for r in Reason
+        ]
         yield _counter("twctl_time_wait_ended", "Sessions that ended, by reason.", ends, "class", "reason")
         sessions = [((k.label, f), sums.sessions(k, f)) for k, f in CLASS_FAMILY]
         yield _gauge("twctl_time_wait_sessions", "Live sessions.", sessions, "class", "family")
@@ -115,7 +129,12 @@ class TwctlCollector(Collector):
         yield _counter("twctl_time_wait_restarted", "Times that a session's timer started anew.", restarts, "class")
         yield self._lifetimes(sums)
         closes = [((how,), sums.counters.get("closed", i)) for i, how in enumerate(CLOSES)]
-        yield _counter("twctl_closed_without_time_wait", "Connections that ended without TIME_WAIT on this host, by how.", closes, "how")
+        yield _counter(
+            "twctl_closed_without_time_wait",
+            "Connections that ended without TIME_WAIT on this host, by how.",
+            closes,
+            "how",
+        )
 
     def _lifetimes(self, sums: Sums) -> Metric:
         text = "Seconds from entering TIME_WAIT, or from the last restart of its timer, to the session's end."
@@ -131,8 +150,16 @@ class TwctlCollector(Collector):
     def _table_metrics(self) -> Iterator[Metric]:
         layout = self._table.layout
         capacity = [((k.label, f), layout.capacity[f][k]) for k, f in CLASS_FAMILY]
-        yield _gauge("twctl_table_capacity_sessions", "Sessions that the table holds before the oldest is evicted.", capacity, "class", "family")
-        yield _gauge("twctl_table_bytes", "Kernel memory of records and index.", [((), sum(layout.bytes(f) for f in FAMILIES))])
+        yield _gauge(
+            "twctl_table_capacity_sessions",
+            "Sessions that the table holds before the oldest is evicted.",
+            capacity,
+            "class",
+            "family",
+        )
+        yield _gauge(
+            "twctl_table_bytes", "Kernel memory of records and index.", [((), sum(layout.bytes(f) for f in FAMILIES))]
+        )
         counters = self._table.counters()
         dropped = [((why,), counters.get("dropped", i)) for i, why in enumerate(DROPPED)]
         dropped.append((("prefix",), self._state.prefixes_refused()))
@@ -142,17 +169,29 @@ class TwctlCollector(Collector):
     def _daemon(self) -> Iterator[Metric]:
         state = self._state
         prefixes = [((k.label, f), count) for (k, f), count in state.prefixes().items()]
-        yield _gauge("twctl_classifier_prefixes", "Prefixes that the probe asks for a peer's class.", prefixes, "class", "family")
+        yield _gauge(
+            "twctl_classifier_prefixes", "Prefixes that the probe asks for a peer's class.", prefixes, "class", "family"
+        )
         yield _counter("twctl_route_changes", "Route, address and link notifications.", [((), state.route_changes())])
-        yield _counter("twctl_route_resyncs", "Full reads of the routes after a lost notification.", [((), state.route_resyncs())])
-        yield _counter("twctl_reconciliations", "Comparisons of the table with the kernel's own list.", [((), state.reconciliations)])
+        yield _counter(
+            "twctl_route_resyncs", "Full reads of the routes after a lost notification.", [((), state.route_resyncs())]
+        )
+        yield _counter(
+            "twctl_reconciliations",
+            "Comparisons of the table with the kernel's own list.",
+            [((), state.reconciliations)],
+        )
         yield _counter("twctl_reconcile_errors", "Comparisons that failed.", [((), state.reconcile_errors)])
         drift = [((which,), count) for which, count in state.drift.items()]
-        text = "Differences that the last comparison found and mended: sessions missing in the table, or in the kernel (stale)."
+        text = "Differences that the last comparison mended: sessions missing in the table, or in the kernel (stale)."
         yield _gauge("twctl_table_drift_sessions", text, drift, "which")
         seconds = [((k.label,), seconds) for k, seconds in state.time_wait.items()]
-        yield _gauge("twctl_time_wait_seconds", "Seconds that a session of the class stays in TIME_WAIT.", seconds, "class")
-        yield _gauge("twctl_mode", "1 for the mode that runs.", [((mode,), int(mode == state.mode)) for mode in MODES], "mode")
+        yield _gauge(
+            "twctl_time_wait_seconds", "Seconds that a session of the class stays in TIME_WAIT.", seconds, "class"
+        )
+        yield _gauge(
+            "twctl_mode", "1 for the mode that runs.", [((mode,), int(mode == state.mode)) for mode in MODES], "mode"
+        )
         info = InfoMetricFamily("twctl_build", "Version, and the probe that sees births and ends.")
         info.add_metric([], {"version": __version__, "probe": state.probe})
         yield info

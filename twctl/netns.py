@@ -21,8 +21,8 @@ Made = TypeVar("Made")
 def inside(name: str | None, make: Callable[[], Made]) -> Made:
     """Call `make` in a namespace (None: the calling thread's own) and return what it made.
 
-    Sockets and open files of /proc/thread-self/net stay in the namespace they were made in. A thread of its own goes there,
-    so that none has to return.
+    Sockets and open files of /proc/thread-self/net stay in the namespace they were made in. A thread of its own goes
+    there, so that none has to return.
 
     :raises TwctlError: if there is no such namespace or it cannot be entered.
     """

@@ -28,12 +28,14 @@ class Pins:
         :raises TwctlError: if another daemon holds the lock, or there can be no bpffs here.
         """
         try:
-            if _mount(self.root.parent)[0] != "bpf":
+            if mount_of(self.root.parent)[0] != "bpf":
                 _mount_bpffs(self.root.parent)
             self.root.mkdir(mode=0o700, exist_ok=True)
             self.root.chmod(0o700)
         except OSError as error:
-            raise TwctlError(f"cannot make {self.root}: {error}", "run as root; pins must be a folder under bpffs") from error
+            raise TwctlError(
+                f"cannot make {self.root}: {error}", "run as root; pins must be a folder under bpffs"
+            ) from error
         self.lock()
 
     def lock(self) -> None:
@@ -41,11 +43,15 @@ class Pins:
 
         :raises TwctlError: if another process has it.
         """
-        self._lock = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
+        folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise TwctlError(f"another twctl uses {self.root}", "stop it first, or choose another folder with pins") from None
+            os.close(folder)
+            raise TwctlError(
+                f"another twctl uses {self.root}", "stop it first, or choose another folder with pins"
+            ) from None
+        self._lock = folder
 
     def load(self, request: loader.Request) -> loader.Loaded:
         """Load anew and put the result in place of what is there.
@@ -75,6 +81,22 @@ class Pins:
             if folder.exists():
                 folder.rmdir()
 
+    def locked(self) -> bool:
+        """Whether a daemon holds the lock."""
+        if not self.root.exists():
+            return False
+        try:
+            self.lock()
+        except TwctlError:
+            return True
+        self._unlock()
+        return False
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
     def release(self) -> bool:
         """Leave nothing: pins, folder, and a bpffs that was mounted for them. False if there was nothing.
 
@@ -83,14 +105,20 @@ class Pins:
         if not self.root.exists():
             return False
         self.lock()
-        self.remove()
-        self.root.rmdir()
-        if _mount(self.root.parent)[1] == MOUNTED_BY_US and not any(self.root.parent.iterdir()):
-            subprocess.run(["umount", self.root.parent], check=False, capture_output=True)  # noqa: S603, S607
+        self.close()
         return True
 
+    def close(self) -> None:
+        """Remove everything under the lock that is held, then the lock's folder."""
+        if self._lock is not None:
+            self.remove()
+            self.root.rmdir()
+            self._unlock()
+        if mount_of(self.root.parent)[1] == MOUNTED_BY_US and not any(self.root.parent.iterdir()):
+            subprocess.run(["umount", self.root.parent], check=False, capture_output=True)  # noqa: S603, S607
 
-def _mount(path: Path) -> tuple[str, str]:
+
+def mount_of(path: Path) -> tuple[str, str]:
     """Return file system type and source of the mount that a path lies on."""
     best = ("", "", "")
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
@@ -104,4 +132,7 @@ def _mount(path: Path) -> tuple[str, str]:
 def _mount_bpffs(point: Path) -> None:
     done = subprocess.run(["mount", "-t", "bpf", MOUNTED_BY_US, point], check=False, capture_output=True, text=True)  # noqa: S603, S607
     if done.returncode:
-        raise TwctlError(f"there is no bpffs at {point} and it cannot be mounted: {done.stderr.strip()}", "mount -t bpf bpf /sys/fs/bpf")
+        raise TwctlError(
+            f"there is no bpffs at {point} and it cannot be mounted: {done.stderr.strip()}",
+            "mount -t bpf bpf /sys/fs/bpf",
+        )

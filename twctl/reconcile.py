@@ -5,25 +5,40 @@ import ipaddress
 import socket
 import struct
 import time
-from typing import Any
+from typing import NamedTuple
 
 from twctl.classes import Class
 from twctl.layout import FAMILIES
 from twctl.sockdiag import SockDiag
 from twctl.table import Reason, Table
 
+IPV4, IPV6 = range(len(FAMILIES))
 INBOX_BYTES = 65536
 OUTBOX_HEADER = struct.Struct("=QQQ")  # adopted, restarted, number of unseen
-UNSEEN = struct.Struct("=QII16s16s2s2sII")  # word, line, index, then the tuple with its namespace index and scope
+UNSEEN = struct.Struct("=QII16s16s2s2sII")
 OUTBOX_BYTES = OUTBOX_HEADER.size + 16 * 8 * UNSEEN.size
 MESSAGE_BYTES = 88
 # One round asks the kernel about at most this many vanished sessions, some 0.2 s of work; the next round goes on.
 QUESTIONS = 10_000
 
 
+class Unseen(NamedTuple):
+    """struct unseen: a word of the index, where it stands, and its tuple (IPv4: the first four bytes of an address)."""
+
+    word: int
+    line: int
+    position: int
+    local: bytes
+    remote: bytes
+    local_port: bytes
+    remote_port: bytes
+    netns: int
+    scope: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Drift:
-    """What one round found: sessions that the table did not have, whose timer had moved on, that the kernel no longer has."""
+    """What one round found: sessions missing in the table, with a timer that had moved on, missing in the kernel."""
 
     missing: int
     restarted: int
@@ -40,9 +55,12 @@ class Reconciler:
         self._inbox = memoryview(table.map("inbox", INBOX_BYTES + MESSAGE_BYTES))
         self._outbox = table.map("outbox", OUTBOX_BYTES)
         self._marks = memoryview(table.map("marks", 8 * len(Class) * len(FAMILIES))).cast("Q")
-        self._seen = {family: table.map(f"seen_{family}", (table.layout.slots(family) // 64 + 1) * 8) for family in FAMILIES}
-        verbs = ("look", "take", "sweep", "finish")
-        self._programs = {f"{verb}_{family}": table.program(f"{verb}_{family}") for verb in verbs for family in FAMILIES}
+        self._seen = {
+            family: table.map(f"seen_{family}", (table.layout.slots(family) // 64 + 1) * 8) for family in FAMILIES
+        }
+        self._look, self._take, self._adopt, self._sweep, self._finish = (
+            table.program(name) for name in ("look", "take", "adopt", "sweep", "finish")
+        )
 
     def round(self, *, end: bool = True) -> Drift:
         """Compare once. With `end`, sessions that the kernel no longer has are ended (reason unknown)."""
@@ -50,19 +68,19 @@ class Reconciler:
         self._begin()
         for index, diag in self._diags.items():
             for size in diag.dump(socket.AF_INET, self._inbox[:INBOX_BYTES]):
-                self._take("ipv4", size, index)
+                self._compare(IPV4, size, index)
             for size in diag.dump(socket.AF_INET6, self._inbox[:INBOX_BYTES]):
-                self._take("ipv6", size, index)
-                self._take("ipv4", size, index)
-        stale = sum(self._sweep(family, end=end) for family in FAMILIES)
+                self._compare(IPV6, size, index)
+                self._compare(IPV4, size, index)
+        stale = sum(self._walk(family, end=end) for family in (IPV4, IPV6))
         adopted, restarted, _ = OUTBOX_HEADER.unpack_from(self._outbox)
         return Drift(adopted, restarted, stale, time.monotonic() - started)
 
     def sweep(self) -> float:
         """Zero the expired words, without asking the kernel for anything; returns seconds."""
         started = time.monotonic()
-        for family in FAMILIES:
-            self._sweep(family, end=False)
+        for family in (IPV4, IPV6):
+            self._walk(family, end=False)
         return time.monotonic() - started
 
     def _begin(self) -> None:
@@ -72,32 +90,31 @@ class Reconciler:
         for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
             self._marks[i] = self._table.ring(klass, family)[0]
 
-    def _take(self, family: str, size: int, index: int) -> None:
-        look, take = self._programs[f"look_{family}"], self._programs[f"take_{family}"]
+    def _compare(self, family: int, size: int, index: int) -> None:
         offset = 0
-        while (offset := look.run(offset, size, index)) + MESSAGE_BYTES <= size:
-            take.run(offset, index)
+        while (offset := self._look.run(family, offset, size, index)) + MESSAGE_BYTES <= size:
+            if self._take.run(family, offset, index):
+                self._adopt.run(family, offset, index)
             offset += struct.unpack_from("=I", self._inbox, offset)[0] + 3 & ~3
 
-    def _sweep(self, family: str, *, end: bool) -> int:
-        sweep, line, ended, asked = self._programs[f"sweep_{family}"], 0, 0, 0
-        while line := sweep.run(line):
-            if not end:
-                continue
-            count = OUTBOX_HEADER.unpack_from(self._outbox)[2]
+    def _walk(self, family: int, *, end: bool) -> int:
+        line, ended, asked = 0, 0, 0
+        while line := self._sweep.run(family, line):
+            count = OUTBOX_HEADER.unpack_from(self._outbox)[2] if end else 0
             for i in range(min(count, QUESTIONS - asked)):
                 asked += 1
-                ended += self._finish(family, *UNSEEN.unpack_from(self._outbox, OUTBOX_HEADER.size + i * UNSEEN.size))
+                fields = UNSEEN.unpack_from(self._outbox, OUTBOX_HEADER.size + i * UNSEEN.size)
+                ended += self._end(family, Unseen._make(fields))
         return ended
 
-    def _finish(self, family: str, word: int, line: int, index: int, *known: Any) -> bool:
-        if self._in_kernel(family, *known):
+    def _end(self, family: int, unseen: Unseen) -> bool:
+        if self._in_kernel(family, unseen):
             return False
-        return self._programs[f"finish_{family}"].run(line, index, word, Reason.UNKNOWN) == 1
+        return self._finish.run(family, unseen.line, unseen.position, unseen.word, Reason.UNKNOWN) == 1
 
-    def _in_kernel(self, family: str, local: bytes, remote: bytes, local_port: bytes, remote_port: bytes, netns: int, scope: int) -> bool:
-        size = 4 if family == "ipv4" else 16
-        addresses = ipaddress.ip_address(local[:size]), ipaddress.ip_address(remote[:size])
-        ports = int.from_bytes(local_port, "big"), int.from_bytes(remote_port, "big")
-        diag = self._diags.get(netns)
-        return diag is not None and diag.has_mini_socket(addresses[0], ports[0], addresses[1], ports[1], scope)
+    def _in_kernel(self, family: int, unseen: Unseen) -> bool:
+        size = 4 if family == IPV4 else 16
+        local, remote = ipaddress.ip_address(unseen.local[:size]), ipaddress.ip_address(unseen.remote[:size])
+        ports = int.from_bytes(unseen.local_port, "big"), int.from_bytes(unseen.remote_port, "big")
+        diag = self._diags.get(unseen.netns)
+        return diag is not None and diag.has_mini_socket((local, ports[0]), (remote, ports[1]), unseen.scope)

@@ -33,7 +33,10 @@ class Server:
         try:
             self._server, self._thread = _start(listen, tls, registry)
         except OSError as error:
-            raise TwctlError(f"cannot serve metrics on {listen}: {error}", "choose another address with --listen, or check the [tls] files") from error
+            raise TwctlError(
+                f"cannot serve metrics on {listen}: {error}",
+                "choose another address with --listen, or check the [tls] files",
+            ) from error
         self._server.set_app(_application(registry))
         self.port: int = self._server.server_port
 
@@ -63,7 +66,8 @@ def _application(registry: CollectorRegistry) -> Application:
 
     def serve(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/metrics":
-            return metrics(environ, start_response)
+            body: Iterable[bytes] = metrics(environ, start_response)
+            return body
         found = environ["PATH_INFO"] == "/"
         start_response("200 OK" if found else "404 Not Found", [("Content-Type", "text/html; charset=utf-8")])
         return [LANDING.encode() if found else b"Not found; metrics are at /metrics\n"]

@@ -34,13 +34,15 @@ class SockDiag:
         self._sock.close()
 
     def dump(self, family: int, buffer: memoryview) -> Iterator[int]:
-        """Receive the kernel's list of one address family into `buffer`; yield how many bytes stand in it, until the end.
+        """Receive the kernel's list of one address family into `buffer`; yield the bytes received, until the end.
 
         Full sockets in FIN_WAIT2 are among them: their idiag_timer is not TIMER_TIME_WAIT.
 
         :raises OSError: if the kernel refuses.
         """
-        self._send(NLM_F_REQUEST | NLM_F_DUMP, REQUEST.pack(family, socket.IPPROTO_TCP, 0, MINI_STATES) + bytes(SOCKID.size))
+        self._send(
+            NLM_F_REQUEST | NLM_F_DUMP, REQUEST.pack(family, socket.IPPROTO_TCP, 0, MINI_STATES) + bytes(SOCKID.size)
+        )
         while True:
             size = self._sock.recv_into(buffer)
             kind = HEADER.unpack_from(buffer)[1]
@@ -53,16 +55,17 @@ class SockDiag:
             if _ends_with_done(buffer, size):
                 return
 
-    def has_mini_socket(self, local: Address, local_port: int, remote: Address, remote_port: int, scope: int) -> bool:
+    def has_mini_socket(self, local: tuple[Address, int], remote: tuple[Address, int], scope: int) -> bool:
         """Ask for exactly this tuple: whether the kernel has a TIME_WAIT or FIN_WAIT2 mini-socket for it.
 
-        scope: interface index of a link-local session, else 0.
+        local, remote: address and port. scope: interface index of a link-local session, else 0.
 
         :raises OSError: if the kernel refuses to answer.
         """
-        family = socket.AF_INET if local.version == 4 else socket.AF_INET6  # noqa: PLR2004
-        tuple_ = (local_port.to_bytes(2, "big"), remote_port.to_bytes(2, "big"), local.packed, remote.packed, scope, NO_COOKIE)
-        self._send(NLM_F_REQUEST, REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + SOCKID.pack(*tuple_))
+        family = socket.AF_INET if local[0].version == 4 else socket.AF_INET6  # noqa: PLR2004
+        ports = [port.to_bytes(2, "big") for _, port in (local, remote)]
+        id_ = SOCKID.pack(*ports, local[0].packed, remote[0].packed, scope, NO_COOKIE)
+        self._send(NLM_F_REQUEST, REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + id_)
         answer = self._sock.recv(4096)
         if HEADER.unpack_from(answer)[1] == NLMSG_ERROR:
             code = -struct.unpack_from("=i", answer, HEADER.size)[0]

@@ -59,7 +59,6 @@ COUNTERS: dict[str, tuple[int, ...]] = {
     "restarted": (len(Class),),
     "closed": (len(CLOSES),),
     "dropped": (len(DROPPED),),
-    "scratch": (1,),
 }
 RING = struct.Struct(f"=QIII44x{BLOCKS}Q")
 META = struct.Struct("=QQII")
@@ -123,7 +122,6 @@ class Table:
     def __init__(self, current: Path, *, writable: bool = False) -> None:
         self._pins = current
         self._access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-        self._maps: list[mmap.mmap] = []
         if not (current / "maps").is_dir():
             raise TwctlError(f"no table is pinned at {current}", "start 'twctl run' as root first")
         self.identity, self.loaded_ns, self.probe, _ = META.unpack_from(self.map("meta", META.size))
@@ -133,11 +131,6 @@ class Table:
             for family in FAMILIES:
                 capacity[family][klass] = self.ring(klass, family)[2]
         self.layout = Layout(capacity)
-
-    def close(self) -> None:
-        """Unmap everything."""
-        for memory in self._maps:
-            memory.close()
 
     def fd(self, name: str) -> int:
         """Open a map; the caller closes it.
@@ -157,11 +150,9 @@ class Table:
         """Map an array of `size` bytes into memory."""
         fd = self.fd(name)
         try:
-            memory = mmap.mmap(fd, -(-size // _PAGE) * _PAGE, mmap.MAP_SHARED, self._access)
+            return mmap.mmap(fd, -(-size // _PAGE) * _PAGE, mmap.MAP_SHARED, self._access)
         finally:
             os.close(fd)
-        self._maps.append(memory)
-        return memory
 
     def ring(self, klass: Class, family: str) -> tuple[int, ...]:
         """Read a ring: head, base, capacity, block, then the latest expiry (ticks) of each block."""
@@ -192,7 +183,7 @@ class Table:
         return Counters(values)
 
     def living(self, now_ns: int, later_by: float = 0.0) -> dict[tuple[Class, str, int], int]:
-        """Count the live sessions of each class, family and lane; with `later_by` (s) those that live that much longer."""
+        """Count the live sessions of each class, family and lane; `later_by` (s): those that live that much longer."""
         first = int(now_ns + later_by * 1e9) >> TICK_SHIFT + PERIOD_SHIFT
         counts = {}
         for klass in Class:
@@ -267,16 +258,17 @@ class Table:
             raw = records[slot * RECORD_BYTES[family] : (slot + 1) * RECORD_BYTES[family]]
             age = ((now_ns >> TICK_SHIFT) - starts[slot] & 0xFFFF) * TICK
             if words[i] == word:
-                yield self._decode(family, slot, raw, left, age, names)
-
-    def _decode(self, family: str, slot: int, raw: bytes, left: float, age: float, names: dict[int, str]) -> Vestige:
-        klass = max(klass for klass in Class if slot >= self.layout.ring(family, klass).base)
-        return decode(family, raw, klass=klass, expires_in=left, age=age, names=names)
+                klass = max(klass for klass in Class if slot >= self.layout.ring(family, klass).base)
+                yield decode(family, raw, klass=klass, expires_in=left, age=age, names=names)
 
 
-def decode(family: str, raw: bytes, *, klass: Class, expires_in: float, age: float, names: dict[int, str]) -> Vestige:
+def decode(  # noqa: PLR0913 - keywords
+    family: str, raw: bytes, *, klass: Class, expires_in: float, age: float, names: dict[int, str]
+) -> Vestige:
     """Decode a record (32 or 64 bytes) into a Vestige."""
-    local, remote, local_port, remote_port, snd, rcv, recent, offset, window, netns, bits, *_ = VESTIGE[family].unpack(raw)
+    local, remote, local_port, remote_port, snd, rcv, recent, offset, window, netns, bits, *_ = VESTIGE[family].unpack(
+        raw
+    )
     return Vestige(
         family=family,
         klass=klass,
@@ -313,7 +305,9 @@ class ClassTries:
         self._known: dict[bytes, int] = {}
         for version, fd in self._fds.items():
             items = libbpf.map_items(fd, 12 if version == 4 else 24, 4)  # noqa: PLR2004
-            self._known |= {key: int(struct.unpack("=I", value)[0]) for key, value in items.items() if key[4:8] == self._index}
+            self._known |= {
+                key: int(struct.unpack("=I", value)[0]) for key, value in items.items() if key[4:8] == self._index
+            }
         self.refused = 0
 
     def sync(self, wanted: dict[Network, Class]) -> None:

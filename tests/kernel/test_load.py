@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -10,8 +11,9 @@ from tests.load import counters, paths, wait_until
 from tests.load.closes import run, serving
 from tests.load.counters import ESTABLISHED, FIN_WAIT1, FIN_WAIT2, TIME_WAIT
 from tests.load.netns import Namespace, link, namespace
-from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SCRIPTS, SERVER, Route, Session
+from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SERVER, Route, Session
 from tests.load.peer import tun_peer
+from tests.load.scripts import SCRIPTS, scripted
 from tests.load.segments import ACK, FIN, capture
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making network namespaces needs root")
@@ -33,10 +35,10 @@ def make_route(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Route
     """Gives a route of a family: inside one namespace, or between two."""
     if request.param == "lo":
         with namespace() as made:
-            yield lambda family: paths.over_lo(made, family)
+            yield partial(paths.over_lo, made)
     else:
         with link() as made:
-            yield lambda family: paths.over_link(made, family)
+            yield partial(paths.over_link, made)
 
 
 def expected(sessions: list[Session], ns: Namespace) -> set[tuple[object, ...]]:
@@ -50,14 +52,25 @@ def actual(ns: Namespace) -> set[tuple[object, ...]]:
     return {(one.tuple, one.state, one.table) for one in counters.mini_sockets(ns)}
 
 
+def await_mini_sockets(sessions: list[Session], ns: Namespace) -> None:
+    """The namespace comes to hold exactly the mini-sockets that the sessions say."""
+    wanted = expected(sessions, ns)
+    wait_until(lambda: actual(ns) == wanted, what=f"{len(wanted)} mini-sockets in {ns.name}")
+
+
+def only_mini_sockets(ns: Namespace) -> bool:
+    """No full socket is left."""
+    return all(one.mini for one in counters.sockets(ns))
+
+
 def assert_left(sessions: list[Session], *places: Namespace) -> None:
     """Exactly the mini-sockets that the sessions say are there, none was refused, and no full socket is left."""
     assert len(sessions) == N
     for ns in places:
         wanted = expected(sessions, ns)
-        wait_until(lambda ns=ns, wanted=wanted: actual(ns) == wanted, what=f"{len(wanted)} mini-sockets in {ns.name}")
-        wait_until(lambda ns=ns, wanted=wanted: len(counters.sockets(ns)) == len(wanted), what="no other socket")
+        await_mini_sockets(sessions, ns)
         assert counters.time_wait_count(ns) == len(wanted)
+        wait_until(partial(only_mini_sockets, ns), what="no full socket")
         ext = counters.tcpext(ns)
         assert {name: ext[name] for name in LOST} == dict.fromkeys(LOST, 0)
 
@@ -97,7 +110,7 @@ def test_an_orphan_waits_in_fin_wait2_and_its_fin_makes_it_time_wait(
     route = make_route(family)
     with paths.orphan_fin_wait2(route, N, closer, shutdown_first=shutdown_first) as sessions:
         for ns in {route.client, route.server}:
-            wait_until(lambda ns=ns: actual(ns) == expected(sessions, ns), what="FIN_WAIT2")
+            await_mini_sockets(sessions, ns)
     late = [paths.with_state(session, closer, TIME_WAIT) for session in sessions]
     assert_left(late, route.client, route.server)
 
@@ -170,7 +183,7 @@ def test_a_scripted_peer_takes_the_kernel_where_the_script_says(
 ) -> None:
     """The kernel's end comes to the state that the script names."""
     with tun_peer(ns) as peer:
-        sessions = paths.scripted(peer, name, N, family=family, kernel=kernel)
+        sessions = scripted(peer, name, N, family=family, kernel=kernel)
         assert_left(sessions, ns)
 
 
@@ -179,7 +192,7 @@ def test_a_scripted_peer_takes_the_kernel_where_the_script_says(
 def test_what_was_seen_is_what_the_mini_socket_answers(ns: Namespace, name: str, family: str) -> None:
     """A FIN sent again is answered from TIME_WAIT with exactly the numbers that the segments before it told."""
     with tun_peer(ns) as peer:
-        for session in paths.scripted(peer, name, N, family=family):
+        for session in scripted(peer, name, N, family=family):
             seen = session.seen
             assert seen
             connection = peer.connection(session.server.tuple)
@@ -187,8 +200,11 @@ def test_what_was_seen_is_what_the_mini_socket_answers(ns: Namespace, name: str,
             answer = connection.expect(ACK)
             assert (answer.seq, answer.ack, answer.window) == (seen.snd_nxt, seen.rcv_nxt, seen.window)
             assert answer.tsecr == seen.ts_recent
+            assert answer.tsval is not None
+            assert seen.ts_offset is not None
             offset = (answer.tsval - answer.monotonic_ns // 1_000_000) & 0xFFFFFFFF
-            assert abs(offset - seen.ts_offset) <= 2
+            # both clocks are read when the script gets to run, which is later than the kernel's reading
+            assert abs((offset - seen.ts_offset + 2**31) % 2**32 - 2**31) <= 50
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -203,10 +219,7 @@ def test_a_capture_tells_both_ends_of_a_real_session(
             client, server = wire.seen(*session.client.tuple), wire.seen(*session.server.tuple)
             assert (client.snd_nxt, client.rcv_nxt) == (server.rcv_nxt, server.snd_nxt)
             assert None not in (client.ts_recent, client.ts_offset)
-            from_server = [
-                one for one in wire.segments() if (one.source, one.source_port) == session.server.tuple[:2]
-                and one.destination_port == session.client.local_port
-            ]
+            from_server = [one for one in wire.segments() if one.tuple == session.server.tuple]
             early = [one for one in from_server if one.ack == client.snd_nxt and not one.flags & 1]
             if path is paths.fin_with_ack:
                 assert not early
@@ -235,6 +248,10 @@ def test_a_kernel_with_no_room_counts_every_refusal() -> None:
 @pytest.mark.parametrize("close", ["client", "server", "client-shutdown", "server-shutdown", "reset"])
 def test_the_load_closes_as_it_is_told(ns: Namespace, close: str, shape: list[str], family: str) -> None:
     """2,300 connections, and TIME_WAIT at the end that closed first."""
+    # On lo the delayed ACK and the FIN of one end may be taken in by two CPUs, in the wrong order. The ACK is then
+    # old, TIME_WAIT answers it, the other end is gone and sends RST, and that kills the session (RFC 1337): about 1 %
+    # of them on two busy CPUs.
+    ns.sysctl("net.ipv4.tcp_rfc1337", 1)
     port = 20000
     how = ("--family", family, "--close", close, "--port", str(port), "--count", "2300", "--bytes", "23")
     report = run(ns, *shape, *how, "--source-ports", "30000-32299")
@@ -246,7 +263,7 @@ def test_the_load_closes_as_it_is_told(ns: Namespace, close: str, shape: list[st
 
 def test_the_load_has_two_halves() -> None:
     """The server half and the client half in two namespaces."""
-    with link() as made:
+    with link({"net.ipv4.tcp_rfc1337": 1}) as made:  # as in the test before
         address = ("--address", made.server_ipv4, "--port", "20000")
         with serving(made.server, *address):
             report = run(made.client, "--connect", *address, "--count", "230")

@@ -798,6 +798,20 @@ static void wait_for_servers(void)
 		usleep(1000);
 }
 
+/* --serve was told to end: what the clients have already made is still served, at most 2 s. */
+static void drain(void)
+{
+	uint64_t before = 0;
+
+	for (int i = 0, quiet = 0; i < 400 && quiet < 10; i++) {
+		uint64_t made = sum_made(servers, opt.n_server_threads);
+		bool idle = made == before && made == sum_closed(servers, opt.n_server_threads);
+		quiet = idle ? quiet + 1 : 0;
+		before = made;
+		usleep(5000);
+	}
+}
+
 static void report(void)
 {
 	static uint64_t latency[BUCKETS], failed[MAX_ERRNO];
@@ -867,6 +881,8 @@ int main(int argc, char **argv)
 	end_of_run = now_ns();
 	if (opt.n_server_threads && !opt.serve)
 		wait_for_servers();
+	if (opt.serve)
+		drain();
 	atomic_store(&stopping, true);
 	atomic_store(&servers_stop, true);
 	for (int i = 0; i < opt.n_server_threads; i++)

@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import subprocess
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,14 @@ def run(ns: Namespace, *options: str, timeout: float = 120) -> dict[str, Any]:
         ns.command(str(closes_binary()), *options), capture_output=True, text=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
 
 
 @contextmanager
 def serving(ns: Namespace, *options: str) -> Iterator[None]:
     """The server half runs in `ns`; give the client half the same --close, --bytes, --address and --port."""
-    server = ns.popen([str(closes_binary()), "--serve", *options], stdout=subprocess.PIPE)
+    server = ns.popen(str(closes_binary()), "--serve", *options)
     try:
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n"

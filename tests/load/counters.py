@@ -29,10 +29,12 @@ class Socket:
 
     @property
     def tuple(self) -> tuple[str, int, str, int]:
+        """What identifies it on the wire."""
         return self.local, self.local_port, self.remote, self.remote_port
 
     @property
     def mini(self) -> bool:
+        """A mini-socket: TIME_WAIT, or FIN_WAIT2 of an orphan."""
         return self.timer == MINI_SOCKET_TIMER and self.inode == 0
 
 
@@ -63,11 +65,7 @@ def time_wait_count(ns: Namespace) -> int:
 
 def sockets(ns: Namespace) -> list[Socket]:
     """Every TCP socket of the namespace."""
-    return [
-        _socket(line.split(), table)
-        for table in ("tcp", "tcp6")
-        for line in ns.read(table).splitlines()[1:]
-    ]
+    return [_socket(line.split(), table) for table in ("tcp", "tcp6") for line in ns.read(table).splitlines()[1:]]
 
 
 def mini_sockets(ns: Namespace) -> list[Socket]:

@@ -5,15 +5,17 @@ A socket stays for life in the namespace it was made in, so a test needs no subp
 """
 
 import ctypes
+import ipaddress
 import itertools
 import os
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from tests.load import wait_until
 
 CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -40,12 +42,13 @@ class Namespace:
 
     @property
     def path(self) -> Path:
+        """What setns() and nsenter open."""
         return Path("/run/netns") / self.name
 
     @contextmanager
     def entered(self) -> Iterator[None]:
         """The calling thread, and only it, is inside."""
-        with open("/proc/thread-self/ns/net") as home, open(self.path) as inside:
+        with Path("/proc/thread-self/ns/net").open() as home, self.path.open() as inside:
             _setns(inside.fileno())
             try:
                 yield
@@ -53,6 +56,7 @@ class Namespace:
                 _setns(home.fileno())
 
     def socket(self, family: int, kind: int = socket.SOCK_STREAM, protocol: int = 0) -> socket.socket:
+        """A socket of this namespace, to be used from anywhere."""
         with self.entered():
             return socket.socket(family, kind, protocol)
 
@@ -71,14 +75,17 @@ class Namespace:
             return path.read_text().strip()
 
     def ip(self, *words: str) -> None:
+        """Run `ip` inside."""
         _run("ip", "-n", self.name, *words)
 
     def command(self, *words: str) -> list[str]:
+        """The command line that runs `words` inside."""
         # not `ip netns exec`: that one mounts a new /sys, which hides bpffs
         return ["nsenter", f"--net={self.path}", *words]
 
-    def popen(self, words: Sequence[str], **how: Any) -> subprocess.Popen[str]:
-        return subprocess.Popen(self.command(*words), text=True, **how)
+    def popen(self, *words: str) -> subprocess.Popen[str]:
+        """A program started inside; its output is a pipe."""
+        return subprocess.Popen(self.command(*words), text=True, stdout=subprocess.PIPE)
 
 
 @contextmanager
@@ -122,11 +129,24 @@ def link(sysctls: Mapping[str, object] | None = None) -> Iterator[Link]:
             (made.server, made.server_ipv4, made.server_ipv6),
         ):
             add_addresses(end, made.device, ipv4, ipv6)
+        await_address(made.client, made.client_ipv6)
+        await_address(made.server, made.server_ipv6)
         yield made
 
 
 def add_addresses(ns: Namespace, device: str, ipv4: str, ipv6: str) -> None:
+    """Give a device its addresses, and set it up. The IPv6 address is usable when `await_address` says so."""
     ns.ip("address", "add", f"{ipv4}/24", "dev", device)
     # nodad: else the address is tentative, and not to be bound, for a second
     ns.ip("address", "add", f"{ipv6}/64", "dev", device, "nodad")
     ns.ip("link", "set", device, "up")
+
+
+def await_address(ns: Namespace, ipv6: str) -> None:
+    """Return when the kernel takes in packets to an address that was just added.
+
+    Even without duplicate address detection the route to it is made by a work queue (addrconf_dad_work()), which waits
+    for the link; a SYN|ACK that comes before is lost, and costs a second.
+    """
+    route = f"{ipaddress.IPv6Address(ipv6).packed.hex()} 80 "
+    wait_until(lambda: route in ns.read("ipv6_route"), what=f"a local route to {ipv6}")

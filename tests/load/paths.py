@@ -11,24 +11,32 @@ Real sockets at both ends, over lo or a veth pair:
     past both        abort_linger0  abort_unread  reset_by_peer  user_timeout  keepalive_timeout  linger2_negative
     the other side   passive
 
-A kernel socket against a scripted peer: `scripted(peer, name, ...)` with a name of SCRIPTS.
+Paths of one kernel socket against a scripted peer, which need no timing at all, are in scripts.py.
 """
 
 import array
 import ctypes
 import socket
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from tests.load import wait_until
 from tests.load.counters import (
-    CLOSE, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, mini_sockets, plain, sockets,
+    CLOSE,
+    CLOSING,
+    ESTABLISHED,
+    FIN_WAIT1,
+    FIN_WAIT2,
+    TIME_WAIT,
+    mini_sockets,
+    plain,
+    sockets,
 )
 from tests.load.netns import Link, Namespace
-from tests.load.peer import Connection, TunPeer
-from tests.load.segments import ACK, FIN, PSH, RST, Capture, Seen, Segment, capture, inject
+from tests.load.segments import ACK, FIN, Capture, Seen, Segment, capture, inject
 
 IPV4, IPV6, MAPPED = "ipv4", "ipv6", "mapped"
 CLIENT, SERVER = "client", "server"
@@ -166,11 +174,12 @@ def state_of(sock: socket.socket) -> int:
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0]
 
 
-def _await_state(sock: socket.socket, state: int) -> None:
+def await_state(sock: socket.socket, state: int) -> None:
+    """Return when the socket is in that state."""
     wait_until(lambda: state_of(sock) == state, what=f"TCP state {state}, now {state_of(sock)}")
 
 
-def _reset(sock: socket.socket) -> None:
+def reset(sock: socket.socket) -> None:
     """Close with a RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     sock.close()
@@ -200,13 +209,10 @@ def fin_wait2(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
     with connected(route, n, closer) as pairs:
         sessions = [pair.session(TIME_WAIT) for pair in pairs]
         for pair in pairs:
-            pair.active.shutdown(socket.SHUT_WR)
-        for pair in pairs:
-            _await_state(pair.active, FIN_WAIT2)
+            _to_fin_wait2(pair)
             pair.passive.close()
-        for pair in pairs:
             assert pair.active.recv(1) == b""
-            _await_state(pair.active, CLOSE)
+            await_state(pair.active, CLOSE)
     return sessions
 
 
@@ -229,7 +235,7 @@ def fin_with_ack(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
             assert pair.passive.recv(1) == b""
             assert state_of(pair.active) == FIN_WAIT1, "the ACK of the FIN was already sent"
             pair.passive.close()
-            _await_state(pair.active, CLOSE)
+            await_state(pair.active, CLOSE)
     return sessions
 
 
@@ -269,7 +275,7 @@ def _cross(pair: Pair, session: Session, wire: Capture) -> None:
     assert far.ns
     for end in (pair.active, pair.passive):
         # the ACK of the payload may be still to come: a FIN must not be what carries it
-        wait_until(lambda end=end: _unacked(end) == 0, what="payload acknowledged")
+        wait_until(partial(_all_acknowledged, end), what="payload acknowledged")
         _deafen(end)
     before = _drops(pair.active), _drops(pair.passive)
     pair.active.shutdown(socket.SHUT_WR)
@@ -277,27 +283,38 @@ def _cross(pair: Pair, session: Session, wire: Capture) -> None:
     wait_until(lambda: _drops(pair.passive) > before[1] and _drops(pair.active) > before[0], what="FINs dropped")
     _undeafen(pair.passive)
     inject(near.ns, _last(wire, near, FIN))
-    _await_state(pair.passive, CLOSING)
+    await_state(pair.passive, CLOSING)
     wait_until(lambda: _drops(pair.active) > before[0] + 1, what="ACK dropped")
     acknowledgment = _last(wire, far, ACK)
     _undeafen(pair.active)
     inject(far.ns, _last(wire, far, FIN))
-    _await_state(pair.active, CLOSING)
-    _await_state(pair.passive, CLOSE)
+    await_state(pair.active, CLOSING)
+    await_state(pair.passive, CLOSE)
     inject(far.ns, acknowledgment)
-    _await_state(pair.active, CLOSE)
+    await_state(pair.active, CLOSE)
 
 
-def _unacked(sock: socket.socket) -> int:
-    """tcpi_unacked: segments on their way (struct tcp_info, 8 bytes and 4 words in)."""
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104)
-    return struct.unpack_from("I", info, 24)[0]
+def _all_acknowledged(sock: socket.socket) -> bool:
+    # tcpi_unacked: 8 bytes and 4 words into struct tcp_info
+    return struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 24) == (0,)
 
 
 def _last(wire: Capture, end: End, flags: int) -> Segment:
     """The last segment with these flags that an end sent."""
-    sent = [s for s in wire.segments() if (s.source, s.source_port, s.destination, s.destination_port) == end.tuple]
+    sent = [s for s in wire.segments() if s.tuple == end.tuple]
     return next(s for s in reversed(sent) if s.has(flags))
+
+
+def _acknowledge_fin(sock: socket.socket) -> None:
+    """The ACK of the other end's FIN goes out at once, and not after 40 ms."""
+    assert sock.recv(1) == b""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+
+def _to_fin_wait2(pair: Pair) -> None:
+    pair.active.shutdown(socket.SHUT_WR)
+    _acknowledge_fin(pair.passive)
+    await_state(pair.active, FIN_WAIT2)
 
 
 # ---- orphaned FIN_WAIT2 ----
@@ -322,16 +339,10 @@ def orphan_fin_wait2(
         for pair in pairs:
             if fin_timeout is not None:
                 pair.active.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, fin_timeout)
-            # at once, and not after 40 ms: the peer says that it heard the FIN
             if shutdown_first:
-                pair.active.shutdown(socket.SHUT_WR)
-            else:
-                pair.active.close()
-            assert pair.passive.recv(1) == b""
-            pair.passive.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-            if shutdown_first:
-                _await_state(pair.active, FIN_WAIT2)
-                pair.active.close()
+                _to_fin_wait2(pair)
+            pair.active.close()
+            _acknowledge_fin(pair.passive)
         yield sessions
 
 
@@ -364,8 +375,8 @@ def abort_linger0(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
     with connected(route, n, closer) as pairs:
         sessions = [pair.session(None) for pair in pairs]
         for pair in pairs:
-            _reset(pair.active)
-            _await_state(pair.passive, CLOSE)
+            reset(pair.active)
+            await_state(pair.passive, CLOSE)
     return sessions
 
 
@@ -377,7 +388,7 @@ def abort_unread(route: Route, n: int, closer: str = CLIENT) -> list[Session]:
             pair.passive.sendall(b"unread")
             pair.active.recv(1, socket.MSG_PEEK)
             pair.active.close()
-            _await_state(pair.passive, CLOSE)
+            await_state(pair.passive, CLOSE)
     return sessions
 
 
@@ -390,18 +401,19 @@ def reset_by_peer(
         for pair, session in zip(pairs, sessions, strict=True):
             if state == FIN_WAIT1:
                 _deafen(pair.passive)
-            if state != ESTABLISHED:
                 pair.active.shutdown(socket.SHUT_WR)
-                _await_state(pair.active, state)
+            elif state == FIN_WAIT2:
+                _to_fin_wait2(pair)
+            assert state_of(pair.active) == state
             if orphan:
                 assert state == FIN_WAIT2
                 end = session.end(closer)
                 pair.active.close()
                 assert end.ns
                 _await_mini(end.ns, end.tuple)
-            _reset(pair.passive)
+            reset(pair.passive)
             if not orphan:
-                _await_state(pair.active, CLOSE)
+                await_state(pair.active, CLOSE)
     return sessions
 
 
@@ -426,8 +438,7 @@ def keepalive_timeout(route: Route, n: int, closer: str = CLIENT, *, state: int 
         sessions = [pair.session(None) for pair in pairs]
         for pair in pairs:
             if state == FIN_WAIT2:
-                pair.active.shutdown(socket.SHUT_WR)
-                _await_state(pair.active, FIN_WAIT2)
+                _to_fin_wait2(pair)
             _deafen(pair.passive)
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
                 pair.active.setsockopt(socket.IPPROTO_TCP, option, 1)
@@ -439,22 +450,19 @@ def keepalive_timeout(route: Route, n: int, closer: str = CLIENT, *, state: int 
 def _await_death(pairs: list[Pair]) -> None:
     """Every active end gave up; the deaf peers go with a RST, which finds nobody."""
     for pair in pairs:
-        _await_state(pair.active, CLOSE)
+        await_state(pair.active, CLOSE)
         with suppress(OSError):
-            _reset(pair.passive)
+            reset(pair.passive)
 
 
-def linger2_negative(
-    route: Route, n: int, closer: str = CLIENT, *, shutdown_first: bool = False
-) -> list[Session]:
+def linger2_negative(route: Route, n: int, closer: str = CLIENT, *, shutdown_first: bool = False) -> list[Session]:
     """TCP_LINGER2 below 0: the kernel will not wait in FIN_WAIT2 for an orphan, and ends it there."""
     with connected(route, n, closer) as pairs:
         sessions = [pair.session(None) for pair in pairs]
         for pair in pairs:
             pair.active.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, -1)
             if shutdown_first:
-                pair.active.shutdown(socket.SHUT_WR)
-                _await_state(pair.active, FIN_WAIT2)
+                _to_fin_wait2(pair)
             pair.active.close()
         for pair, session in zip(pairs, sessions, strict=True):
             end = session.end(closer)
@@ -467,181 +475,3 @@ def linger2_negative(
 
 def _await_gone(ns: Namespace, tuple_: tuple[str, int, str, int]) -> None:
     wait_until(lambda: tuple_ not in {s.tuple for s in sockets(ns)}, what=f"no socket {tuple_}")
-
-
-# ---- a kernel socket against a scripted peer ----
-
-Script = Callable[[socket.socket, Connection], None]
-
-
-def _fin_acknowledged(sock: socket.socket, peer: Connection) -> None:
-    sock.shutdown(socket.SHUT_WR)
-    peer.expect(FIN | ACK)
-    peer.send(ACK)
-    _await_state(sock, FIN_WAIT2)
-
-
-def _peer_fin(peer: Connection) -> None:
-    peer.send(FIN | ACK)
-    peer.expect(ACK)
-
-
-def _script_fin_wait2(sock: socket.socket, peer: Connection) -> None:
-    _fin_acknowledged(sock, peer)
-    _peer_fin(peer)
-
-
-def _script_orphan_fin_wait2(sock: socket.socket, peer: Connection) -> None:
-    sock.close()
-    peer.expect(FIN | ACK)
-    peer.send(ACK)
-
-
-def _script_close_in_fin_wait2(sock: socket.socket, peer: Connection) -> None:
-    _fin_acknowledged(sock, peer)
-    sock.close()
-
-
-def _script_orphan_late_fin(sock: socket.socket, peer: Connection) -> None:
-    _script_orphan_fin_wait2(sock, peer)
-    _peer_fin(peer)
-
-
-def _script_close_late_fin(sock: socket.socket, peer: Connection) -> None:
-    _script_close_in_fin_wait2(sock, peer)
-    _peer_fin(peer)
-
-
-def _script_fin_with_ack(sock: socket.socket, peer: Connection) -> None:
-    sock.shutdown(socket.SHUT_WR)
-    peer.expect(FIN | ACK)
-    _peer_fin(peer)
-
-
-def _script_orphan_fin_with_ack(sock: socket.socket, peer: Connection) -> None:
-    sock.close()
-    peer.expect(FIN | ACK)
-    _peer_fin(peer)
-
-
-def _closing(sock: socket.socket, peer: Connection) -> None:
-    sock.shutdown(socket.SHUT_WR)
-    fin = peer.expect(FIN | ACK)
-    peer.send(FIN | ACK, ack=fin.seq)
-    peer.expect(ACK)
-    _await_state(sock, CLOSING)
-
-
-def _script_simultaneous(sock: socket.socket, peer: Connection) -> None:
-    _closing(sock, peer)
-    peer.send(ACK)
-
-
-def _script_reset_established(sock: socket.socket, peer: Connection) -> None:
-    peer.send(RST | ACK)
-    _await_state(sock, CLOSE)
-
-
-def _script_reset_fin_wait1(sock: socket.socket, peer: Connection) -> None:
-    sock.shutdown(socket.SHUT_WR)
-    fin = peer.expect(FIN | ACK)
-    peer.send(RST | ACK, ack=fin.seq)
-    _await_state(sock, CLOSE)
-
-
-def _script_reset_fin_wait2(sock: socket.socket, peer: Connection) -> None:
-    _fin_acknowledged(sock, peer)
-    peer.send(RST | ACK)
-    _await_state(sock, CLOSE)
-
-
-def _script_reset_orphan(sock: socket.socket, peer: Connection) -> None:
-    _script_orphan_fin_wait2(sock, peer)
-    peer.send(RST | ACK)
-
-
-def _script_reset_closing(sock: socket.socket, peer: Connection) -> None:
-    _closing(sock, peer)
-    peer.send(RST)
-    _await_state(sock, CLOSE)
-
-
-def _script_linger0_closing(sock: socket.socket, peer: Connection) -> None:
-    _closing(sock, peer)
-    _reset(sock)
-
-
-def _script_linger0_fin_wait2(sock: socket.socket, peer: Connection) -> None:
-    _fin_acknowledged(sock, peer)
-    _reset(sock)
-
-
-def _script_data_with_ack(sock: socket.socket, peer: Connection) -> None:
-    sock.close()
-    peer.expect(FIN | ACK)
-    peer.send(ACK | PSH, b"late")
-    peer.expect(RST)
-
-
-def _script_data_after_close(sock: socket.socket, peer: Connection) -> None:
-    _script_orphan_fin_wait2(sock, peer)
-    peer.send(ACK | PSH, b"late")
-    peer.expect(RST)
-
-
-def _script_passive(sock: socket.socket, peer: Connection) -> None:
-    _peer_fin(peer)
-    sock.close()
-    fin = peer.expect(FIN | ACK)
-    assert fin.ack == peer.snd_nxt
-    peer.send(ACK)
-
-
-# What the kernel's end does, and the mini-socket it comes to.
-SCRIPTS: dict[str, tuple[Script, int | None]] = {
-    "fin_wait2": (_script_fin_wait2, TIME_WAIT),
-    "orphan_late_fin": (_script_orphan_late_fin, TIME_WAIT),
-    "close_late_fin": (_script_close_late_fin, TIME_WAIT),
-    "fin_with_ack": (_script_fin_with_ack, TIME_WAIT),
-    "orphan_fin_with_ack": (_script_orphan_fin_with_ack, TIME_WAIT),
-    "simultaneous": (_script_simultaneous, TIME_WAIT),
-    "orphan_fin_wait2": (_script_orphan_fin_wait2, FIN_WAIT2),
-    "close_in_fin_wait2": (_script_close_in_fin_wait2, FIN_WAIT2),
-    "reset_established": (_script_reset_established, None),
-    "reset_fin_wait1": (_script_reset_fin_wait1, None),
-    "reset_fin_wait2": (_script_reset_fin_wait2, None),
-    "reset_orphan": (_script_reset_orphan, None),
-    "reset_closing": (_script_reset_closing, None),
-    "linger0_fin_wait2": (_script_linger0_fin_wait2, None),
-    "linger0_closing": (_script_linger0_closing, None),
-    "data_with_ack": (_script_data_with_ack, None),
-    "data_after_close": (_script_data_after_close, None),
-    "passive": (_script_passive, None),
-}
-
-
-def scripted(
-    peer: TunPeer, name: str, n: int, *, family: str = IPV4, kernel: str = CLIENT, timestamps: bool = True
-) -> list[Session]:
-    """`n` sessions of the kernel with the scripted peer. `kernel`: which side the kernel's socket is on."""
-    script, state = SCRIPTS[name]
-    address, own = peer.addresses(family)
-    table = "tcp" if family == IPV4 else "tcp6"
-    sessions = []
-    with peer.ns.socket(socket.AF_INET if family == IPV4 else socket.AF_INET6) as listener:
-        listener.bind((f"::ffff:{address}" if family == MAPPED else address, 0))
-        listener.listen(n)
-        port = listener.getsockname()[1]
-        for _ in range(n):
-            if kernel == CLIENT:
-                sock, connection = peer.dial(family, timestamps=timestamps)
-            else:
-                connection = peer.connect(address, port, timestamps=timestamps)
-                sock, _address = listener.accept()
-            with sock:
-                script(sock, connection)
-                near = End(peer.ns, address, connection.remote_port, own, connection.local_port, table, state)
-                far = End(None, own, connection.local_port, address, connection.remote_port, table, None)
-                ends = (near, far) if kernel == CLIENT else (far, near)
-                sessions.append(Session(*ends, seen=connection.seen()))
-    return sessions

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.load.netns import Namespace, add_addresses
+from tests.load.netns import Namespace, add_addresses, await_address
 from tests.load.segments import ACK, SYN, Seen, Segment, build, parse, seen
 
 TUNSETIFF = 0x400454CA
@@ -30,6 +30,7 @@ class Connection:
     """The peer's end of one connection. `snd_nxt` and `rcv_nxt` are the peer's; the kernel's are in `seen()`."""
 
     def __init__(self, peer: "TunPeer", tuple_: Tuple, *, timestamps: bool, isn: int) -> None:
+        self.tuple = tuple_
         self.local, self.local_port, self.remote, self.remote_port = tuple_
         self.peer = peer
         self.timestamps = timestamps
@@ -38,7 +39,7 @@ class Connection:
         self.peer_tsval = 0  # the kernel's last, which the next segment echoes
         self.segments: list[Segment] = []  # both ways, in order
 
-    def send(
+    def send(  # noqa: PLR0913 (each is a field of the segment)
         self,
         flags: int,
         payload: bytes = b"",
@@ -89,6 +90,8 @@ class Connection:
 
 
 class TunPeer:
+    """The far side of the tun device: any number of connections, each of which reads only its own segments."""
+
     def __init__(self, fd: int, ns: Namespace, device: str) -> None:
         self.fd = fd
         self.ns = ns
@@ -112,6 +115,7 @@ class TunPeer:
         return (KERNEL_IPV6, PEER_IPV6) if family == "ipv6" else (KERNEL_IPV4, PEER_IPV4)
 
     def write(self, packet: bytes) -> None:
+        """Let a packet come in on the device."""
         os.write(self.fd, packet)
 
     def _pump(self, timeout: float) -> bool:
@@ -132,7 +136,8 @@ class TunPeer:
             connection.peer_tsval = segment.tsval
 
     def receive(self, connection: Connection, timeout: float) -> Segment | None:
-        tuple_ = (connection.local, connection.local_port, connection.remote, connection.remote_port)
+        """The next segment of a connection; None if none comes in `timeout` seconds."""
+        tuple_ = connection.tuple
         end = time.monotonic() + timeout
         while not self._queues.get(tuple_):
             if not self._pump(end - time.monotonic()) and time.monotonic() >= end:
@@ -164,11 +169,11 @@ class TunPeer:
         """A client socket of the kernel, connected to the peer. `family`: ipv4, ipv6 or mapped."""
         kernel, own = self.addresses(family)
         sock = self.ns.socket(socket.AF_INET if family == "ipv4" else socket.AF_INET6)
-        sock.setblocking(False)
+        sock.settimeout(0)
         prefix = "::ffff:" if family == "mapped" else ""
         assert sock.connect_ex((prefix + own, port)) == errno.EINPROGRESS
         connection = self.answer((own, port, kernel, sock.getsockname()[1]), **how)
-        sock.setblocking(True)
+        sock.settimeout(None)
         return sock, connection
 
 
@@ -180,6 +185,7 @@ def tun_peer(ns: Namespace, device: str = "tun0") -> Iterator[TunPeer]:
     try:
         fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH14x", device.encode(), IFF_TUN | IFF_NO_PI))
         add_addresses(ns, device, KERNEL_IPV4, KERNEL_IPV6)
+        await_address(ns, KERNEL_IPV6)
         yield TunPeer(fd, ns, device)
     finally:
         os.close(fd)  # and with it the device

@@ -45,12 +45,18 @@ class Segment:
     monotonic_ns: int = 0  # CLOCK_MONOTONIC when it passed
 
     @property
+    def tuple(self) -> tuple[str, int, str, int]:
+        """From where to where."""
+        return self.source, self.source_port, self.destination, self.destination_port
+
+    @property
     def end(self) -> int:
         """The sequence number behind it: data, SYN and FIN count."""
         taken = len(self.payload) + bool(self.flags & SYN) + bool(self.flags & FIN)
         return (self.seq + taken) & 0xFFFFFFFF
 
     def has(self, flags: int) -> bool:
+        """All of these flags are set."""
         return self.flags & flags == flags
 
 
@@ -144,7 +150,7 @@ def _options(segment: Segment) -> bytes:
 def _checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF
@@ -173,43 +179,57 @@ class Seen:
         return (self.last_tsval - self.last_ns // 1_000_000) & 0xFFFFFFFF
 
 
+class _Replay:
+    """One end, segment by segment."""
+
+    def __init__(self) -> None:
+        self.now = Seen(0, 0, 0, 0, None, None, 0)
+        self.acked = 0  # the last acknowledgment this end sent: the kernel's rcv_wup
+        self.own_scale: int | None = None
+        self.peer_scale: int | None = None
+
+    def sent(self, one: Segment) -> None:
+        if one.has(SYN):
+            self.own_scale = one.scale
+        newer = one.has(SYN) or after(one.end, self.now.snd_nxt)
+        self.now = replace(self.now, snd_nxt=one.end if newer else self.now.snd_nxt, window=one.window)
+        if one.tsval is not None:
+            self.now = replace(self.now, last_tsval=one.tsval, last_ns=one.monotonic_ns)
+        if one.has(ACK):
+            self.acked = one.ack
+
+    def got(self, one: Segment) -> None:
+        if one.has(SYN):
+            self.peer_scale = one.scale
+            self.now, self.acked = replace(self.now, rcv_nxt=one.end, ts_recent=None), one.seq
+        elif not after(one.seq, self.now.rcv_nxt) and after(one.end, self.now.rcv_nxt):
+            self.now = replace(self.now, rcv_nxt=one.end)
+        # RFC 7323, 4.3 (2): only a segment that holds the last acknowledged byte moves TS.Recent
+        if one.tsval is None or after(one.seq, self.acked):
+            return
+        if self.now.ts_recent is None or not after(self.now.ts_recent, one.tsval):
+            self.now = replace(self.now, ts_recent=one.tsval)
+
+    def result(self) -> Seen:
+        # RFC 7323, 2.2: the windows are scaled only if both SYNs carried the option
+        scaled = self.own_scale is not None and self.peer_scale is not None
+        return replace(self.now, scale=(self.own_scale or 0) if scaled else 0)
+
+
 def seen(segments: Iterable[Segment], local: str, local_port: int, remote: str, remote_port: int) -> Seen:
     """Replay what one end sent and got. All segments must have arrived, in order: true on lo, veth and tun.
 
-    Segments of an earlier connection with the same tuple do not count: a SYN begins anew.
+    Segments of an earlier connection with the same tuple do not count: a SYN begins anew. RSTs do not count either.
     """
-    now = Seen(0, 0, 0, 0, None, None, 0)
-    acked = 0  # the last acknowledgment this end sent: the kernel's rcv_wup
-    scales: dict[bool, int | None] = {}
+    replay = _Replay()
     for one in segments:
-        here = (one.source, one.source_port, one.destination, one.destination_port)
-        sent = here == (local, local_port, remote, remote_port)
-        if not sent and here != (remote, remote_port, local, local_port):
-            continue
-        if one.has(SYN):
-            scales[sent] = one.scale
         if one.has(RST):
             continue
-        if sent:
-            first = one.has(SYN)
-            snd_nxt = one.end if first or after(one.end, now.snd_nxt) else now.snd_nxt
-            now = replace(now, snd_nxt=snd_nxt, window=one.window)
-            if one.tsval is not None:
-                now = replace(now, last_tsval=one.tsval, last_ns=one.monotonic_ns)
-            if one.has(ACK):
-                acked = one.ack
-        else:
-            if one.has(SYN):
-                now, acked = replace(now, rcv_nxt=one.end, ts_recent=None), one.seq
-            elif not after(one.seq, now.rcv_nxt) and after(one.end, now.rcv_nxt):
-                now = replace(now, rcv_nxt=one.end)
-            # RFC 7323, 4.3 (2): only a segment that holds the last acknowledged byte moves TS.Recent
-            newer = now.ts_recent is None or one.tsval is None or not after(now.ts_recent, one.tsval)
-            if one.tsval is not None and newer and not after(one.seq, acked):
-                now = replace(now, ts_recent=one.tsval)
-    # RFC 7323, 2.2: the windows are scaled only if both SYNs carried the option
-    both = scales.get(True) is not None and scales.get(False) is not None
-    return replace(now, scale=(scales[True] or 0) if both else 0)
+        if one.tuple == (local, local_port, remote, remote_port):
+            replay.sent(one)
+        elif one.tuple == (remote, remote_port, local, local_port):
+            replay.got(one)
+    return replay.result()
 
 
 # ---- capture ----
@@ -246,6 +266,7 @@ class Capture:
         return list(self._segments)
 
     def seen(self, local: str, local_port: int, remote: str, remote_port: int) -> Seen:
+        """What an end knows, by all that passed until now."""
         return seen(self.segments(), local, local_port, remote, remote_port)
 
 
@@ -255,7 +276,7 @@ def capture(ns: Namespace, device: str = "lo") -> Iterator[Capture]:
     # SOCK_DGRAM: no link header, so lo, veth and tun look alike. Protocol 0 first: nothing is caught before bind()
     sock = ns.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
     with sock:
-        sock.setblocking(False)
+        sock.settimeout(0)
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, CAPTURE_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         with ns.entered():  # the device's name is looked up in the thread's namespace

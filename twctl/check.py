@@ -1,0 +1,108 @@
+"""What this kernel and host allow: one line each, with the reason and what to do."""
+
+import dataclasses
+import enum
+import errno
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from twctl import btf, loader, sockdiag
+from twctl.classes import Class
+from twctl.errors import TwctlError
+from twctl.layout import FAMILIES
+from twctl.pins import Pins, mount_of
+
+
+class Verdict(enum.StrEnum):
+    """How a line of `twctl check` begins."""
+
+    OK = "ok"
+    LESS = "less"  # works, but something is seen less exactly
+    FAIL = "fail"  # observe cannot work
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that was tried: what, how it went, why, and what to do."""
+
+    what: str
+    verdict: Verdict
+    reason: str
+    hint: str = ""
+
+
+def check(pins: Path) -> Iterator[Line]:
+    """Try everything that observe needs, in order; loads the probes for real, in a folder of its own."""
+    yield _line("root", _root)
+    yield _line("BTF", _btf)
+    yield _line("bpffs", lambda: _bpffs(pins))
+    yield _line("sock_diag", _sock_diag)
+    for probe in ("fentry", "tracepoint"):
+        yield _probe(probe, pins)
+
+
+def _line(what: str, attempt: Callable[[], str]) -> Line:
+    try:
+        return Line(what, Verdict.OK, attempt())
+    except TwctlError as error:
+        return Line(what, Verdict.FAIL, error.message, error.hint)
+
+
+def _root() -> str:
+    if os.geteuid():
+        raise TwctlError(
+            "not root",
+            "run with sudo; needed are CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and, for other namespaces, CAP_SYS_ADMIN",
+        )
+    return f"uid 0, locked memory limit {resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]}"
+
+
+def _btf() -> str:
+    types = btf.Btf()
+    offsets = btf.macros(types)
+    types.close()
+    return f"{btf.VMLINUX} has all {len(btf.REQUIRED)} fields" + (
+        "" if "OFFSET_tcp_sock_ao_info" in offsets else ", TCP-AO is not built in"
+    )
+
+
+def _bpffs(pins: Path) -> str:
+    if mount_of(pins.parent)[0] != "bpf":
+        return f"not mounted at {pins.parent}; 'twctl run' mounts it and 'twctl release' unmounts it"
+    return f"mounted at {pins.parent}"
+
+
+def _sock_diag() -> str:
+    diag = sockdiag.SockDiag()
+    buffer = memoryview(bytearray(65536))
+    try:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for _ in diag.dump(family, buffer):
+                pass
+    except OSError as error:
+        why = "the tcp_diag module is missing" if error.errno == errno.ENOENT else os.strerror(error.errno or 0)
+        raise TwctlError(f"the kernel does not list its TCP sockets: {why}", "modprobe tcp_diag") from error
+    finally:
+        diag.close()
+    return "lists TIME_WAIT sockets"
+
+
+def _probe(probe: str, pins: Path) -> Line:
+    """Load one probe for real. Without fentry the tracepoint does its work, so its absence is not a failure."""
+    sizes = {family: {klass.label: 256 for klass in Class} for family in FAMILIES}
+    trial = Pins(pins.with_name(f"{pins.name}-check-{os.getpid()}"))
+    try:
+        trial.open()
+        trial.load(loader.Request(str(trial.root / "next"), sizes, probe))
+    except TwctlError as error:
+        if probe == "fentry":
+            return Line(
+                probe, Verdict.LESS, error.message, "ends are found by comparing with the kernel's list instead"
+            )
+        return Line(probe, Verdict.FAIL, error.message, error.hint)
+    finally:
+        trial.close()
+    return Line(probe, Verdict.OK, "loads, attaches and pins")

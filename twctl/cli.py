@@ -1,0 +1,221 @@
+"""The command line. Nouns read (status, table, classify, check, config), verbs change (run, release)."""
+
+import ipaddress
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from twctl import __version__
+from twctl.classes import Address, Class, Network
+from twctl.config import Config, Effective, Mode, Probe, load
+from twctl.errors import TwctlError
+from twctl.layout import FAMILIES
+from twctl.pins import Pins
+from twctl.table import Table, Vestige, as_json
+
+app = typer.Typer(
+    help="See what TIME_WAIT does on this host. Nouns read, verbs change.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option("--config", metavar="FILE", help="Configuration (TOML); default /etc/twctl.toml if it exists."),
+]
+PinsFolder = Annotated[Path | None, typer.Option("--pins", metavar="DIR", help="Folder under bpffs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _effective(file: Path | None, **options: object) -> Effective:
+    return load(file, options)
+
+
+def _config(file: Path | None, pins: Path | None) -> Config:
+    return _effective(file, pins=pins).config
+
+
+def _table(config: Config) -> Table:
+    return Table(config.pins / "current")
+
+
+@app.command()
+def run(  # noqa: PLR0913, PLR0917 - each is an option
+    config: ConfigFile = None,
+    mode: Annotated[Mode | None, typer.Option(help="What to do with sessions.")] = None,
+    listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="Where metrics are served.")] = None,
+    netns: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Namespace below /run/netns; may be repeated.")
+    ] = None,
+    probe: Annotated[Probe | None, typer.Option(help="What sees sessions being born.")] = None,
+    pins: PinsFolder = None,
+) -> None:
+    """Run the daemon in the foreground, until SIGINT or SIGTERM."""
+    given = {"mode": mode, "listen": listen, "netns": netns, "probe": probe, "pins": str(pins) if pins else None}
+    options = {name: value for name, value in given.items() if value}
+    _effective(config, **options)
+    request = json.dumps({"file": str(config) if config else None, "options": options})
+    os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon", request])  # noqa: S606 - our own interpreter
+
+
+@app.command()
+def status(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = False) -> None:
+    """Counts by class, table against kernel, and what the other modes would have freed."""
+    from twctl import status as module  # noqa: PLC0415 - with prometheus_client, 14 MB that the other nouns do not need
+
+    settings = _config(config, pins)
+    found = module.status(_table(settings), settings.time_wait, daemon=Pins(settings.pins).locked(), pins=settings.pins)
+    typer.echo(json.dumps(found) if json_ else module.text(found))
+
+
+@app.command()
+def table(  # noqa: PLR0913, PLR0917 - each is an option
+    config: ConfigFile = None,
+    pins: PinsFolder = None,
+    klass: Annotated[str | None, typer.Option("--class", metavar="CLASS", help="loopback, local or remote.")] = None,
+    family: Annotated[str | None, typer.Option(help="ipv4 or ipv6.")] = None,
+    remote: Annotated[str | None, typer.Option(metavar="CIDR", help="Prefix that the remote address lies in.")] = None,
+    local_port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+    *,
+    json_: Json = False,
+) -> None:
+    """Every live session, a line each."""
+    families = (_one_of("--family", family, FAMILIES),) if family else FAMILIES
+    label = _one_of("--class", klass, [each.label for each in Class]) if klass else None
+    prefix = _network(remote) if remote else None
+    found = _filtered(_table(_config(config, pins)).vestiges(families), label, prefix, local_port)
+    if not json_:
+        typer.echo(f"{'class':<8} {'substate':<9} {'local':<21} {'remote':<21} {'expires':>7} netns".rstrip())
+    for vestige in found:
+        typer.echo(json.dumps(as_json(vestige)) if json_ else _row(vestige))
+
+
+def _filtered(
+    vestiges: Iterator[Vestige], label: str | None, prefix: Network | None, local_port: int | None
+) -> Iterator[Vestige]:
+    for vestige in vestiges:
+        wanted = label in {None, vestige.klass.label} and local_port in {None, vestige.local_port}
+        if wanted and (prefix is None or vestige.remote in prefix):
+            yield vestige
+
+
+def _row(vestige: Vestige) -> str:
+    local, remote = _endpoint(vestige.local, vestige.local_port), _endpoint(vestige.remote, vestige.remote_port)
+    return f"{vestige.klass.label:<8} {vestige.substate:<9} {local:<21} {remote:<21} {vestige.expires_in:>6.1f}s {vestige.netns}".rstrip()
+
+
+def _endpoint(address: Address, port: int) -> str:
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004
+
+
+def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=option)
+    return value
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--remote") from None
+
+
+@app.command()
+def classify(
+    address: Annotated[str, typer.Argument(metavar="ADDRESS", help="IPv4 or IPv6 address of a peer.")],
+    config: ConfigFile = None,
+    netns: Annotated[str | None, typer.Option(metavar="NAME", help="Namespace below /run/netns.")] = None,
+    *,
+    json_: Json = False,
+) -> None:
+    """How near a peer is, and what decides it."""
+    from twctl.routes import RouteWatcher  # noqa: PLC0415 - pyroute2 takes a while
+
+    try:
+        peer = ipaddress.ip_address(address)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="ADDRESS") from None
+    with RouteWatcher(_config(config, None).classes, netns) as routes:
+        found = routes.explain(peer)
+    facts = {
+        "address": str(peer),
+        "class": found.class_.label,
+        "prefix": str(found.prefix) if found.prefix else None,
+        "source": found.source,
+        "interface": found.interface,
+        "gateway": str(found.gateway) if found.gateway else None,
+    }
+    typer.echo(json.dumps(facts) if json_ else "\n".join(f"{name:<10} {value or '-'}" for name, value in facts.items()))
+
+
+@app.command()
+def check(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = False) -> None:
+    """What this kernel and host allow; exit status 1 if observe cannot work."""
+    from twctl import check as module  # noqa: PLC0415
+
+    failed = False
+    for line in module.check(_config(config, pins).pins):
+        failed |= line.verdict is module.Verdict.FAIL
+        if json_:
+            typer.echo(
+                json.dumps({"what": line.what, "verdict": line.verdict, "reason": line.reason, "hint": line.hint})
+            )
+        else:
+            typer.echo(f"{line.verdict:<5}{line.what:<11}{line.reason}{f' ({line.hint})' if line.hint else ''}")
+    raise typer.Exit(failed)
+
+
+@app.command()
+def config(config: ConfigFile = None, *, json_: Json = False) -> None:
+    """The configuration in force, with the source of each value."""
+    rows = list(_effective(config).rows())
+    if json_:
+        typer.echo(json.dumps({name: {"value": value, "source": source} for name, value, source in rows}))
+        return
+    for name, value, source in rows:
+        typer.echo(f"{name:<22} {json.dumps(value):<28} {source}")
+
+
+@app.command()
+def release(config: ConfigFile = None, pins: PinsFolder = None) -> None:
+    """Remove everything that twctl left in the kernel."""
+    settings = _config(config, pins)
+    removed = Pins(settings.pins).release()
+    typer.echo(f"removed {settings.pins}" if removed else f"nothing to remove at {settings.pins}")
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of Typer
+    if asked:
+        typer.echo(f"twctl {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """See what TIME_WAIT does on this host. Nouns read, verbs change."""
+
+
+def main() -> None:
+    """Run a command: one line on standard error and exit status 1 if it fails, 2 if it was called wrongly."""
+    try:
+        app()
+    except TwctlError as error:
+        typer.echo(f"twctl: {error}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of `twctl table` has seen enough; Python would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
