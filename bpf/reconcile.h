@@ -3,9 +3,8 @@
  * Table against kernel: programs that the daemon runs itself (BPF_PROG_TEST_RUN), so that every change of the table is
  * made by the same compare-and-swaps as the probes'.
  *
- *   look    reads the kernel's own list of TIME_WAIT sockets (sock_diag messages, received straight into the inbox) and
- *           marks each vestige as seen; stops after four, or at one that the table does not agree with.
- *   take    deals with that message: restarts a session whose timer was; says if the table does not have it.
+ *   take    reads one entry of the kernel's own list of TIME_WAIT sockets (sock_diag messages, received straight into the
+ *           inbox): marks the session's vestige as seen, restarts it if the timer was, or says that there is none.
  *   adopt   inserts a session that the table does not have.
  *   sweep   walks lines: zeroes expired words, and puts into the outbox the live words whose vestige was there before
  *           the list was asked for and was not seen in it.
@@ -17,7 +16,6 @@
 #define TWCTL_RECONCILE_H
 
 #define INBOX_BYTES 65536
-#define LOOK_MESSAGES 4
 #define SWEEP_LINES 16
 
 /* struct nlmsghdr and struct inet_diag_msg (linux/inet_diag.h): of each message the first 88 bytes. */
@@ -101,9 +99,7 @@ ALWAYS_INLINE bool newer_than_round(const struct work *w, u32 slot)
  * FIN has come and FIN_WAIT2 is TIME_WAIT now. */
 ALWAYS_INLINE bool moved_on(u64 left, u64 nanoseconds, u8 flags, u8 known)
 {
-	s64 difference = (s64)(nanoseconds >> TICK_SHIFT) - (s64)left;
-
-	return difference > 4 || (flags ^ known) & VESTIGE_FIN_WAIT2;
+	return less(left + 4, nanoseconds >> TICK_SHIFT) | ((flags ^ known) & VESTIGE_FIN_WAIT2);
 }
 
 /* What the kernel's list tells of a session goes into w->session; returns how long its timer will still run. */
@@ -158,53 +154,14 @@ ALWAYS_INLINE struct diag_message *message_at(u64 offset)
 	return in ? (void *)&in->bytes[offset % INBOX_BYTES] : NULL;
 }
 
-/* Looks a message's session up. True if the table agrees with the kernel about it, which marks it as seen. */
-ALWAYS_INLINE bool agrees(struct work *w, const struct diag_message *m, u64 nanoseconds, bool *found)
-{
-	*found = vestige_find(w);
-	if (!*found)
-		return false;
-	read_record(w, slot_of(w->word));
-	if (moved_on(remaining(w->word, w->now), nanoseconds, substate_of(m), w->session.bits))
-		return false;
-	see(w, slot_of(w->word));
-	return true;
-}
-
-/* args: family, offset into the inbox, end of what was received, namespace index. Returns the offset to go on at, which
- * may be that of a message for take; INBOX_BYTES when all were looked at. Mapped addresses come among the IPv6 messages,
- * so those are looked at for both families. */
-int look(struct bpf_raw_tracepoint_args *ctx)
-{
-	u64 offset = ctx->args[1], end = ctx->args[2];
-	struct work *w = work_of(WORKER_RECONCILE);
-	bool found;
-
-	if (!w)
-		return INBOX_BYTES;
-	w->family = ctx->args[0];
-#pragma unroll
-	for (int i = 0; i < LOOK_MESSAGES; i++) {
-		struct diag_message *m = message_at(offset);
-
-		if (!m || offset + sizeof(*m) > end || m->length < 16)
-			return INBOX_BYTES;
-		if (concerns(w, m) && !agrees(w, m, read_message(w, m, ctx->args[3]), &found))
-			return offset;
-		w->candidate = offset + ((m->length + 3) & 0xfffc);
-		offset = w->candidate;
-	}
-	return offset;
-}
-
-/* args: family, offset into the inbox, namespace index. Returns 1 if the table has no vestige of this session. */
+/* args: family, offset into the inbox, namespace index. Returns 1 if the table has no vestige of this session. Mapped
+ * addresses come among the IPv6 messages, so those are taken for both families. */
 int take(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct diag_message *m = message_at(ctx->args[1]);
 	struct work *w = work_of(WORKER_RECONCILE);
 	struct outbox *out = the_outbox();
 	u64 nanoseconds;
-	bool found;
 
 	if (!m || !w || !out)
 		return 0;
@@ -212,10 +169,13 @@ int take(struct bpf_raw_tracepoint_args *ctx)
 	if (!concerns(w, m))
 		return 0;
 	nanoseconds = read_message(w, m, ctx->args[2]);
-	if (agrees(w, m, nanoseconds, &found))
-		return 0;
-	if (!found)
+	if (!vestige_find(w))
 		return 1;
+	read_record(w, slot_of(w->word));
+	if (!moved_on(remaining(w->word, w->now), nanoseconds, substate_of(m), w->session.bits)) {
+		see(w, slot_of(w->word));
+		return 0;
+	}
 	w->session.bits = (w->session.bits & ~VESTIGE_FIN_WAIT2) | substate_of(m);
 	vestige_restart(w, nanoseconds);
 	out->restarted++;
@@ -246,7 +206,7 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 
 ALWAYS_INLINE void sweep_word(struct work *w, struct outbox *out, struct line *line, u32 number, u32 i)
 {
-	u64 word = line->word[i], *bits, n = *(volatile u64 *)&out->unseen_count;
+	u64 word = line->word[i], *bits, n = out->unseen_count;
 	u32 slot = slot_of(word);
 
 	if (!word)
@@ -256,8 +216,10 @@ ALWAYS_INLINE void sweep_word(struct work *w, struct outbox *out, struct line *l
 		return;
 	}
 	bits = seen_at(w, slot);
-	if (!bits || (*bits >> slot % 64 & 1) || newer_than_round(w, slot) || n >= SWEEP_LINES * LINE_WORDS)
+	if (!bits || (*bits >> slot % 64 & 1) || newer_than_round(w, slot))
 		return;
+	asm("" : "+r"(n)); /* clang knows that it is in bounds, the verifier has to see it */
+	n %= SWEEP_LINES * LINE_WORDS;
 	out->unseen[n].word = word;
 	out->unseen[n].line = number;
 	out->unseen[n].index = i;

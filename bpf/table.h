@@ -37,7 +37,7 @@ struct work {
 	u64 now, expiry;	/* ticks, not cut to 24 bits */
 	u64 hash;
 	u64 tagged;		/* a bit for each live word of a line with the tag */
-	u64 candidate, spare;	/* indexes into a line: looked at, chosen */
+	u64 candidate, spare;	/* indexes into a line: in_line's own, chosen */
 	u64 line, home;		/* lines by number: last looked at; the found word's */
 	u64 word, slot;		/* found; occupied */
 	u32 reason;
@@ -71,17 +71,24 @@ ALWAYS_INLINE struct counters *this_cpu(void)
 }
 
 /* Atomic, for an interrupt can arrive between load and store of the same CPU. */
-#define ADD(field, number)                                               \
-	do {                                                             \
-		struct counters *_counters = this_cpu();                 \
-		if (_counters)                                           \
-			__sync_fetch_and_add(&_counters->field, number); \
+#define COUNT(field)                                               \
+	do {                                                       \
+		struct counters *_counters = this_cpu();           \
+		if (_counters)                                     \
+			__sync_fetch_and_add(&_counters->field, 1); \
 	} while (0)
-#define COUNT(field) ADD(field, 1)
 
 ALWAYS_INLINE bool is_ipv4(const struct work *w)
 {
 	return w->family == FAMILY_IPV4;
+}
+
+/* An index into a line. It passes through memory, or clang, which knows that it is below eight, drops the mask that the
+ * verifier needs to see. */
+ALWAYS_INLINE u64 in_line(struct work *w, u64 i)
+{
+	*(volatile u64 *)&w->candidate = i;
+	return *(volatile u64 *)&w->candidate % LINE_WORDS;
 }
 
 ALWAYS_INLINE struct line *line_at(const struct work *w, u32 i)
@@ -109,11 +116,14 @@ ALWAYS_INLINE u64 tick_now(void)
 	return bpf_ktime_get_ns() >> TICK_SHIFT;
 }
 
-/* 1 if a < b, for values below 2^63. Arithmetic instead of a branch: eight words a line are eight doublings of the
- * paths that the verifier has to walk. */
+/* 1 if a < b, for values below 2^63. Arithmetic instead of a branch: eight words a line are eight doublings of the paths
+ * that the verifier has to walk. The empty assembly hides the difference from clang, which would make it a branch again. */
 ALWAYS_INLINE u64 less(u64 a, u64 b)
 {
-	return (a - b) >> 63;
+	u64 difference = a - b;
+
+	asm("" : "+r"(difference));
+	return difference >> 63;
 }
 
 /* Ticks until a word expires; 0 if it has, or was never used. */
@@ -385,7 +395,7 @@ ALWAYS_INLINE void scan_line(struct work *w, const struct line *line)
 		least ^= (least ^ rank) & -less(rank, least);
 	}
 	w->tagged = tagged;
-	w->spare = least % LINE_WORDS;
+	w->spare = least % LINE_WORDS; /* the rank's lower bits */
 	tagged &= tagged - 1;
 	if (tagged & (tagged - 1))
 		COUNT(dropped[DROPPED_COLLISION]);
@@ -409,8 +419,7 @@ ALWAYS_INLINE bool match_tuple(struct work *w, const struct line *line)
 
 		if (!tagged)
 			return false;
-		w->candidate = lowest_bit(tagged);
-		i = w->candidate % LINE_WORDS;
+		i = in_line(w, lowest_bit(tagged));
 		word = line->word[i];
 		if (record_has(w, slot_of(word), &w->session.tuple)) {
 			w->spare = i;
@@ -448,8 +457,7 @@ ALWAYS_INLINE void evict_slot(struct work *w, u32 slot)
 #pragma unroll
 	for (u64 i = 1; i < LINE_WORDS; i++)
 		at |= i & -less(slot_of(line->word[i]) ^ slot, 1);
-	w->candidate = at;
-	at = w->candidate % LINE_WORDS;
+	at = in_line(w, at);
 	word = line->word[at];
 	if (slot_of(word) == slot && remaining(word, w->now))
 		vestige_end(w, &line->word[at], word, REASON_EVICTED);
@@ -508,11 +516,11 @@ ALWAYS_INLINE bool publish(struct work *w, struct line *line, u64 fresh)
 
 	scan_line(w, line);
 	w->reason = match_tuple(w, line) ? REASON_REUSED : REASON_EVICTED;
-	at = &line->word[w->spare % LINE_WORDS];
+	at = &line->word[in_line(w, w->spare)];
 	old = w->reason == REASON_REUSED ? w->word : *at;
 	if (__sync_val_compare_and_swap(at, old, fresh) != old) {
 		scan_line(w, line);
-		at = &line->word[w->spare % LINE_WORDS];
+		at = &line->word[in_line(w, w->spare)];
 		old = *at;
 		w->reason = REASON_EVICTED;
 		if (__sync_val_compare_and_swap(at, old, fresh) != old)
@@ -568,9 +576,10 @@ ALWAYS_INLINE void vestige_restart(struct work *w, u64 nanoseconds)
 	line = line_at(w, w->home);
 	fresh = (w->expiry & TICK_MASK) << 40 | (ended & TAG_MASK << 24) | w->slot;
 	w->word = fresh; /* if it ended meanwhile, the new slot's life is taken back */
-	if (line && __sync_val_compare_and_swap(&line->word[w->spare % LINE_WORDS], ended, fresh) == ended) {
+	if (line && __sync_val_compare_and_swap(&line->word[in_line(w, w->spare)], ended, fresh) == ended) {
 		w->word = ended;
-		ADD(restarted[class % CLASSES], 1);
+		if (class < CLASSES)
+			COUNT(restarted[class]);
 	}
 	withdraw_life(w, class, w->word);
 }

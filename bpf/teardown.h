@@ -71,7 +71,7 @@ ALWAYS_INLINE void over(const void *tw, u32 reason)
 		return;
 	line = line_at(w, w->home);
 	if (line)
-		vestige_end(w, &line->word[w->spare % LINE_WORDS], w->word, reason);
+		vestige_end(w, &line->word[in_line(w, w->spare)], w->word, reason);
 }
 
 /* The mini-socket's own state is newer than the record's: the FIN moves rcv_nxt, segments move ts_recent. */

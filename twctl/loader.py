@@ -28,7 +28,7 @@ CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
-RECONCILERS = ("look", "take", "adopt", "sweep", "finish")
+RECONCILERS = ("take", "adopt", "sweep", "finish")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from twctl.classes import Class
 from twctl.layout import FAMILIES
-from twctl.sockdiag import SockDiag
+from twctl.sockdiag import HEADER, SockDiag
 from twctl.table import Reason, Table
 
 IPV4, IPV6 = range(len(FAMILIES))
@@ -58,8 +58,8 @@ class Reconciler:
         self._seen = {
             family: table.map(f"seen_{family}", (table.layout.slots(family) // 64 + 1) * 8) for family in FAMILIES
         }
-        self._look, self._take, self._adopt, self._sweep, self._finish = (
-            table.program(name) for name in ("look", "take", "adopt", "sweep", "finish")
+        self._take, self._adopt, self._sweep, self._finish = (
+            table.program(name) for name in ("take", "adopt", "sweep", "finish")
         )
 
     def round(self, *, end: bool = True) -> Drift:
@@ -92,10 +92,10 @@ class Reconciler:
 
     def _compare(self, family: int, size: int, index: int) -> None:
         offset = 0
-        while (offset := self._look.run(family, offset, size, index)) + MESSAGE_BYTES <= size:
+        while offset + MESSAGE_BYTES <= size:
             if self._take.run(family, offset, index):
                 self._adopt.run(family, offset, index)
-            offset += struct.unpack_from("=I", self._inbox, offset)[0] + 3 & ~3
+            offset += HEADER.unpack_from(self._inbox, offset)[0] + 3 & ~3
 
     def _walk(self, family: int, *, end: bool) -> int:
         line, ended, asked = 0, 0, 0
