@@ -10,6 +10,7 @@
 #include "table.h"
 #include "socket.h"
 #include "reconcile.h"
+#include "truncate.h"
 
 /* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. */
 ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)

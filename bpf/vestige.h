@@ -165,7 +165,7 @@ struct meta {
 	u64 identity;	/* of the sources, sizes and kernel (layout.py) */
 	u64 loaded;	/* CLOCK_MONOTONIC, ns */
 	u32 probe;	/* 0 tracepoint, 1 fentry */
-	u32 unused;
+	u32 mode;	/* 0 observe, 1 truncate, 2 vestigial; the daemon's, as it was last */
 };
 
 struct enrolment {

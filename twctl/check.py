@@ -1,18 +1,21 @@
 """What this kernel and host allow: one line each, with the reason and what to do."""
 
+import contextlib
 import dataclasses
 import enum
 import errno
+import ipaddress
 import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from twctl import btf, loader, sockdiag
+from twctl import btf, loader, sockdiag, truncate
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.layout import FAMILIES
+from twctl.netns import inside_new, lo_up
 from twctl.pins import Pins, mount_of
 
 
@@ -42,6 +45,7 @@ def check(pins: Path) -> Iterator[Line]:
     yield _line("sock_diag", _sock_diag)
     for probe in ("fentry", "tracepoint"):
         yield _probe(probe, pins)
+    yield _destroy()
 
 
 def _line(what: str, attempt: Callable[[], str]) -> Line:
@@ -88,6 +92,46 @@ def _sock_diag() -> str:
     finally:
         diag.close()
     return "lists TIME_WAIT sockets"
+
+
+def can_destroy() -> str:
+    """Destroy a TIME_WAIT socket for real, of a connection made for it in a network namespace of its own.
+
+    :raises TwctlError: if this kernel cannot: before 6.0, or without CONFIG_INET_DIAG_DESTROY.
+    """
+    diag, ends = inside_new(_time_wait_socket)
+    request = sockdiag.exact_request(*ends)
+    with contextlib.closing(diag):
+        answer = truncate.parse(diag.ask([request])[0])
+        if answer is None or answer.timer != sockdiag.TIMER_TIME_WAIT:
+            raise TwctlError("the kernel does not show a TIME_WAIT socket it was asked for", "modprobe tcp_diag")
+        if diag.destroy([truncate.destroy_request(request, answer.cookie)]):
+            hint = "mode truncate needs Linux 6.0 and CONFIG_INET_DIAG_DESTROY=y; use mode observe"
+            raise TwctlError("this kernel does not destroy TIME_WAIT sockets", hint)
+    return "the kernel destroys TIME_WAIT sockets"
+
+
+def _time_wait_socket() -> tuple[sockdiag.SockDiag, tuple[sockdiag.Endpoint, sockdiag.Endpoint]]:
+    """Close a connection over lo; the client, which closes first, stays in TIME_WAIT."""
+    diag = sockdiag.SockDiag()
+    lo_up()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+        local, remote = client.getsockname(), client.getpeername()
+        client.close()
+        peer.recv(1)
+        peer.close()
+    address = ipaddress.ip_address("127.0.0.1")
+    return diag, ((address, local[1]), (address, remote[1]))
+
+
+def _destroy() -> Line:
+    """Without it observe works, and truncate does not."""
+    try:
+        return Line("truncate", Verdict.OK, can_destroy())
+    except TwctlError as error:
+        return Line("truncate", Verdict.LESS, error.message, error.hint)
 
 
 def _probe(probe: str, pins: Path) -> Line:

@@ -1,4 +1,4 @@
-"""The command line. Nouns read (status, table, classify, check, config), verbs change (run, release)."""
+"""The command line. Nouns read (status, table, classify, check, config), verbs change (run, drain, release)."""
 
 import ipaddress
 import json
@@ -16,7 +16,7 @@ from twctl.config import Config, Effective, Mode, Probe, load
 from twctl.errors import TwctlError
 from twctl.layout import FAMILIES
 from twctl.pins import Pins
-from twctl.table import Table, Vestige, as_json
+from twctl.table import Reason, Table, Vestige, as_json
 
 app = typer.Typer(
     help="See what TIME_WAIT does on this host. Nouns read, verbs change.",
@@ -108,7 +108,8 @@ def _filtered(
 
 def _row(vestige: Vestige) -> str:
     local, remote = _endpoint(vestige.local, vestige.local_port), _endpoint(vestige.remote, vestige.remote_port)
-    return f"{vestige.klass.label:<8} {vestige.substate:<9} {local:<21} {remote:<21} {vestige.expires_in:>6.1f}s {vestige.netns}".rstrip()
+    ends = f"{vestige.expires_in:>6.1f}s"
+    return f"{vestige.klass.label:<8} {vestige.substate:<9} {local:<21} {remote:<21} {ends} {vestige.netns}".rstrip()
 
 
 def _endpoint(address: Address, port: int) -> str:
@@ -182,6 +183,28 @@ def config(config: ConfigFile = None, *, json_: Json = False) -> None:
         return
     for name, value, source in rows:
         typer.echo(f"{name:<22} {json.dumps(value):<28} {source}")
+
+
+@app.command()
+def drain(
+    config: ConfigFile = None,
+    pins: PinsFolder = None,
+    klass: Annotated[
+        str | None, typer.Option("--class", metavar="CLASS", help="Only loopback, local or remote.")
+    ] = None,
+    older_than: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Only sessions this old.")] = 0.0,
+) -> None:
+    """Destroy TIME_WAIT sockets now: nearest class first, oldest first."""
+    from twctl import truncate  # noqa: PLC0415 - the nouns do not need it
+    from twctl.sockdiag import SockDiag  # noqa: PLC0415
+
+    label = _one_of("--class", klass, [each.label for each in Class]) if klass else None
+    found = Table(_config(config, pins).pins / "current", writable=True)
+    diags = {index: SockDiag(name or None) for index, name in found.reachable().items()}
+    with found.exclusive():
+        reaper = truncate.Reaper(found, diags, Reason.DRAINED)
+        drained = truncate.drain(reaper, [each for each in Class if label in {None, each.label}], older_than)
+    typer.echo(f"drained {sum(drained.values())}: " + ", ".join(f"{each.label} {n}" for each, n in drained.items()))
 
 
 @app.command()

@@ -4,23 +4,25 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import os
 import selectors
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
-from twctl import loader, netns
+from twctl import check, loader, netns
 from twctl.classes import Class
 from twctl.config import KERNEL_TIME_WAIT, Config, Mode, load
 from twctl.errors import TwctlError
-from twctl.kernel import Sockstat
+from twctl.kernel import FinTimeout, Sockstat
 from twctl.layout import FAMILIES, NAMESPACES, Layout
 from twctl.metrics import DaemonState, TwctlCollector
 from twctl.pins import Pins
@@ -28,7 +30,8 @@ from twctl.reconcile import Drift, Reconciler
 from twctl.routes import RouteWatcher
 from twctl.server import Server
 from twctl.sockdiag import SockDiag
-from twctl.table import ClassTries, Table
+from twctl.table import ClassTries, Reason, Table
+from twctl.truncate import Limits, Reaper
 
 log = logging.getLogger("twctl")
 
@@ -36,6 +39,11 @@ log = logging.getLogger("twctl")
 SWEEP_SECONDS = 300.0
 # A comparison with the kernel's list may take this share of one CPU: after a long one the next comes later.
 RECONCILE_SHARE = 0.005
+# Due sockets are destroyed in batches, so that the walk of a busy ring costs little; half of what lateness may be.
+TRUNCATE_SECONDS = 0.05
+# One pass destroys about this many of a class, 20 ms of work, before routes and signals have their turn.
+TRUNCATE_BATCH = 2048
+_DOING = {Mode.OBSERVE: "observing", Mode.TRUNCATE: "truncating"}
 
 
 @dataclasses.dataclass
@@ -48,31 +56,43 @@ class Namespace:
     tries: ClassTries
     diag: SockDiag
     sockstat: Sockstat
+    fin_timeout: FinTimeout
 
 
-def run(config: Config) -> None:
-    """Observe until SIGINT or SIGTERM.
+def run(config: Config) -> bool:
+    """Do what the mode says until SIGINT or SIGTERM; True if SIGHUP asks for the configuration to be read again.
 
     :raises TwctlError: if something that is needed cannot be had; then nothing new is left pinned.
     """
-    if config.mode is not Mode.OBSERVE:
-        raise TwctlError(f"mode {config.mode} is not available in this version", "use mode observe")
-    with contextlib.ExitStack() as undo, _signals() as stopping:
+    if config.mode is Mode.VESTIGIAL:
+        raise TwctlError("mode vestigial is not available in this version", "use mode observe or truncate")
+    with contextlib.ExitStack() as undo, _signals() as signals:
         pins = Pins(config.pins)
         pins.open()
+        undo.callback(pins.unlock)
+        if config.mode is Mode.TRUNCATE:
+            check.can_destroy()
         cookies = {name: netns.cookie(name) for name in config.netns or (None,)}
         table = _table(pins, config)
         indexes = _indexes(table, cookies)
         namespaces = [_open(table, indexes[name], name, config, undo) for name in cookies]
         _enrol(table, namespaces, cookies)
-        state = _state(config, table, namespaces)
+        table.mode = config.mode
+        reaper = _reaper(table, namespaces, Reason.TRUNCATED)
+        state = _state(config, table, namespaces, reaper)
         reconciler = Reconciler(table, {namespace.index: namespace.diag for namespace in namespaces})
-        _report(reconciler.round(end=False), "took over")
+        with table.exclusive():
+            _report(reconciler.round(end=False), "took over")
         server = Server(config.listen, config.tls, _registry(table, state))
         undo.callback(server.close)
-        log.info("observing with the %s probe, metrics on port %d", state.probe, server.port)
-        _loop(stopping, namespaces, state, reconciler, config)
-    log.info("stopped; the probes go on, 'twctl release' removes them")
+        log.info("%s with the %s probe, metrics on port %d", _DOING[config.mode], state.probe, server.port)
+        tasks: list[_Task] = [_Reconciling(table, reconciler, state, config)]
+        if config.mode is Mode.TRUNCATE:
+            tasks.append(_Truncating(table, reaper, Limits(config.time_wait, _fin_wait2(config))))
+        number = _loop(signals, namespaces, tasks)
+    if number != signal.SIGHUP:
+        log.info("stopped; the probes go on, 'twctl release' removes them")
+    return number == signal.SIGHUP
 
 
 def main() -> int:
@@ -82,8 +102,11 @@ def main() -> int:
     """
     request = json.loads(sys.argv[1])
     logging.basicConfig(level=logging.INFO, format="twctl: %(message)s", stream=sys.stderr)
+    file = Path(request["file"]) if request["file"] else None
     try:
-        run(load(Path(request["file"]) if request["file"] else None, request["options"]).config)
+        config = load(file, request["options"]).config
+        while run(config):
+            config = _reload(file, request["options"], config)
     except TwctlError as error:
         log.error("%s", error)  # noqa: TRY400 - one line, no traceback
         return 1
@@ -123,10 +146,10 @@ def _open(table: Table, index: int, name: str | None, config: Config, undo: cont
     routes = undo.enter_context(RouteWatcher(config.classes, name))
     tries = ClassTries(table, index)
     tries.sync(routes.trie())
-    diag, sockstat = SockDiag(name), Sockstat(name)
-    undo.callback(diag.close)
-    undo.callback(sockstat.close)
-    return Namespace(index, name, routes, tries, diag, sockstat)
+    diag, sockstat, fin_timeout = SockDiag(name), Sockstat(name), FinTimeout(name)
+    for opened in (diag, sockstat, fin_timeout):
+        undo.callback(opened.close)
+    return Namespace(index, name, routes, tries, diag, sockstat, fin_timeout)
 
 
 def _enrol(table: Table, namespaces: list[Namespace], cookies: dict[str | None, int]) -> None:
@@ -139,7 +162,27 @@ def _enrol(table: Table, namespaces: list[Namespace], cookies: dict[str | None, 
         table.enrol(namespace.index, cookies[namespace.name], namespace.name or "")
 
 
-def _state(config: Config, table: Table, namespaces: list[Namespace]) -> DaemonState:
+def _reaper(table: Table, namespaces: list[Namespace], reason: Reason) -> Reaper:
+    by_index = {namespace.index: namespace for namespace in namespaces}
+    diags = {index: namespace.diag for index, namespace in by_index.items()}
+    return Reaper(table, diags, reason, lambda index: by_index[index].fin_timeout.seconds())
+
+
+def _fin_wait2(config: Config) -> dict[Class, float]:
+    """A time of 60 s and more means the kernel's own, whatever tcp_fin_timeout says."""
+    return {klass: seconds if seconds < KERNEL_TIME_WAIT else math.inf for klass, seconds in config.fin_wait2.items()}
+
+
+def _reload(file: Path | None, options: dict[str, object], config: Config) -> Config:
+    """Read the configuration again; a bad one keeps what was."""
+    try:
+        return load(file, options).config
+    except TwctlError as error:
+        log.error("the configuration stays as it was: %s", error)  # noqa: TRY400 - one line, no traceback
+        return config
+
+
+def _state(config: Config, table: Table, namespaces: list[Namespace], reaper: Reaper) -> DaemonState:
     def prefixes() -> dict[tuple[Class, str], int]:
         counts = [namespace.tries.counts() for namespace in namespaces]
         return {key: sum(count[key] for count in counts) for key in counts[0]}
@@ -147,12 +190,14 @@ def _state(config: Config, table: Table, namespaces: list[Namespace]) -> DaemonS
     return DaemonState(
         mode=config.mode,
         probe=loader.PROBES[table.probe],
-        time_wait=dict.fromkeys(Class, KERNEL_TIME_WAIT),
+        time_wait=dict(config.time_wait) if config.mode is Mode.TRUNCATE else dict.fromkeys(Class, KERNEL_TIME_WAIT),
         prefixes=prefixes,
         kernel_sockets=lambda: sum(namespace.sockstat.time_wait() for namespace in namespaces),
         route_changes=lambda: sum(namespace.routes.changes for namespace in namespaces),
         route_resyncs=lambda: sum(namespace.routes.resyncs for namespace in namespaces),
         prefixes_refused=lambda: sum(namespace.tries.refused for namespace in namespaces),
+        lateness=reaper.lateness,
+        destroy_refused=lambda: reaper.errors,
     )
 
 
@@ -165,10 +210,12 @@ def _registry(table: Table, state: DaemonState) -> CollectorRegistry:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[socket.socket]:
-    """Turn SIGINT and SIGTERM into a readable socket."""
+    """Turn SIGINT, SIGTERM and SIGHUP into bytes of a socket: their numbers."""
     read, write = socket.socketpair()
     write.setblocking(False)  # noqa: FBT003 - socket's own signature
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    }
     wakeup = signal.set_wakeup_fd(write.fileno())
     try:
         yield read
@@ -180,38 +227,70 @@ def _signals() -> Iterator[socket.socket]:
         write.close()
 
 
-def _loop(
-    stopping: socket.socket, namespaces: list[Namespace], state: DaemonState, reconciler: Reconciler, config: Config
-) -> None:
-    reconciling = config.reconcile_interval > 0 and state.probe == "tracepoint"
-    interval = config.reconcile_interval if reconciling else SWEEP_SECONDS
-    due = time.monotonic() + interval
+class _Task(Protocol):
+    """Something that the loop does from time to time: `run` does it and says in how many seconds again."""
+
+    def run(self) -> float: ...
+
+
+class _Reconciling:
+    """Compare with the kernel's list where the probe does not see ends; zero expired words everywhere."""
+
+    def __init__(self, table: Table, reconciler: Reconciler, state: DaemonState, config: Config) -> None:
+        self._table, self._reconciler, self._state = table, reconciler, state
+        self._comparing = config.reconcile_interval > 0 and state.probe == "tracepoint"
+        self._interval = config.reconcile_interval if self._comparing else SWEEP_SECONDS
+        self._first = True
+
+    def run(self) -> float:
+        if self._first:  # the start has just done it
+            self._first = False
+            return self._interval
+        with self._table.exclusive():
+            seconds = self._compare() if self._comparing else self._reconciler.sweep()
+        return max(self._interval, seconds / RECONCILE_SHARE)
+
+    def _compare(self) -> float:
+        try:
+            drift = self._reconciler.round()
+        except OSError as error:
+            self._state.reconcile_errors += 1
+            log.warning("cannot compare the table with the kernel's list: %s", os.strerror(error.errno or 0))
+            return 0.0
+        self._state.reconciliations += 1
+        self._state.drift = {"missing": drift.missing, "stale": drift.stale}
+        _report(drift, "reconciled")
+        return drift.seconds
+
+
+class _Truncating:
+    """Destroy what is due, nearest class first."""
+
+    def __init__(self, table: Table, reaper: Reaper, limits: Limits) -> None:
+        self._table, self._reaper, self._limits = table, reaper, limits
+
+    def run(self) -> float:
+        with self._table.exclusive():
+            waits = [self._reaper.reap(klass, self._limits, TRUNCATE_BATCH)[1] for klass in Class]
+        return max(TRUNCATE_SECONDS, min(waits))
+
+
+def _loop(signals: socket.socket, namespaces: list[Namespace], tasks: Sequence[_Task]) -> int:
+    """Follow the routes and do the tasks when they are due, until a signal; returns its number."""
+    due = [time.monotonic()] * len(tasks)
     with selectors.DefaultSelector() as selector:
-        selector.register(stopping, selectors.EVENT_READ)
+        selector.register(signals, selectors.EVENT_READ)
         for namespace in namespaces:
             selector.register(namespace.routes, selectors.EVENT_READ, namespace)
         while True:
-            for key, _ in selector.select(max(0.0, due - time.monotonic())):
+            for key, _ in selector.select(max(0.0, min(due) - time.monotonic())):
                 if key.data is None:
-                    return
+                    return signals.recv(1)[0]
                 if key.data.routes.drain():
                     key.data.tries.sync(key.data.routes.trie())
-            if time.monotonic() >= due:
-                seconds = _reconcile(reconciler, state) if reconciling else reconciler.sweep()
-                due = time.monotonic() + max(interval, seconds / RECONCILE_SHARE)
-
-
-def _reconcile(reconciler: Reconciler, state: DaemonState) -> float:
-    try:
-        drift = reconciler.round()
-    except OSError as error:
-        state.reconcile_errors += 1
-        log.warning("cannot compare the table with the kernel's list: %s", os.strerror(error.errno or 0))
-        return 0.0
-    state.reconciliations += 1
-    state.drift = {"missing": drift.missing, "stale": drift.stale}
-    _report(drift, "reconciled")
-    return drift.seconds
+            for i, task in enumerate(tasks):
+                if time.monotonic() >= due[i]:
+                    due[i] = time.monotonic() + task.run()
 
 
 def _report(drift: Drift, what: str) -> None:

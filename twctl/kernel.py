@@ -24,6 +24,22 @@ class Sockstat:
         self._file.close()
 
 
+class FinTimeout:
+    """One namespace's tcp_fin_timeout, kept open: it shows the namespace it was opened in."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._file: TextIO = inside(netns, Path("/proc/sys/net/ipv4/tcp_fin_timeout").open)
+
+    def seconds(self) -> int:
+        """What an orphan in FIN_WAIT2 is given, if its application did not say otherwise."""
+        self._file.seek(0)
+        return int(self._file.read())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class SocketBytes:
     """What the slab allocator spends on one TIME_WAIT session, in bytes: mini-socket, and the port it holds alone."""

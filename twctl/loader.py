@@ -28,7 +28,7 @@ CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
-RECONCILERS = ("take", "adopt", "sweep", "finish")
+RECONCILERS = ("take", "adopt", "sweep", "finish", "collect")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class _Object:
 
 MAPS = (
     *(f"{part}_{family}" for part in ("records", "lines", "starts", "seen", "classes") for family in FAMILIES),
-    *("rings", "living", "counters", "namespaces", "inbox", "outbox", "marks", "meta", "enrolments"),
+    *("rings", "living", "counters", "namespaces", "inbox", "outbox", "marks", "meta", "enrolments", "dues_map"),
 )
 
 

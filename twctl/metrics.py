@@ -1,7 +1,7 @@
 """Prometheus metrics, read from the pinned maps at scrape time."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,11 +11,11 @@ from prometheus_client.registry import Collector
 from twctl import __version__
 from twctl.classes import Class
 from twctl.layout import FAMILIES, LANES
-from twctl.table import CLOSES, DROPPED, LANE_SECONDS, TICK, Counters, Reason, Table
+from twctl.table import CLOSES, DROPPED, LANE_SECONDS, MODES, TICK, Counters, Reason, Table
+from twctl.truncate import LATENESS_EDGES, Lateness
 
 Metric = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily
 
-MODES = ("observe", "truncate", "vestigial")
 CLASS_FAMILY = [(klass, family) for klass in Class for family in FAMILIES]
 
 
@@ -34,6 +34,8 @@ class DaemonState:
     reconciliations: int = 0
     drift: dict[str, int] = field(default_factory=lambda: {"missing": 0, "stale": 0})
     reconcile_errors: int = 0
+    lateness: Mapping[Class, Lateness] = field(default_factory=lambda: {klass: Lateness() for klass in Class})
+    destroy_refused: Callable[[], int] = lambda: 0
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,9 @@ class TwctlCollector(Collector):
         drift = [((which,), count) for which, count in state.drift.items()]
         text = "Differences that the last comparison mended: sessions missing in the table, or in the kernel (stale)."
         yield _gauge("twctl_table_drift_sessions", text, drift, "which")
+        yield self._lateness()
+        text = "Sockets that were gone, or another's, when the kernel was told to destroy them."
+        yield _counter("twctl_destroy_refused", text, [((), state.destroy_refused())])
         seconds = [((k.label,), seconds) for k, seconds in state.time_wait.items()]
         yield _gauge(
             "twctl_time_wait_seconds", "Seconds that a session of the class stays in TIME_WAIT.", seconds, "class"
@@ -195,6 +200,15 @@ class TwctlCollector(Collector):
         info = InfoMetricFamily("twctl_build", "Version, and the probe that sees births and ends.")
         info.add_metric([], {"version": __version__, "probe": state.probe})
         yield info
+
+    def _lateness(self) -> Metric:
+        text = "Seconds from the end of the class's time to the destruction of the socket, in mode truncate."
+        metric = HistogramMetricFamily("twctl_truncate_lateness_seconds", text, labels=["class"])
+        edges = [*(str(edge) for edge in LATENESS_EDGES), "+Inf"]
+        for klass, late in self._state.lateness.items():
+            buckets = [(edge, sum(late.buckets[: i + 1])) for i, edge in enumerate(edges)]
+            metric.add_metric([klass.label], buckets, late.seconds)
+        return metric
 
     def _kernel(self) -> Iterator[Metric]:
         text = "TIME_WAIT and FIN_WAIT2 mini-sockets that the kernel counts in the enrolled namespaces."

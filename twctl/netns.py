@@ -1,6 +1,7 @@
 """Network namespaces: do something inside one, and what one is known by."""
 
 import ctypes
+import fcntl
 import os
 import socket
 import struct
@@ -14,6 +15,9 @@ from twctl.errors import TwctlError
 NAMESPACES = Path("/run/netns")
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
+SIOCSIFFLAGS = 0x8914  # linux/sockios.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 Made = TypeVar("Made")
 
@@ -28,26 +32,60 @@ def inside(name: str | None, make: Callable[[], Made]) -> Made:
     """
     if name is None:
         return make()
+
+    def enter() -> None:
+        with (NAMESPACES / name).open() as namespace:
+            _checked(_libc.setns(namespace.fileno(), CLONE_NEWNET))
+
+    try:
+        return _in_thread(enter, make)
+    except OSError as error:
+        message = f"cannot enter network namespace {name}: {error}"
+        raise TwctlError(message, "'ip netns list' shows the names; run as root") from error
+
+
+def inside_new(make: Callable[[], Made]) -> Made:
+    """Call `make` in a namespace of its own, which goes when nothing made in it is open any more.
+
+    :raises TwctlError: without the right to.
+    """
+    try:
+        return _in_thread(lambda: _checked(_libc.unshare(CLONE_NEWNET)), make)
+    except OSError as error:
+        raise TwctlError(f"cannot try it in a network namespace of its own: {error}", "run as root") from error
+
+
+def lo_up() -> None:
+    """Set the loopback interface of this thread's namespace up.
+
+    :raises OSError: without the right to.
+    """
+    request = struct.pack("16sH14x", b"lo", 1)  # struct ifreq with IFF_UP
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, SIOCSIFFLAGS, request)
+
+
+def _checked(result: int) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def _in_thread(enter: Callable[[], None], make: Callable[[], Made]) -> Made:
     made: list[Made] = []
     errors: list[Exception] = []
 
-    def enter() -> None:
+    def work() -> None:
         try:
-            with (NAMESPACES / name).open() as namespace:
-                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
-                    raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))  # noqa: TRY301 - one handler
+            enter()
             made.append(make())
         except (OSError, TwctlError) as error:
             errors.append(error)
 
-    thread = threading.Thread(target=enter)
+    thread = threading.Thread(target=work)
     thread.start()
     thread.join()
     if errors:
-        if isinstance(errors[0], TwctlError):
-            raise errors[0]
-        message = f"cannot enter network namespace {name}: {errors[0]}"
-        raise TwctlError(message, "'ip netns list' shows the names; run as root") from errors[0]
+        raise errors[0]
     return made[0]
 
 

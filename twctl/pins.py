@@ -89,10 +89,11 @@ class Pins:
             self.lock()
         except TwctlError:
             return True
-        self._unlock()
+        self.unlock()
         return False
 
-    def _unlock(self) -> None:
+    def unlock(self) -> None:
+        """Give the lock back."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -113,7 +114,7 @@ class Pins:
         if self._lock is not None:
             self.remove()
             self.root.rmdir()
-            self._unlock()
+            self.unlock()
         if mount_of(self.root.parent)[1] == MOUNTED_BY_US and not any(self.root.parent.iterdir()):
             subprocess.run(["umount", self.root.parent], check=False, capture_output=True)  # noqa: S603, S607
 

@@ -4,7 +4,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from twctl.classes import Address
 from twctl.netns import inside
@@ -13,6 +13,7 @@ NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
 TCP_FIN_WAIT2, TCP_TIME_WAIT = 5, 6
 MINI_STATES = 1 << TCP_FIN_WAIT2 | 1 << TCP_TIME_WAIT
+ALL_STATES = 0xFFFFFFFF
 TIMER_TIME_WAIT = 3  # idiag_timer of a mini-socket
 NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -20,6 +21,23 @@ HEADER = struct.Struct("=IHHII")  # struct nlmsghdr
 REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, then struct inet_diag_sockid
 SOCKID = struct.Struct("=2s2s16s16sIQ")
 NO_COOKIE = 2**64 - 1
+ANSWER_BYTES = 8192
+
+
+Endpoint = tuple[Address, int]  # address, port
+
+
+def exact_request(local: Endpoint, remote: Endpoint, scope: int = 0) -> bytes:
+    """Return the request for exactly this socket. scope: interface index of a link-local session, else 0."""
+    family = socket.AF_INET if local[0].version == 4 else socket.AF_INET6  # noqa: PLR2004
+    ports = [port.to_bytes(2, "big") for _, port in (local, remote)]
+    id_ = SOCKID.pack(*ports, local[0].packed, remote[0].packed, scope, NO_COOKIE)
+    return _message(NLM_F_REQUEST, family, ALL_STATES, id_)
+
+
+def _message(flags: int, family: int, states: int, id_: bytes) -> bytes:
+    body = REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + id_
+    return HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, flags, 0, 0) + body
 
 
 class SockDiag:
@@ -40,9 +58,7 @@ class SockDiag:
 
         :raises OSError: if the kernel refuses.
         """
-        self._send(
-            NLM_F_REQUEST | NLM_F_DUMP, REQUEST.pack(family, socket.IPPROTO_TCP, 0, MINI_STATES) + bytes(SOCKID.size)
-        )
+        self._sock.send(_message(NLM_F_REQUEST | NLM_F_DUMP, family, MINI_STATES, bytes(SOCKID.size)))
         while True:
             size = self._sock.recv_into(buffer)
             kind = HEADER.unpack_from(buffer)[1]
@@ -55,17 +71,14 @@ class SockDiag:
             if _ends_with_done(buffer, size):
                 return
 
-    def has_mini_socket(self, local: tuple[Address, int], remote: tuple[Address, int], scope: int) -> bool:
+    def has_mini_socket(self, local: Endpoint, remote: Endpoint, scope: int) -> bool:
         """Ask for exactly this tuple: whether the kernel has a TIME_WAIT or FIN_WAIT2 mini-socket for it.
 
         local, remote: address and port. scope: interface index of a link-local session, else 0.
 
         :raises OSError: if the kernel refuses to answer.
         """
-        family = socket.AF_INET if local[0].version == 4 else socket.AF_INET6  # noqa: PLR2004
-        ports = [port.to_bytes(2, "big") for _, port in (local, remote)]
-        id_ = SOCKID.pack(*ports, local[0].packed, remote[0].packed, scope, NO_COOKIE)
-        self._send(NLM_F_REQUEST, REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF) + id_)
+        self._sock.send(exact_request(local, remote, scope))
         answer = self._sock.recv(4096)
         if HEADER.unpack_from(answer)[1] == NLMSG_ERROR:
             code = -struct.unpack_from("=i", answer, HEADER.size)[0]
@@ -74,8 +87,26 @@ class SockDiag:
             raise OSError(code, os.strerror(code))
         return answer[HEADER.size + 2] == TIMER_TIME_WAIT
 
-    def _send(self, flags: int, body: bytes) -> None:
-        self._sock.send(HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, flags, 0, 0) + body)
+    def ask(self, requests: Sequence[bytes]) -> list[bytes]:
+        """Send exact-match requests in one system call; return the kernel's answers in the same order."""
+        self._sock.send(b"".join(requests))
+        return [self._sock.recv(ANSWER_BYTES) for _ in requests]
+
+    def destroy(self, requests: Sequence[bytes]) -> int:
+        """Send SOCK_DESTROY requests in one system call; return how many the kernel refused.
+
+        The kernel is done when the call returns, and answers only what it refuses (ENOENT, ESTALE: gone meanwhile).
+        """
+        if not requests:
+            return 0
+        self._sock.send(b"".join(requests))
+        refused = 0
+        while True:
+            try:
+                self._sock.recv(ANSWER_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return refused
+            refused += 1
 
 
 def _ends_with_done(buffer: memoryview, size: int) -> bool:

@@ -31,7 +31,8 @@ def freed(
     """Dry run of the other modes over the live sessions.
 
     `truncate` frees a session once it is older than its class's time_wait (s). `vestigial` frees every session's
-    socket and keeps its record. An ephemeral port counts as freed if no session that stays holds it on the same address.
+    socket and keeps its record. An ephemeral port counts as freed if no session that
+    stays holds it on the same address.
     """
     old: set[tuple[Address, int]] = set()
     stay: set[tuple[Address, int]] = set()
@@ -55,7 +56,7 @@ def status(table: Table, time_wait: Mapping[Class, float], *, daemon: bool, pins
     sums = Sums.read(table)
     vestiges = list(table.vestiges())
     return {
-        "mode": "observe",
+        "mode": table.mode,
         "probe": PROBES[table.probe],
         "daemon": daemon,
         "pins": str(pins),

@@ -3,8 +3,10 @@
 bpf/vestige.h says what the bytes mean; tests/kernel checks this file's view against the compiled layout.
 """
 
+import contextlib
 import dataclasses
 import enum
+import fcntl
 import ipaddress
 import mmap
 import os
@@ -15,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from twctl import libbpf
+from twctl import libbpf, netns
 from twctl.classes import Address, Class, Network
 from twctl.errors import TwctlError
 from twctl.layout import BLOCKS, FAMILIES, LANES, LINE_BYTES, NAMESPACES, PERIODS, RECORD_BYTES, Layout, possible_cpus
@@ -43,6 +45,7 @@ class Reason(enum.IntEnum):
     UNKNOWN = 7
 
 
+MODES = ("observe", "truncate", "vestigial")
 CLOSES = ("passive", "reset", "abort", "timeout")
 DROPPED = ("contention", "collision", "horizon", "unreadable")
 
@@ -124,13 +127,33 @@ class Table:
         self._access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         if not (current / "maps").is_dir():
             raise TwctlError(f"no table is pinned at {current}", "start 'twctl run' as root first")
-        self.identity, self.loaded_ns, self.probe, _ = META.unpack_from(self.map("meta", META.size))
+        self._meta = self.map("meta", META.size)
+        self.identity, self.loaded_ns, self.probe, _ = META.unpack_from(self._meta)
         self._rings = self.map("rings", RING.size * len(Class) * len(FAMILIES))
         capacity: dict[str, dict[Class, int]] = {family: {} for family in FAMILIES}
         for klass in Class:
             for family in FAMILIES:
                 capacity[family][klass] = self.ring(klass, family)[2]
         self.layout = Layout(capacity)
+
+    @property
+    def mode(self) -> str:
+        """What the daemon does, or did when it last ran."""
+        return MODES[META.unpack_from(self._meta)[3]]
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        META.pack_into(self._meta, 0, self.identity, self.loaded_ns, self.probe, MODES.index(mode))
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep others from running the programs that share inbox, outbox and dues: the daemon and `twctl drain`."""
+        folder = os.open(self._pins / "programs", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def fd(self, name: str) -> int:
         """Open a map; the caller closes it.
@@ -207,6 +230,17 @@ class Table:
         memory = self._enrolments
         rows = (ENROLMENT.unpack_from(memory, i * ENROLMENT.size) for i in range(NAMESPACES))
         return {i: (cookie, name.rstrip(b"\0").decode()) for i, (cookie, name) in enumerate(rows) if cookie}
+
+    def reachable(self) -> dict[int, str]:
+        """Index and name of the enrolled namespaces that this process can enter.
+
+        :raises TwctlError: if one of them is not there any more, or is the one that the daemon runs in and not ours.
+        """
+        for cookie, name in self.enrolments().values():
+            if netns.cookie(name or None) != cookie:
+                where = name or "the one that 'twctl run' was started in"
+                raise TwctlError(f"network namespace {where} is another one here", "run this where the daemon runs")
+        return {index: name for index, (_, name) in self.enrolments().items()}
 
     @cached_property
     def _enrolments(self) -> mmap.mmap:

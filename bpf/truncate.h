@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What is due: a program that the daemon runs itself to walk a class's ring from its oldest end.
+ *
+ * The rings are in order of birth (a restart moves a vestige to the newest slot), so the walk stops at the first slot that
+ * is too young, and its work is proportional to what is due. Each vestige that is due goes into the dues as the sock_diag
+ * request that asks the kernel for exactly this socket: what the daemon sends needs no further copying.
+ */
+#ifndef TWCTL_TRUNCATE_H
+#define TWCTL_TRUNCATE_H
+
+#define DUE_SLOTS 16
+
+/* struct nlmsghdr, struct inet_diag_req_v2 (linux/inet_diag.h) */
+struct diag_request {
+	u32 length;
+	u16 type, flags;
+	u32 sequence, port_id;
+	u8 family, protocol, extensions, pad;
+	u32 states;
+	u16 local_port, remote_port;
+	u32 local[4], remote[4];
+	u32 interface;
+	u32 cookie[2];
+};
+
+struct due {
+	struct diag_request request;
+	u64 word;
+	u32 line, index;
+	u32 netns;
+	u32 unused;
+};
+
+struct dues {
+	u64 next;	/* birth number at which to go on */
+	u64 count;
+	u64 age;	/* ticks, of the slot at which the walk stopped for being too young; 0: it did not */
+	struct due due[DUE_SLOTS];
+};
+
+BPF_F_TABLE("array", u32, struct dues, dues_map, 1, BPF_F_MMAPABLE);
+
+ALWAYS_INLINE void fill_request(const struct work *w, struct diag_request *r)
+{
+	const struct tuple *t = &w->other;
+
+	r->length = sizeof(*r);
+	r->type = DIAG_BY_FAMILY;
+	r->flags = 1; /* NLM_F_REQUEST */
+	r->family = is_ipv4(w) ? AF_INET : AF_INET6;
+	r->protocol = IPPROTO_TCP;
+	r->states = ~0U;
+	r->local_port = t->local_port;
+	r->remote_port = t->remote_port;
+	__builtin_memcpy(r->local, t->local, sizeof(r->local));
+	__builtin_memcpy(r->remote, t->remote, sizeof(r->remote));
+	r->interface = is_ipv4(w) ? 0 : t->scope;
+	r->cookie[0] = r->cookie[1] = ~0U; /* INET_DIAG_NOCOOKIE */
+}
+
+/* If the slot's vestige is alive, its request goes into the dues. */
+ALWAYS_INLINE void add_due(struct work *w, struct dues *dues, u32 slot)
+{
+	u64 at = 0, n = dues->count, word;
+	struct line *line;
+	struct due *due;
+
+	read_tuple(w, slot, &w->other);
+	line = find_line(w, &w->other);
+	if (!line)
+		return;
+#pragma unroll
+	for (u64 i = 1; i < LINE_WORDS; i++)
+		at |= i & -less(slot_of(line->word[i]) ^ slot, 1);
+	at = in_line(w, at);
+	word = line->word[at];
+	if (slot_of(word) != slot || !remaining(word, w->now))
+		return;
+	asm("" : "+r"(n)); /* clang knows that it is in bounds, the verifier has to see it */
+	due = &dues->due[n % DUE_SLOTS];
+	fill_request(w, &due->request);
+	due->word = word;
+	due->line = w->line;
+	due->index = at;
+	due->netns = w->other.netns;
+	dues->count = n + 1;
+}
+
+/* args: family, class, birth number to begin at, least age in ticks. What is due goes into the dues, at most as many as
+ * slots were looked at. Returns how many slots were. */
+int collect(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct work *w = work_of(WORKER_RECONCILE);
+	u32 zero = 0, looked = 0;
+	struct dues *dues = dues_map.lookup(&zero);
+	struct ring *ring;
+
+	if (!w || !dues)
+		return 0;
+	w->family = ctx->args[0];
+	w->now = tick_now();
+	dues->next = ctx->args[2];
+	dues->count = 0;
+	dues->age = 0;
+	ring = ring_of(w, ctx->args[1]);
+	if (!ring)
+		return 0;
+#pragma clang loop unroll(disable)
+	for (; looked < DUE_SLOTS; looked++) {
+		u64 birth = *(volatile u64 *)&dues->next, age;
+		u32 slot = ring->base + birth % ring->capacity;
+		u16 *start = start_at(w, slot);
+
+		if (birth >= ring->head || !start)
+			break;
+		age = (u16)(w->now - *start);
+		if (age < ctx->args[3]) {
+			dues->age = age + 1;
+			break;
+		}
+		add_due(w, dues, slot);
+		dues->next = birth + 1;
+	}
+	return looked;
+}
+
+#endif
