@@ -5,12 +5,12 @@ import os
 import socket
 import struct
 import sys
-import threading
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+from twctl.netns import inside
 
 _borrowed: dict[str, types.ModuleType] = {}
 
@@ -47,7 +47,6 @@ with part_of("pyroute2"):
         NLMSG_ERROR,
         SOL_NETLINK,
     )
-    from pyroute2.netns import setns
 
 Decoded = TypeVar("Decoded")
 
@@ -85,13 +84,13 @@ def messages(buffer: bytearray, size: int) -> Iterator[Message]:
         start += length + 3 & ~3
 
 
-def open_socket(netns: Path | None, groups: Iterable[int] = (), receive_bytes: int = 0) -> socket.socket:
+def open_socket(netns: str | None, groups: Iterable[int] = (), receive_bytes: int = 0) -> socket.socket:
     """A rtnetlink socket in a network namespace, member of multicast groups (RTNLGRP_).
 
-    netns: file of the namespace, None for the calling thread's own. receive_bytes: queue for messages that wait, 0 for
-    the system's default. Raises OSError.
+    netns: name below /run/netns, None for the calling thread's own. receive_bytes: queue for messages that wait, 0 for
+    the system's default. Raises OSError, and TwctlError where the namespace cannot be entered.
     """
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) if netns is None else _inside(netns)
+    sock = inside(netns, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
     sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
     if receive_bytes:
         _set_receive_bytes(sock, receive_bytes)
@@ -106,30 +105,6 @@ def _set_receive_bytes(sock: socket.socket, receive_bytes: int) -> None:
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, receive_bytes)
     except OSError:  # without CAP_NET_ADMIN as far as net.core.rmem_max allows
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-
-
-def _inside(netns: Path) -> socket.socket:
-    """A socket belongs to the namespace it was made in. A thread of its own goes there, so that none has to return."""
-    made: list[socket.socket] = []
-    errors: list[OSError] = []
-
-    def enter() -> None:
-        try:
-            namespace = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                setns(namespace)
-            finally:
-                os.close(namespace)
-            made.append(socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
-        except OSError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return made[0]
 
 
 def ask(

@@ -12,7 +12,6 @@ import os
 import select
 import socket
 from collections.abc import Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -37,7 +36,6 @@ with netlink.part_of("pyroute2"):
         rt_proto,
     )
 
-NAMESPACES = Path("/run/netns")
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
 GROUPS = (RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, rtnetlink.RTNLGRP_NEXTHOP)
 # Some 10,000 notifications: what a BGP daemon may send while a million routes are read, which takes 2 s.
@@ -73,11 +71,10 @@ class RouteWatcher:
             self._resources = undo.pop_all()
 
     def _open(self, undo: contextlib.ExitStack, netns: str | None, receive_bytes: int) -> None:
-        path = NAMESPACES / netns if netns else None
         try:
             # Subscribed before anything is read: nothing can change unseen in between.
-            self._notices = undo.enter_context(netlink.open_socket(path, GROUPS, receive_bytes))
-            self._questions = undo.enter_context(netlink.open_socket(path))
+            self._notices = undo.enter_context(netlink.open_socket(netns, GROUPS, receive_bytes))
+            self._questions = undo.enter_context(netlink.open_socket(netns))
         except OSError as error:
             message = f"cannot watch the routes of network namespace {netns or '(own)'}: {error}"
             raise TwctlError(message, "ip netns list shows the names; run as root") from error

@@ -75,7 +75,7 @@ class Limits:
 
 
 class Reaper:
-    """Walks the rings from their oldest end and destroys what is over its limits; an end counts as `reason`."""
+    """Walks the rings from their oldest end, destroys what is over its limits, counted as `reason`."""
 
     def __init__(
         self,
