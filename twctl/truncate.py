@@ -68,7 +68,7 @@ class Lateness:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds that a class's sessions may stay, in TIME_WAIT and in FIN_WAIT2 (inf: as long as the kernel lets them)."""
+    """Seconds that a class's sessions may stay in TIME_WAIT and FIN_WAIT2 (inf: as long as the kernel lets them)."""
 
     time_wait: Mapping[Class, float]
     fin_wait2: Mapping[Class, float]
