@@ -444,20 +444,28 @@ ALWAYS_INLINE bool vestige_find(struct work *w)
 	return match_tuple(w, line);
 }
 
+/* Index of the live word that names a slot; 0 if none does. An expired word, or a free one, may still name it. */
+ALWAYS_INLINE u64 word_of_slot(struct work *w, const struct line *line, u32 slot)
+{
+	u64 at = 0;
+
+#pragma unroll
+	for (u64 i = 1; i < LINE_WORDS; i++)
+		at |= i & -(less(slot_of(line->word[i]) ^ slot, 1) & less(0, remaining(line->word[i], w->now)));
+	return in_line(w, at);
+}
+
 /* The ring has come round to a slot: if its old record's vestige is alive, it is evicted before the slot is written. */
 ALWAYS_INLINE void evict_slot(struct work *w, u32 slot)
 {
 	struct line *line;
-	u64 at = 0, word;
+	u64 at, word;
 
 	read_tuple(w, slot, &w->other);
 	line = find_line(w, &w->other);
 	if (!line)
 		return;
-#pragma unroll
-	for (u64 i = 1; i < LINE_WORDS; i++)
-		at |= i & -less(slot_of(line->word[i]) ^ slot, 1);
-	at = in_line(w, at);
+	at = word_of_slot(w, line, slot);
 	word = line->word[at];
 	if (slot_of(word) == slot && remaining(word, w->now))
 		vestige_end(w, &line->word[at], word, REASON_EVICTED);

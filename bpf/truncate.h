@@ -62,7 +62,7 @@ ALWAYS_INLINE void fill_request(const struct work *w, struct diag_request *r)
 /* If the slot's vestige is alive, its request goes into the dues. */
 ALWAYS_INLINE void add_due(struct work *w, struct dues *dues, u32 slot)
 {
-	u64 at = 0, n = dues->count, word;
+	u64 at, n = dues->count, word;
 	struct line *line;
 	struct due *due;
 
@@ -70,10 +70,7 @@ ALWAYS_INLINE void add_due(struct work *w, struct dues *dues, u32 slot)
 	line = find_line(w, &w->other);
 	if (!line)
 		return;
-#pragma unroll
-	for (u64 i = 1; i < LINE_WORDS; i++)
-		at |= i & -less(slot_of(line->word[i]) ^ slot, 1);
-	at = in_line(w, at);
+	at = word_of_slot(w, line, slot);
 	word = line->word[at];
 	if (slot_of(word) != slot || !remaining(word, w->now))
 		return;

@@ -40,8 +40,9 @@ def test_defaults_need_no_file() -> None:
         netns=(),
         pins=Path("/sys/fs/bpf/twctl"),
         probe=Probe.AUTO,
-        reconcile_interval=60.0,
+        reconcile_interval=15.0,
         time_wait={Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0},
+        fin_wait2=dict.fromkeys(Class, 60.0),
         capacity=Capacity(ipv4=sessions, ipv6=sessions),
         classes={},
         tls=None,
@@ -64,6 +65,8 @@ def test_file_sets_every_key(file: Path) -> None:
         [time_wait]
         loopback = 0.5
         local = 1000
+        [fin_wait2]
+        loopback = 3
         [classes]
         local = ["10.0.0.0/8", "fd00::/8"]
         remote = ["10.1.0.0/16"]
@@ -80,6 +83,7 @@ def test_file_sets_every_key(file: Path) -> None:
         probe=Probe.FENTRY,
         reconcile_interval=0.0,
         time_wait={Class.LOOPBACK: 0.5, Class.LOCAL: 1000.0, Class.REMOTE: 60.0},
+        fin_wait2={Class.LOOPBACK: 3.0, Class.LOCAL: 60.0, Class.REMOTE: 60.0},
         capacity=Capacity(
             ipv4=dict.fromkeys(Class, 256),
             ipv6={Class.LOOPBACK: 257, Class.LOCAL: 258, Class.REMOTE: 4194304},
@@ -152,7 +156,7 @@ INTERVAL = "allowed: 0 (never) or seconds from 0.1 to 86400"
 LISTEN = "allowed: HOST:PORT or [IPV6]:PORT, with port 0 to 65535"
 PREFIXES = "allowed: a list of prefixes such as 10.0.0.0/8 or fd00::/8"
 NETNS = "allowed: a list of names under /run/netns"
-TOP = "mode, listen, netns, pins, probe, reconcile_interval, time_wait, capacity, classes, tls"
+TOP = "mode, listen, netns, pins, probe, reconcile_interval, time_wait, fin_wait2, capacity, classes, tls"
 TRUNCATE = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'
 MAPPED = "is IPv4 on the wire, write the IPv4 prefix"
 NO_NETWORK = "does not appear to be an IPv4 or IPv6 network"

@@ -78,7 +78,7 @@ class Config:
     """Every setting, checked.
 
     netns: names under /run/netns, empty: the namespace twctl runs in; pins: Path, absolute; reconcile_interval:
-    float, seconds, 0: never; time_wait: float, seconds; classes: prefixes set by hand; tls: None: plain HTTP.
+    float, seconds, 0: never; time_wait, fin_wait2: seconds (float); classes: prefixes set by hand; tls: None: plain HTTP.
     """
 
     mode: Mode
@@ -88,6 +88,7 @@ class Config:
     probe: Probe
     reconcile_interval: float
     time_wait: Mapping[Class, float]
+    fin_wait2: Mapping[Class, float]
     capacity: Capacity
     classes: Mapping[Network, Class]
     tls: Tls | None
@@ -131,6 +132,7 @@ def _config(settings: Mapping[str, Setting]) -> Config:
     return Config(
         **top,
         time_wait=_by_class(value, "time_wait"),
+        fin_wait2=_by_class(value, "fin_wait2"),
         capacity=Capacity(_by_class(value, "capacity.ipv4"), _by_class(value, "capacity.ipv6")),
         classes=_prefixes(settings),
         tls=Tls(value["tls.certfile"], value["tls.keyfile"], value["tls.client_ca"]) if value["tls.certfile"] else None,
@@ -228,6 +230,7 @@ _KEYS: dict[str, Key] = {
     "probe": Key("auto", choice(Probe), ", ".join(Probe)),
     "reconcile_interval": _INTERVAL,
     **_per_class("time_wait", _TIME_WAIT, 2.0, 10.0, 60.0),
+    **_per_class("fin_wait2", _TIME_WAIT, 60.0, 60.0, 60.0),
     **_per_class("capacity.ipv4", _CAPACITY, 65536, 65536, 65536),
     **_per_class("capacity.ipv6", _CAPACITY, 65536, 65536, 65536),
     **_per_class("classes", _PREFIXES, [], [], []),

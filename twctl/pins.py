@@ -115,7 +115,9 @@ class Pins:
             self.remove()
             self.root.rmdir()
             self.unlock()
-        if mount_of(self.root.parent)[1] == MOUNTED_BY_US and not any(self.root.parent.iterdir()):
+        # maps.debug and progs.debug are the kernel's own.
+        left = [pin for pin in self.root.parent.iterdir() if pin.suffix != ".debug"]
+        if mount_of(self.root.parent)[1] == MOUNTED_BY_US and not left:
             subprocess.run(["umount", self.root.parent], check=False, capture_output=True)  # noqa: S603, S607
 
 

@@ -54,7 +54,7 @@ def freed(
 def status(table: Table, time_wait: Mapping[Class, float], *, daemon: bool, pins: Path) -> dict[str, Any]:
     """Gather everything that `twctl status` prints, as plain values; times in seconds, memory in bytes."""
     sums = Sums.read(table)
-    vestiges = list(table.vestiges())
+    would_free = freed(table.vestiges(), time_wait, ephemeral_ports(), socket_bytes())
     return {
         "mode": table.mode,
         "probe": PROBES[table.probe],
@@ -67,13 +67,10 @@ def status(table: Table, time_wait: Mapping[Class, float], *, daemon: bool, pins
         },
         "closed_without_time_wait": dict(zip(CLOSES, sums.counters.values["closed"], strict=True)),
         "dropped": dict(zip(DROPPED, sums.counters.values["dropped"], strict=True)),
-        "sessions": len(vestiges),
+        "sessions": would_free["vestigial"].sessions,
         "kernel_sockets": _kernel_sockets(table),
         "table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
-        "would_free": {
-            mode: dataclasses.asdict(row)
-            for mode, row in freed(vestiges, time_wait, ephemeral_ports(), socket_bytes()).items()
-        },
+        "would_free": {mode: dataclasses.asdict(row) for mode, row in would_free.items()},
     }
 
 
