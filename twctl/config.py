@@ -78,7 +78,7 @@ class Config:
     """Every setting, checked.
 
     netns: names under /run/netns, empty: the namespace twctl runs in; pins: Path, absolute; reconcile_interval:
-    float, seconds, 0: never; time_wait, fin_wait2: seconds (float); classes: prefixes set by hand; tls: None: plain HTTP.
+    float, seconds, 0: never; time_wait, fin_wait2: float, seconds; classes: prefixes set by hand; tls: None: HTTP.
     """
 
     mode: Mode

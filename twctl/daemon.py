@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -59,8 +59,10 @@ class Namespace:
     fin_timeout: FinTimeout
 
 
-def run(config: Config) -> bool:
-    """Do what the mode says until SIGINT or SIGTERM; True if SIGHUP asks for the configuration to be read again.
+def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
+    """Do what the mode says until SIGINT or SIGTERM (returns None), or until SIGHUP brings another configuration.
+
+    reread: reads the configuration again; None where it cannot be used, and what was goes on.
 
     :raises TwctlError: if something that is needed cannot be had; then nothing new is left pinned.
     """
@@ -89,10 +91,10 @@ def run(config: Config) -> bool:
         tasks: list[_Task] = [_Reconciling(table, reconciler, state, config)]
         if config.mode is Mode.TRUNCATE:
             tasks.append(_Truncating(table, reaper, Limits(config.time_wait, _fin_wait2(config))))
-        number = _loop(signals, namespaces, tasks)
-    if number != signal.SIGHUP:
+        following = _loop(signals, namespaces, tasks, reread)
+    if following is None:
         log.info("stopped; the probes go on, 'twctl release' removes them")
-    return number == signal.SIGHUP
+    return following
 
 
 def main() -> int:
@@ -104,9 +106,9 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="twctl: %(message)s", stream=sys.stderr)
     file = Path(request["file"]) if request["file"] else None
     try:
-        config = load(file, request["options"]).config
-        while run(config):
-            config = _reload(file, request["options"], config)
+        config: Config | None = load(file, request["options"]).config
+        while config:
+            config = run(config, lambda: _reread(file, request["options"]))
     except TwctlError as error:
         log.error("%s", error)  # noqa: TRY400 - one line, no traceback
         return 1
@@ -173,13 +175,13 @@ def _fin_wait2(config: Config) -> dict[Class, float]:
     return {klass: seconds if seconds < KERNEL_TIME_WAIT else math.inf for klass, seconds in config.fin_wait2.items()}
 
 
-def _reload(file: Path | None, options: dict[str, object], config: Config) -> Config:
-    """Read the configuration again; a bad one keeps what was."""
+def _reread(file: Path | None, options: dict[str, object]) -> Config | None:
+    """Read the configuration again; None, and one line, if it is bad."""
     try:
         return load(file, options).config
     except TwctlError as error:
         log.error("the configuration stays as it was: %s", error)  # noqa: TRY400 - one line, no traceback
-        return config
+        return None
 
 
 def _state(config: Config, table: Table, namespaces: list[Namespace], reaper: Reaper) -> DaemonState:
@@ -275,8 +277,13 @@ class _Truncating:
         return max(TRUNCATE_SECONDS, min(waits))
 
 
-def _loop(signals: socket.socket, namespaces: list[Namespace], tasks: Sequence[_Task]) -> int:
-    """Follow the routes and do the tasks when they are due, until a signal; returns its number."""
+def _loop(
+    signals: socket.socket,
+    namespaces: list[Namespace],
+    tasks: Sequence[_Task],
+    reread: Callable[[], Config | None],
+) -> Config | None:
+    """Follow the routes and do the tasks when they are due, until a signal ends it; returns what `run` returns."""
     due = [time.monotonic()] * len(tasks)
     with selectors.DefaultSelector() as selector:
         selector.register(signals, selectors.EVENT_READ)
@@ -285,8 +292,11 @@ def _loop(signals: socket.socket, namespaces: list[Namespace], tasks: Sequence[_
         while True:
             for key, _ in selector.select(max(0.0, min(due) - time.monotonic())):
                 if key.data is None:
-                    return signals.recv(1)[0]
-                if key.data.routes.drain():
+                    hangup = signals.recv(1)[0] == signal.SIGHUP
+                    following = reread() if hangup else None
+                    if following or not hangup:
+                        return following
+                elif key.data.routes.drain():
                     key.data.tries.sync(key.data.routes.trie())
             for i, task in enumerate(tasks):
                 if time.monotonic() >= due[i]:

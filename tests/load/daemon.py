@@ -45,14 +45,12 @@ class Daemon:
 
     def start(self) -> None:
         """Start it, and return when it serves."""
-        (self.folder / "twctl.toml").write_text(self.config)
+        (self.folder / "twctl.toml").write_text(f'mode = "{self.mode}"\n{self.config}')
         names = [word for namespace in self.namespaces for word in ("--netns", namespace.name)]
         command = [sys.executable, "-m", "twctl", "run", *self.options, *names, "--listen", "127.0.0.1:0"]
         with (self.folder / "log").open("ab") as log:
             before = log.tell()
-            self.process = subprocess.Popen(
-                [*command, "--probe", self.probe, "--mode", self.mode], stderr=log, stdout=log
-            )
+            self.process = subprocess.Popen([*command, "--probe", self.probe], stderr=log, stdout=log)
         wait_until(lambda: self._serving(before), what="the daemon serves", timeout=START_SECONDS)
 
     def _serving(self, before: int) -> bool:
@@ -114,6 +112,6 @@ def daemon(
     finally:
         if made.process and made.process.poll() is None:
             made.kill()
-        released = twctl("release", *made.options)
+        released = twctl("release", "--pins", str(made.pins))
         assert released.returncode == 0, released.stderr
         assert not made.pins.exists()

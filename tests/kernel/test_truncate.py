@@ -1,0 +1,170 @@
+"""Mode truncate and draining on the real kernel: what goes, when, and what is never touched."""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.load import counters, paths, wait_until
+from tests.load.closes import run
+from tests.load.daemon import Daemon, daemon, twctl
+from tests.load.netns import Namespace, link, namespace
+from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
+    reason="BPF needs root; TWCTL_TEST_KERNEL=1 forces it",
+)
+
+N = 23
+QUIET = {"net.ipv4.tcp_rfc1337": 1}
+SHORT = "[time_wait]\nloopback = 1\nlocal = 3\n"
+
+
+@pytest.fixture
+def ns() -> Iterator[Namespace]:
+    """A namespace with lo."""
+    with namespace(QUIET) as made:
+        yield made
+
+
+def closes(ns: Namespace, count: int, port: int) -> None:
+    """So many sessions of the client in TIME_WAIT, toward a port of 127.0.0.1."""
+    run(ns, "--count", str(count), "--close", "client", "--inline", "--threads", "1", "--port", str(port))
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6, MAPPED])
+def test_sessions_go_at_their_class_s_time_and_others_stay(family: str) -> None:
+    """Loopback sessions leave the kernel after 1 s, local ones after 3 s, neither early nor 0.5 s late."""
+    with ExitStack() as stack:
+        both = stack.enter_context(link(QUIET))
+        one = stack.enter_context(daemon(both.client, mode="truncate", config=SHORT))
+        started = time.monotonic()
+        paths.fin_wait2(paths.over_lo(both.client, family), N, CLIENT)
+        near = time.monotonic()
+        paths.fin_wait2(paths.over_link(both, family), N, CLIENT)
+        done = time.monotonic()
+        assert counters.time_wait_count(both.client) == 2 * N
+        wait_until(lambda: counters.time_wait_count(both.client) == N, what="loopback sessions go", timeout=10)
+        assert 1.0 - 0.02 <= time.monotonic() - started
+        assert time.monotonic() - near <= 1.5
+        wait_until(lambda: counters.time_wait_count(both.client) == 0, what="local sessions go", timeout=10)
+        assert time.monotonic() - near >= 3.0 - 0.02
+        assert time.monotonic() - done <= 3.5
+        wait_until(lambda: one.metric("twctl_time_wait_ended_total", reason="truncated") == 2 * N, what="counted")
+        assert 2 * N == one.metric("twctl_truncate_lateness_seconds_bucket", le="0.5")
+
+
+def test_a_fin_wait2_socket_waits_for_its_own_time(ns: Namespace) -> None:
+    """The class's time does not end FIN_WAIT2; `[fin_wait2]` does."""
+    config = "[time_wait]\nloopback = 0.3\n[fin_wait2]\nloopback = 3\n"
+    with daemon(ns, mode="truncate", config=config) as one, paths.orphan_fin_wait2(paths.over_lo(ns), N, CLIENT):
+        born = time.monotonic()
+        closes(ns, 101, 21000)
+        wait_until(lambda: counters.time_wait_count(ns) == N, what="TIME_WAIT goes")
+        assert time.monotonic() - born < 2
+        wait_until(lambda: counters.time_wait_count(ns) == 0, what="FIN_WAIT2 goes", timeout=10)
+        assert 3 - 0.1 <= time.monotonic() - born <= 4.5
+        assert one.metric("twctl_time_wait_ended_total", reason="truncated") == 101 + N
+
+
+def test_a_storm_on_few_tuples_harms_no_live_connection() -> None:
+    """Of 200,003 connections on 1,000 client ports, reused as fast as possible, none fails and no RST is sent."""
+    with ExitStack() as stack:
+        ns = stack.enter_context(namespace({**QUIET, "net.ipv4.tcp_tw_reuse": 1}))
+        with daemon(ns, mode="truncate", config="[time_wait]\nloopback = 0.05\n") as one:
+            before = counters.tcp(ns)["OutRsts"]
+            options = ("--source", "127.0.0.1", "--source-ports", "40000-40999", "--port", "20000-20003")
+            report = run(ns, "--count", "200003", "--close", "client", "--bytes", "101", "--inline", *options)
+            assert (200003, 0, {}) == (report["closed"], report["failed"], report["errors"])
+            assert before == counters.tcp(ns)["OutRsts"]
+            assert one.metric("twctl_time_wait_ended_total", reason="truncated") > 0
+
+
+def test_live_connections_on_the_tuples_of_old_sessions_go_on(ns: Namespace) -> None:
+    """A connection that took the tuple of a session in TIME_WAIT carries bytes after the session was due."""
+    ns.sysctl("net.ipv4.tcp_tw_reuse", 1)
+    with ExitStack() as stack:
+        one = stack.enter_context(daemon(ns, mode="truncate", config="[time_wait]\nloopback = 2\n"))
+        server = stack.enter_context(ns.socket(socket.AF_INET))
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", 22000))
+        server.listen(N)
+        pairs = []
+        for again in (False, True):
+            for port in range(41000, 41000 + N):
+                client = stack.enter_context(ns.socket(socket.AF_INET))
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                client.bind(("127.0.0.1", port))
+                client.connect(("127.0.0.1", 22000))
+                peer = stack.enter_context(server.accept()[0])
+                if again:
+                    pairs.append((client, peer))
+                else:
+                    client.close()
+                    peer.recv(1)
+                    peer.close()
+        wait_until(lambda: not one.table(), what="the old sessions are over", timeout=10)
+        time.sleep(0.5)
+        for client, peer in pairs:
+            client.sendall(b"still here")
+            assert peer.recv(64) == b"still here"
+
+
+def test_after_a_kill_what_is_due_still_goes(ns: Namespace) -> None:
+    """Sessions born while no daemon runs are destroyed by the next one."""
+    with daemon(ns, mode="truncate", config="[time_wait]\nloopback = 1\n") as one:
+        closes(ns, N, 20000)
+        one.kill()
+        closes(ns, 29, 21000)
+        time.sleep(1.5)
+        assert counters.time_wait_count(ns) == N + 29
+        one.start()
+        wait_until(lambda: counters.time_wait_count(ns) == 0, what="what is due goes", timeout=5)
+
+
+def test_the_mode_changes_by_sighup_and_no_vestige_is_lost(ns: Namespace) -> None:
+    """A bad file changes nothing and costs one line; a good one takes the daemon from observe to truncate."""
+    with daemon(ns) as one:
+        closes(ns, N, 20000)
+        reload(one, "mode = 'truncated'\n")
+        wait_until(lambda: "the configuration stays as it was" in one.log, what="one line")
+        assert (N, 1, 1) == (len(one.table()), one.log.count("the configuration stays"), one.log.count("metrics on"))
+        reload(one, "mode = 'truncate'\n[time_wait]\nloopback = 30\n")
+        wait_until(lambda: "truncating with" in one.log, what="the new mode")
+        assert N == len(one.table())
+        reload(one, "mode = 'truncate'\n[time_wait]\nloopback = 1\n")
+        wait_until(lambda: counters.time_wait_count(ns) == 0, what="what is due goes", timeout=10)
+
+
+def reload(one: Daemon, text: str) -> None:
+    """Write another configuration and tell the daemon."""
+    (one.folder / "twctl.toml").write_text(text)
+    assert one.process
+    one.process.send_signal(signal.SIGHUP)
+
+
+@pytest.mark.parametrize("mode", ["observe", "truncate"])
+def test_drain_destroys_the_oldest_of_a_class(ns: Namespace, mode: str) -> None:
+    """Only sessions older than asked go, of the class asked, and they count as drained."""
+    with daemon(ns, mode=mode, config="[time_wait]\nloopback = 30\n") as one:
+        closes(ns, N, 20000)
+        time.sleep(1.5)
+        closes(ns, 29, 21000)
+        assert twctl("drain", *one.options, "--class", "remote").stdout == "drained 0: remote 0\n"
+        drained = twctl("drain", *one.options, "--older-than", "1")
+        assert drained.stdout == f"drained {N}: loopback {N}, local 0, remote 0\n", drained.stderr
+        assert {21000} == {vestige.remote_port for vestige in one.table()}
+        assert counters.time_wait_count(ns) == 29
+        assert one.metric("twctl_time_wait_ended_total", reason="drained") == N
+
+
+def test_drain_without_a_table_says_so() -> None:
+    """One line, exit status 1."""
+    done = twctl("drain", "--pins", "/sys/fs/bpf/twctl-test-none")
+    assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
+    assert "start 'twctl run'" in done.stderr
