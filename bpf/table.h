@@ -35,7 +35,7 @@ struct work {
 	struct tuple other;	/* whose record lies in the way */
 	u64 family;
 	u64 now, expiry;	/* ticks, not cut to 24 bits */
-	u64 hash;
+	u64 hash, own_hash;	/* of the tuple last looked at; of the session that is inserted */
 	u64 tagged;		/* a bit for each live word of a line with the tag */
 	u64 candidate, spare;	/* indexes into a line: in_line's own, chosen */
 	u64 line, home;		/* lines by number: last looked at; the found word's */
@@ -111,6 +111,7 @@ ALWAYS_INLINE struct ring *ring_of(const struct work *w, u32 class)
 	return rings.lookup(&i);
 }
 
+/* Not the coarse clock, at a tenth of the price: tracing programs may not read it. */
 ALWAYS_INLINE u64 tick_now(void)
 {
 	return bpf_ktime_get_ns() >> TICK_SHIFT;
@@ -498,7 +499,7 @@ ALWAYS_INLINE void occupy_slot(struct work *w, u32 class)
 	birth = __sync_fetch_and_add(&ring->head, 1);
 	lap = birth / ring->capacity;
 	offset = birth - lap * ring->capacity;
-	block = lap * (BLOCKS / 2) + offset / ring->block;
+	block = lap * (BLOCKS / 2) + (offset >> ring->block_shift);
 	w->slot = ring->base + offset;
 	if (ring->expiry[(block - BLOCKS / 2) % BLOCKS] >= w->now)
 		evict_slot(w, w->slot);
@@ -559,8 +560,15 @@ ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 nanoseconds)
 	u64 fresh;
 
 	set_expiry(w, nanoseconds);
-	occupy_slot(w, class);
 	line = find_line(w, &w->session.tuple);
+	if (!line)
+		return false;
+	*(volatile u64 *)&line->word[0]; /* on its way from memory while the record is written */
+	w->home = w->line;
+	w->own_hash = w->hash;
+	occupy_slot(w, class);
+	w->hash = w->own_hash;
+	line = line_at(w, w->home);
 	if (!line)
 		return false;
 	fresh = fresh_word(w);

@@ -113,14 +113,14 @@ struct starts {
 	u16 tick[STARTS];
 };
 
-/* A ring's slots lie at base .. base + capacity - 1 of the record array. Its laps are cut into 16 blocks, and the latest
+/* A ring's slots lie at base .. base + capacity - 1 of the record array. Its laps are cut into up to 16 blocks, and the latest
  * expiry (full ticks) written into a block is kept for two laps: when the ring comes round to a slot whose block has
  * expired, there is nothing to evict and the old record's line need not be touched. */
 #define BLOCKS 32
 struct ring {
 	u64 head;			/* slots handed out since the start */
 	u32 base, capacity;
-	u32 block;			/* slots of one block */
+	u32 block_shift;		/* a block has 2^this slots: the fewest that make 16 blocks of a lap, or less */
 	u32 unused[11];
 	u64 expiry[BLOCKS];
 };

@@ -37,9 +37,9 @@ class Ring:
     capacity: int
 
     @property
-    def block(self) -> int:
-        """Slots of one of the 16 blocks of a lap."""
-        return -(-self.capacity // (BLOCKS // 2))
+    def block_shift(self) -> int:
+        """Binary logarithm of the slots of a block; a lap has at most 16 blocks."""
+        return max(0, (-(-self.capacity // (BLOCKS // 2)) - 1).bit_length())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -79,7 +79,7 @@ def load(request: Request) -> Loaded:
     return Loaded(**answer)
 
 
-def _flags(layout: Layout, offsets: dict[str, int], late: int) -> list[str]:
+def compile_flags(layout: Layout, offsets: dict[str, int], late: int) -> list[str]:
     jiffy = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
     values = (
         layout.defines() | offsets | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
@@ -175,13 +175,13 @@ def _attach(request: Request) -> tuple[_Object, Loaded]:
     offsets = dict(btf.macros(types))
     types.close()
     if request.probe == "tracepoint":
-        return _Object(_flags(request.layout, offsets, 0), "tracepoint"), Loaded("tracepoint", "")
+        return _Object(compile_flags(request.layout, offsets, 0), "tracepoint"), Loaded("tracepoint", "")
     try:
-        return _Object(_flags(request.layout, offsets, LATE_NANOSECONDS), "fentry"), Loaded("fentry", "")
+        return _Object(compile_flags(request.layout, offsets, LATE_NANOSECONDS), "fentry"), Loaded("fentry", "")
     except TwctlError as refused:
         if request.probe == "fentry":
             raise
-        return _Object(_flags(request.layout, offsets, 0), "tracepoint"), Loaded("tracepoint", refused.message)
+        return _Object(compile_flags(request.layout, offsets, 0), "tracepoint"), Loaded("tracepoint", refused.message)
 
 
 def _prepare(maps: dict[str, int], request: Request, probe: str) -> None:
@@ -189,7 +189,7 @@ def _prepare(maps: dict[str, int], request: Request, probe: str) -> None:
     layout = request.layout
     for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
         ring = layout.ring(family, klass)
-        value = struct.pack("=QIII44x256x", 0, ring.base, ring.capacity, ring.block)
+        value = struct.pack("=QIII44x256x", 0, ring.base, ring.capacity, ring.block_shift)
         libbpf.map_update(maps["rings"], struct.pack("=I", i), value)
     meta = struct.pack("=QQII", layout.identity(request.probe), time.monotonic_ns(), PROBES.index(probe), 0)
     libbpf.map_update(maps["meta"], bytes(4), meta)

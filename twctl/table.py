@@ -178,7 +178,7 @@ class Table:
             os.close(fd)
 
     def ring(self, klass: Class, family: str) -> tuple[int, ...]:
-        """Read a ring: head, base, capacity, block, then the latest expiry (ticks) of each block."""
+        """Read a ring: head, base, capacity, block_shift, then the latest expiry (ticks) of each block."""
         return RING.unpack_from(self._rings, RING.size * (klass * len(FAMILIES) + FAMILIES.index(family)))
 
     @cached_property

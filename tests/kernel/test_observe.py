@@ -284,12 +284,14 @@ def test_sessions_from_before_are_taken_over_with_their_time(probe: str) -> None
     """23 sockets that were in TIME_WAIT before the start are in the table, with what is left of their timers."""
     with namespace(QUIET) as ns:
         sessions = paths.fin_wait2(paths.over_lo(ns), N, CLIENT)
+        closed = time.monotonic()
         with daemon(ns, probe=probe) as one:
-            table = one.table()
+            table, waited = one.table(), time.monotonic() - closed
             left = {end.tuple[1]: end for end in (session.client for session in sessions)}
             assert sorted(left) == sorted(vestige.local_port for vestige in table)
             assert ["TIME_WAIT"] * N == [vestige.substate for vestige in table]
-            assert all(40 < vestige.expires_in < 70 for vestige in table)
+            # the kernel's timer wheel adds up to 4 s to the 60
+            assert all(59 < waited + vestige.expires_in < 65 for vestige in table)
             assert (0, N) == (
                 one.metric("twctl_time_wait_entered_total"),
                 one.metric("twctl_time_wait_adopted_total", **{"class": "loopback"}),

@@ -1,0 +1,204 @@
+"""The table against BPF's own hash maps: nanoseconds of an insertion and a look-up, and bytes of a session.
+
+All programs are of one compiled object, run by the kernel itself (BPF_PROG_TEST_RUN), each a million times at a go and in
+turn, so that the machine's noise meets them alike; what counts is the median ratio. The empty program's time is part of
+every figure, and is given, so that it can be subtracted.
+"""
+
+import ctypes
+import os
+import statistics
+from typing import Any
+
+from twctl import btf, libbpf
+from twctl.classes import Class
+from twctl.layout import FAMILIES, Layout, bpf_folder, source
+from twctl.loader import compile_flags
+
+ROUNDS = 5
+REPEAT = 300_000
+
+PROGRAMS = """
+struct key { u32 local, remote; u16 local_port, remote_port; u32 netns; };
+BPF_TABLE("lru_hash", struct key, struct vestige4, lru, CAPACITY);
+BPF_TABLE("hash", struct key, struct vestige4, plain, CAPACITY);
+BPF_ARRAY(turn, u64, 8);
+
+ALWAYS_INLINE u64 next_of(u32 which)
+{
+	u64 *n = turn.lookup(&which);
+
+	return n ? (*n)++ : 0;
+}
+
+/* Multiplication spreads the tuples as real addresses and ports are spread. */
+ALWAYS_INLINE void key_of(struct key *k, u64 n)
+{
+	u64 spread = n * 0x9e3779b97f4a7c15ULL;
+
+	k->local = 0x0a000001;
+	k->remote = spread >> 32;
+	k->local_port = spread >> 16;
+	k->remote_port = n;
+	k->netns = 0;
+}
+
+ALWAYS_INLINE void session_of(struct work *w, u64 n)
+{
+	struct key k;
+
+	key_of(&k, n);
+	w->family = FAMILY_IPV4;
+	w->session.tuple.local[0] = k.local;
+	w->session.tuple.remote[0] = k.remote;
+	w->session.tuple.local_port = k.local_port;
+	w->session.tuple.remote_port = k.remote_port;
+	w->session.tuple.netns = 0;
+	w->session.snd_nxt = n;
+}
+
+int nothing(struct __sk_buff *skb) { return next_of(0) == 1; }
+
+ALWAYS_INLINE int insert_for(u32 which, u64 nanoseconds)
+{
+	struct work *w = work_of(WORKER_BIRTH);
+
+	if (!w)
+		return 0;
+	session_of(w, next_of(which));
+	return vestige_insert(w, CLASS_REMOTE, nanoseconds);
+}
+
+int insert_evicting(struct __sk_buff *skb) { return insert_for(1, 60000000000ULL); }
+int insert_expired(struct __sk_buff *skb) { return insert_for(1, 1); }
+
+int insert_lru(struct __sk_buff *skb)
+{
+	struct vestige4 v = {};
+	struct key k;
+
+	key_of(&k, next_of(2));
+	v.snd_nxt = k.remote;
+	return lru.update(&k, &v);
+}
+
+/* A hash map does not evict: what was inserted a capacity ago is deleted, as an expiry would have to. */
+int insert_hash(struct __sk_buff *skb)
+{
+	struct vestige4 v = {};
+	u64 n = next_of(3);
+	struct key k;
+
+	key_of(&k, n - CAPACITY + 64);
+	plain.delete(&k);
+	key_of(&k, n);
+	v.snd_nxt = k.remote;
+	return plain.update(&k, &v);
+}
+
+ALWAYS_INLINE int find_for(u64 n)
+{
+	struct work *w = work_of(WORKER_BIRTH);
+
+	if (!w)
+		return 0;
+	session_of(w, n);
+	return vestige_find(w);
+}
+
+int lookup_miss(struct __sk_buff *skb) { return find_for(next_of(4) | 1ULL << 40); }
+int lookup_hit(struct __sk_buff *skb) { return find_for(next_of(4) % (CAPACITY / 2)); }
+
+int lookup_miss_lru(struct __sk_buff *skb)
+{
+	struct key k;
+
+	key_of(&k, next_of(5) | 1ULL << 40);
+	return lru.lookup(&k) != NULL;
+}
+
+int lookup_hit_lru(struct __sk_buff *skb)
+{
+	struct key k;
+
+	key_of(&k, next_of(5) % (CAPACITY / 2));
+	return lru.lookup(&k) != NULL;
+}
+"""
+
+
+class Programs:
+    """The compiled object with a table of `capacity` sessions a class."""
+
+    def __init__(self, capacity: int) -> None:
+        import bcc  # noqa: PLC0415 - Debian's, and heavy
+
+        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
+        types = btf.Btf()
+        # One class is measured; the others are as small as they can be, for the other maps hold nothing but its records.
+        small = dict.fromkeys(Class, 256)
+        sizes = {"ipv4": small | {Class.REMOTE: capacity}, "ipv6": small}
+        self.layout = Layout({family: sizes[family] for family in FAMILIES})
+        flags = [*compile_flags(self.layout, dict(btf.macros(types)), 0), f"-DCAPACITY={capacity}"]
+        types.close()
+        # not RAW_TRACEPOINT_PROBE: bcc would attach it to the host
+        text = source("observe.c").replace("RAW_TRACEPOINT_PROBE(inet_sock_set_state)", "int unused(struct bpf_raw_tracepoint_args *ctx)")
+        self._bpf: Any = bcc.BPF(text=text + PROGRAMS, cflags=flags)
+        self._kind = bcc.BPF.SCHED_CLS
+        self._fds: dict[str, int] = {}
+        for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
+            ring = self.layout.ring(family, klass)
+            fd = bcc.lib.bpf_table_fd(self._bpf.module, b"rings")
+            libbpf.map_update(fd, i.to_bytes(4, "little"), libbpf_ring(ring))
+
+    def nanoseconds(self, name: str, repeat: int = REPEAT) -> int:
+        """Mean of one run."""
+        if name not in self._fds:
+            self._fds[name] = self._bpf.load_func(name, self._kind).fd
+        packet = ctypes.create_string_buffer(64)
+        opts = libbpf.TestRun(sz=ctypes.sizeof(libbpf.TestRun), data_in=ctypes.addressof(packet), data_size_in=64, repeat=repeat)
+        result = libbpf.libbpf().bpf_prog_test_run_opts(self._fds[name], ctypes.byref(opts))
+        assert result == 0, os.strerror(-result)
+        return int(opts.duration)
+
+
+def libbpf_ring(ring: Any) -> bytes:
+    """struct ring, before its first birth."""
+    from twctl.table import RING  # noqa: PLC0415
+
+    return RING.pack(0, ring.base, ring.capacity, ring.block_shift, *[0] * 32)
+
+
+PAIRS = (
+    # what, ours, theirs, goal
+    ("insert, evicting the oldest each time, against lru_hash", "insert_evicting", "insert_lru", 0.45),
+    ("insert over expired sessions, against lru_hash", "insert_expired", "insert_lru", 0.45),
+    ("insert over expired sessions, against hash (insert + delete)", "insert_expired", "insert_hash", None),
+    ("look-up that misses, against lru_hash", "lookup_miss", "lookup_miss_lru", 0.55),
+    ("look-up that hits, against lru_hash", "lookup_hit", "lookup_hit_lru", None),
+)
+
+
+def run() -> dict[str, Any]:
+    """Every pair at 64 k and 1 M sessions a class, and the bytes."""
+    results: dict[str, Any] = {}
+    for capacity in (65_536, 1_048_576):
+        programs = Programs(capacity)
+        for name in ("insert_evicting", "insert_lru", "insert_hash"):
+            programs.nanoseconds(name, 2 * capacity)
+        for what, ours, theirs, goal in PAIRS:
+            if ours == "lookup_hit":  # both must hold what is looked for
+                for name in ("insert_evicting", "insert_lru"):
+                    programs.nanoseconds(name, 1)
+            rounds = [[programs.nanoseconds(name) for name in (ours, theirs, "nothing")] for _ in range(ROUNDS)]
+            mine, other, empty = (statistics.median(column) for column in zip(*rounds, strict=True))
+            ratio = statistics.median(row[0] / row[1] for row in rounds)
+            net = statistics.median((row[0] - row[2]) / max(1, row[1] - row[2]) for row in rounds)
+            results[f"{what}, {capacity} sessions"] = {
+                "ns": mine, "other_ns": other, "empty_ns": empty, "ratio": round(ratio, 3), "net_ratio": round(net, 3), "goal": goal,
+                "met": None if goal is None else ratio <= goal,
+            }
+    slots = programs.layout.slots("ipv4")
+    size = programs.layout.bytes("ipv4") / slots
+    results["bytes a session of capacity, IPv4"] = {"bytes": round(size, 2), "goal": 48, "met": size <= 48.01}  # noqa: PLR2004
+    return results
