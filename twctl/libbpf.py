@@ -11,7 +11,9 @@ from twctl.errors import TwctlError
 BPF_OBJ_NAME_LEN = 16
 
 
-class TestRun(ctypes.Structure):  # struct bpf_test_run_opts (bpf/bpf.h)
+class TestRun(ctypes.Structure):
+    """struct bpf_test_run_opts (bpf/bpf.h)."""
+
     _fields_ = (
         ("sz", ctypes.c_size_t),
         ("data_in", ctypes.c_void_p),
@@ -123,9 +125,7 @@ class Program:
         :raises OSError: if the kernel refuses to run it.
         """
         context = (ctypes.c_uint64 * len(arguments))(*arguments)
-        opts = TestRun(
-            sz=ctypes.sizeof(TestRun), ctx_in=ctypes.addressof(context), ctx_size_in=ctypes.sizeof(context)
-        )
+        opts = TestRun(sz=ctypes.sizeof(TestRun), ctx_in=ctypes.addressof(context), ctx_size_in=ctypes.sizeof(context))
         _checked(libbpf().bpf_prog_test_run_opts(self._fd, ctypes.byref(opts)), "BPF_PROG_TEST_RUN")
         return int(opts.retval)
 

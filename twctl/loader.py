@@ -80,6 +80,7 @@ def load(request: Request) -> Loaded:
 
 
 def compile_flags(layout: Layout, offsets: dict[str, int], late: int) -> list[str]:
+    """Return what the C code is compiled with; `late` (ns) is added to each life."""
     jiffy = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
     values = (
         layout.defines() | offsets | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
@@ -121,7 +122,7 @@ class _Object:
         self.bpf: Any = None
         with _quiet() as lines:
             try:
-                self.bpf = bcc.BPF(text=source("observe.c"), cflags=flags)
+                self.bpf = bcc.BPF(text=source("observe.c").encode(), cflags=flags)
                 self.programs = {name: self.bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT).fd for name in RECONCILERS}
             except Exception as failure:  # noqa: BLE001 - bcc raises nothing more precise
                 self._failure = str(failure)

@@ -15,7 +15,7 @@ from twctl.table import Reason, Table
 IPV4, IPV6 = range(len(FAMILIES))
 INBOX_BYTES = 65536
 OUTBOX_HEADER = struct.Struct("=QQQ")  # adopted, restarted, number of unseen
-UNSEEN = struct.Struct("=QII16s16s2s2sII")
+UNSEEN = struct.Struct("=QII16s16s2s2sII4x")
 OUTBOX_BYTES = OUTBOX_HEADER.size + 16 * 8 * UNSEEN.size
 MESSAGE_BYTES = 88
 # One round asks the kernel about at most this many vanished sessions, some 0.2 s of work; the next round goes on.

@@ -111,7 +111,7 @@ def text(status: Mapping[str, Any]) -> str:
         *_columns(["ended", *(klass.label for klass in Class)], _by_reason(status["ended"])),
         "",
         f"sessions in the table {status['sessions']}, TIME_WAIT sockets in the kernel {kernel}",
-        f"closed without TIME_WAIT: {closed}",
+        f"no TIME_WAIT: {closed}",
         f"memory of the table {_mib(status['table_bytes'])}",
         *(f"LOST: {why} {count}" for why, count in status["dropped"].items() if count),
         "",

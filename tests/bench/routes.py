@@ -132,7 +132,7 @@ def _gateway_route() -> bytes:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--load"]:
-        print(json.dumps(_load(sys.argv[2])))  # noqa: T201
+        print(json.dumps(_load(sys.argv[2])))
     else:
         sys.path.insert(0, str(ROOT))
-        print(json.dumps(run(*map(int, sys.argv[1:])), indent=2))  # noqa: T201
+        print(json.dumps(run(*map(int, sys.argv[1:])), indent=2))

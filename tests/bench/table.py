@@ -1,7 +1,7 @@
 """The table against BPF's own hash maps: nanoseconds of an insertion and a look-up, and bytes of a session.
 
-All programs are of one compiled object, run by the kernel itself (BPF_PROG_TEST_RUN), each a million times at a go and in
-turn, so that the machine's noise meets them alike; what counts is the median ratio. The empty program's time is part of
+All programs are of one compiled object, run by the kernel itself (BPF_PROG_TEST_RUN), many times at a go and in turn,
+so that the machine's noise meets them alike; what counts is the median ratio. The empty program's time is part of
 every figure, and is given, so that it can be subtracted.
 """
 
@@ -12,8 +12,9 @@ from typing import Any
 
 from twctl import btf, libbpf
 from twctl.classes import Class
-from twctl.layout import FAMILIES, Layout, bpf_folder, source
+from twctl.layout import BLOCKS, FAMILIES, Layout, Ring, bpf_folder, source
 from twctl.loader import compile_flags
+from twctl.table import RING
 
 ROUNDS = 5
 REPEAT = 300_000
@@ -135,38 +136,40 @@ class Programs:
 
         os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
         types = btf.Btf()
-        # One class is measured; the others are as small as they can be, for the other maps hold nothing but its records.
+        # One class is measured; the others are as small as can be: the maps compared with hold its records alone.
         small = dict.fromkeys(Class, 256)
         sizes = {"ipv4": small | {Class.REMOTE: capacity}, "ipv6": small}
         self.layout = Layout({family: sizes[family] for family in FAMILIES})
         flags = [*compile_flags(self.layout, dict(btf.macros(types)), 0), f"-DCAPACITY={capacity}"]
         types.close()
         # not RAW_TRACEPOINT_PROBE: bcc would attach it to the host
-        text = source("observe.c").replace("RAW_TRACEPOINT_PROBE(inet_sock_set_state)", "int unused(struct bpf_raw_tracepoint_args *ctx)")
-        self._bpf: Any = bcc.BPF(text=text + PROGRAMS, cflags=flags)
+        text = source("observe.c").replace(
+            "RAW_TRACEPOINT_PROBE(inet_sock_set_state)", "int unused(struct bpf_raw_tracepoint_args *ctx)"
+        )
+        self._bpf: Any = bcc.BPF(text=(text + PROGRAMS).encode(), cflags=flags)
         self._kind = bcc.BPF.SCHED_CLS
         self._fds: dict[str, int] = {}
         for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
             ring = self.layout.ring(family, klass)
             fd = bcc.lib.bpf_table_fd(self._bpf.module, b"rings")
-            libbpf.map_update(fd, i.to_bytes(4, "little"), libbpf_ring(ring))
+            libbpf.map_update(fd, i.to_bytes(4, "little"), ring_bytes(ring))
 
     def nanoseconds(self, name: str, repeat: int = REPEAT) -> int:
         """Mean of one run."""
         if name not in self._fds:
             self._fds[name] = self._bpf.load_func(name, self._kind).fd
         packet = ctypes.create_string_buffer(64)
-        opts = libbpf.TestRun(sz=ctypes.sizeof(libbpf.TestRun), data_in=ctypes.addressof(packet), data_size_in=64, repeat=repeat)
+        opts = libbpf.TestRun(
+            sz=ctypes.sizeof(libbpf.TestRun), data_in=ctypes.addressof(packet), data_size_in=64, repeat=repeat
+        )
         result = libbpf.libbpf().bpf_prog_test_run_opts(self._fds[name], ctypes.byref(opts))
         assert result == 0, os.strerror(-result)
         return int(opts.duration)
 
 
-def libbpf_ring(ring: Any) -> bytes:
-    """struct ring, before its first birth."""
-    from twctl.table import RING  # noqa: PLC0415
-
-    return RING.pack(0, ring.base, ring.capacity, ring.block_shift, *[0] * 32)
+def ring_bytes(ring: Ring) -> bytes:
+    """Struct ring, before its first birth."""
+    return RING.pack(0, ring.base, ring.capacity, ring.block_shift, *[0] * BLOCKS)
 
 
 PAIRS = (
@@ -195,10 +198,15 @@ def run() -> dict[str, Any]:
             ratio = statistics.median(row[0] / row[1] for row in rounds)
             net = statistics.median((row[0] - row[2]) / max(1, row[1] - row[2]) for row in rounds)
             results[f"{what}, {capacity} sessions"] = {
-                "ns": mine, "other_ns": other, "empty_ns": empty, "ratio": round(ratio, 3), "net_ratio": round(net, 3), "goal": goal,
+                "ns": mine,
+                "other_ns": other,
+                "empty_ns": empty,
+                "ratio": round(ratio, 3),
+                "net_ratio": round(net, 3),
+                "goal": goal,
                 "met": None if goal is None else ratio <= goal,
             }
     slots = programs.layout.slots("ipv4")
     size = programs.layout.bytes("ipv4") / slots
-    results["bytes a session of capacity, IPv4"] = {"bytes": round(size, 2), "goal": 48, "met": size <= 48.01}  # noqa: PLR2004
+    results["bytes a session of capacity, IPv4"] = {"bytes": round(size, 2), "goal": 48, "met": size <= 48.01}
     return results

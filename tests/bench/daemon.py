@@ -1,0 +1,94 @@
+"""What the daemon costs: memory, the loader's time, a scrape of a million vestiges, CPU at 10,000 closes a second."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.load.closes import run as closes
+from tests.load.daemon import Daemon, daemon
+from tests.load.netns import namespace
+
+MILLION = 1_000_003
+SOURCES = ("--inline", "--threads", "2", "--port", "20000-20003", "--source", "127.0.1.1+16")
+ROOMY = {"net.ipv4.tcp_rfc1337": 1, "net.ipv4.tcp_max_tw_buckets": 4_000_000}
+CAPACITY = "[capacity.ipv4]\nloopback = 2097152\n"
+
+
+def run() -> dict[str, Any]:
+    """Every figure with its goal."""
+    return _memory_and_cpu() | _loader() | _scrape()
+
+
+def _status(one: Daemon, field: str) -> int:
+    assert one.process
+    for line in Path(f"/proc/{one.process.pid}/status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1])
+    raise LookupError(field)
+
+
+def _cpu_seconds(one: Daemon) -> float:
+    assert one.process
+    fields = Path(f"/proc/{one.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _memory_and_cpu() -> dict[str, Any]:
+    with namespace(ROOMY) as ns, daemon(ns, config=CAPACITY) as one:
+        before, started = _cpu_seconds(one), time.monotonic()
+        closes(ns, "--seconds", "60", "--rate", "10000", "--close", "client", *SOURCES)
+        share = (_cpu_seconds(one) - before) / (time.monotonic() - started)
+        resident = _status(one, "VmRSS") / 1024
+        assert one.process
+        llvm = "LLVM" in Path(f"/proc/{one.process.pid}/maps").read_text()
+        rounds = one.metric("twctl_reconciliations_total")
+    return {
+        "daemon, resident MB": {"MB": round(resident, 1), "goal": 40, "met": resident <= 40 and not llvm},
+        "daemon, share of a CPU at 10,000 closes a second": {
+            "share": round(share, 4),
+            "comparisons": rounds,
+            "goal": 0.01,
+            "met": share <= 0.01,
+        },
+    }
+
+
+def _loader() -> dict[str, Any]:
+    seconds = []
+    for _ in range(3):
+        pins = Path(f"/sys/fs/bpf/twctl-bench-{os.getpid()}")
+        pins.mkdir(mode=0o700)
+        sizes = dict.fromkeys(("loopback", "local", "remote"), 65536)
+        request = {"pins": str(pins), "capacity": {"ipv4": sizes, "ipv6": sizes}, "probe": "tracepoint"}
+        started = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "twctl.loader"],
+            input=json.dumps(request),
+            text=True,
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
+        seconds.append(time.monotonic() - started)
+        for path in sorted(pins.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        pins.rmdir()
+    median = statistics.median(seconds)
+    return {"loader": {"seconds": round(median, 2), "goal": 1.5, "met": median <= 1.5}}
+
+
+def _scrape() -> dict[str, Any]:
+    with namespace(ROOMY) as ns, daemon(ns, config=f"reconcile_interval = 0\n{CAPACITY}") as one:
+        closes(ns, "--count", str(MILLION), "--close", "client", *SOURCES, timeout=240)
+        seconds = []
+        for _ in range(21):
+            started = time.monotonic()
+            one.get()
+            seconds.append(time.monotonic() - started)
+        sessions = one.metric("twctl_time_wait_sessions")
+    median = statistics.median(seconds) * 1000
+    return {"scrape over HTTP": {"ms": round(median, 1), "sessions": sessions, "goal": 20, "met": median <= 20}}
