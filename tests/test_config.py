@@ -10,12 +10,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twctl.classes import Class
-from twctl.config import Capacity, Config, Effective, Listen, Mode, Probe, Tls, load
+from twctl.config import Capacity, Config, Effective, Listen, Mode, PressureSettings, Probe, Tls, load
 from twctl.errors import TwctlError
 
 NOWHERE = Path("/nonexistent/twctl.toml")
 KEYS = [name for name, _, _ in load(None, {}, default_file=NOWHERE).rows()]
-TABLES = ["time_wait", "capacity", "capacity.ipv4", "capacity.ipv6", "classes", "tls"]
+TABLES = [
+    "time_wait",
+    "fin_wait2",
+    "capacity",
+    "capacity.ipv4",
+    "capacity.ipv6",
+    "classes",
+    "tls",
+    "sysctl",
+    "pressure",
+]
 
 
 @pytest.fixture
@@ -46,6 +56,8 @@ def test_defaults_need_no_file() -> None:
         capacity=Capacity(ipv4=sessions, ipv6=sessions),
         classes={},
         tls=None,
+        sysctl={},
+        pressure=PressureSettings(psi_stall=150, tcp_memory=True),
     )
     assert expected == effective.config
     assert {"default"} == {source for _, _, source in effective.rows()}
@@ -74,6 +86,12 @@ def test_file_sets_every_key(file: Path) -> None:
         certfile = "/etc/a.pem"
         keyfile = "/etc/b.pem"
         client_ca = "/etc/c.pem"
+        [sysctl]
+        tcp_fin_timeout = 30
+        tcp_max_tw_buckets = 0
+        [pressure]
+        psi_stall = 0
+        tcp_memory = false
     """
     expected = Config(
         mode=Mode.VESTIGIAL,
@@ -94,6 +112,8 @@ def test_file_sets_every_key(file: Path) -> None:
             ip_network("10.1.0.0/16"): Class.REMOTE,
         },
         tls=Tls(Path("/etc/a.pem"), Path("/etc/b.pem"), Path("/etc/c.pem")),
+        sysctl={"net.ipv4.tcp_fin_timeout": 30, "net.ipv4.tcp_max_tw_buckets": 0},
+        pressure=PressureSettings(psi_stall=0, tcp_memory=False),
     )
     assert expected == loaded(file, text).config
 
@@ -156,7 +176,10 @@ INTERVAL = "allowed: 0 (never) or seconds from 0.1 to 86400"
 LISTEN = "allowed: HOST:PORT or [IPV6]:PORT, with port 0 to 65535"
 PREFIXES = "allowed: a list of prefixes such as 10.0.0.0/8 or fd00::/8"
 NETNS = "allowed: a list of names under /run/netns"
-TOP = "mode, listen, netns, pins, probe, reconcile_interval, time_wait, fin_wait2, capacity, classes, tls"
+TOP = (
+    "mode, listen, netns, pins, probe, reconcile_interval, "
+    "time_wait, fin_wait2, capacity, classes, tls, sysctl, pressure"
+)
 TRUNCATE = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'
 MAPPED = "is IPv4 on the wire, write the IPv4 prefix"
 NO_NETWORK = "does not appear to be an IPv4 or IPv6 network"

@@ -16,6 +16,7 @@ from twctl.config import Config, Effective, Mode, Probe, load
 from twctl.errors import TwctlError
 from twctl.layout import FAMILIES
 from twctl.pins import Pins
+from twctl.sysctl import journal_of
 from twctl.table import Reason, Table, Vestige, as_json
 
 app = typer.Typer(
@@ -211,6 +212,9 @@ def drain(
 def release(config: ConfigFile = None, pins: PinsFolder = None) -> None:
     """Remove everything that twctl left in the kernel."""
     settings = _config(config, pins)
+    left = journal_of(settings.pins).restore() if not Pins(settings.pins).locked() else []
+    for line in left:
+        typer.echo(f"twctl: {line}", err=True)
     removed = Pins(settings.pins).release()
     typer.echo(f"removed {settings.pins}" if removed else f"nothing to remove at {settings.pins}")
 

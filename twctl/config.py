@@ -4,7 +4,7 @@ import enum
 import ipaddress
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from twctl.settings import (
     settle,
     text,
 )
+from twctl.sysctl import NAMES as SYSCTLS
 
 DEFAULT_FILE = Path("/etc/twctl.toml")
 # include/net/tcp.h, TCP_TIMEWAIT_LEN: seconds after which the kernel itself ends TIME_WAIT.
@@ -74,6 +75,14 @@ class Tls:
 
 
 @dataclass(frozen=True)
+class PressureSettings:
+    """When memory counts as short. psi_stall: ms of stall in a second, 0: not asked; tcp_memory: ask TCP as well."""
+
+    psi_stall: int
+    tcp_memory: bool
+
+
+@dataclass(frozen=True)
 class Config:
     """Every setting, checked.
 
@@ -92,6 +101,8 @@ class Config:
     capacity: Capacity
     classes: Mapping[Network, Class]
     tls: Tls | None
+    sysctl: Mapping[str, int]
+    pressure: PressureSettings
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,8 @@ def _config(settings: Mapping[str, Setting]) -> Config:
         capacity=Capacity(_by_class(value, "capacity.ipv4"), _by_class(value, "capacity.ipv6")),
         classes=_prefixes(settings),
         tls=Tls(value["tls.certfile"], value["tls.keyfile"], value["tls.client_ca"]) if value["tls.certfile"] else None,
+        sysctl={full: value[f"sysctl.{key}"] for key, full in SYSCTLS.items() if value[f"sysctl.{key}"] is not None},
+        pressure=PressureSettings(value["pressure.psi_stall"], value["pressure.tcp_memory"]),
     )
 
 
@@ -174,6 +187,21 @@ def _prefixes(settings: Mapping[str, Setting]) -> dict[Network, Class]:
 def _sessions(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value not in _CAPACITIES:
         raise ValueError
+    return value
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    return parse
+
+
+def _boolean(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError  # noqa: TRY004 - refusals are ValueErrors
     return value
 
 
@@ -237,4 +265,11 @@ _KEYS: dict[str, Key] = {
     "tls.certfile": _PATH,
     "tls.keyfile": _PATH,
     "tls.client_ca": _PATH,
+    "sysctl.tcp_fin_timeout": Key(None, _whole(1, 3600), "whole seconds from 1 to 3600"),
+    "sysctl.tcp_tw_reuse": Key(None, _whole(0, 2), "0, 1, 2"),
+    "sysctl.tcp_tw_reuse_delay": Key(None, _whole(1, 60_000), "whole milliseconds from 1 to 60000"),
+    "sysctl.tcp_max_tw_buckets": Key(None, _whole(0, 2**31 - 1), "a whole number from 0 to 2147483647"),
+    "sysctl.nf_conntrack_tcp_timeout_time_wait": Key(None, _whole(1, 86_400), "whole seconds from 1 to 86400"),
+    "pressure.psi_stall": Key(150, _whole(0, 999), "0 (off) or milliseconds of stall a second, up to 999"),
+    "pressure.tcp_memory": Key(default=True, parse=_boolean, allowed="true, false"),
 }

@@ -26,12 +26,14 @@ from twctl.kernel import FinTimeout, Sockstat
 from twctl.layout import FAMILIES, NAMESPACES, Layout
 from twctl.metrics import DaemonState, TwctlCollector
 from twctl.pins import Pins
+from twctl.pressure import Pressure
 from twctl.reconcile import Drift, Reconciler
 from twctl.routes import RouteWatcher
 from twctl.server import Server
 from twctl.sockdiag import SockDiag
+from twctl.sysctl import Journal, journal_of
 from twctl.table import ClassTries, Reason, Table
-from twctl.truncate import Limits, Reaper
+from twctl.truncate import DRAIN_BATCH, Limits, Reaper
 
 log = logging.getLogger("twctl")
 
@@ -43,6 +45,8 @@ RECONCILE_SHARE = 0.005
 TRUNCATE_SECONDS = 0.05
 # One pass destroys about this many of a class, 20 ms of work, before routes and signals have their turn.
 TRUNCATE_BATCH = 2048
+# How often memory is asked about: reclaim begins within a second.
+PRESSURE_SECONDS = 0.5
 _DOING = {Mode.OBSERVE: "observing", Mode.TRUNCATE: "truncating"}
 
 
@@ -68,6 +72,7 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
     """
     if config.mode is Mode.VESTIGIAL:
         raise TwctlError("mode vestigial is not available in this version", "use mode observe or truncate")
+    following: Config | None = None
     with contextlib.ExitStack() as undo, _signals() as signals:
         pins = Pins(config.pins)
         pins.open()
@@ -75,6 +80,10 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
         if config.mode is Mode.TRUNCATE:
             check.can_destroy()
         cookies = {name: netns.cookie(name) for name in config.netns or (None,)}
+        journal = journal_of(config.pins)
+        for line in journal.apply(config.sysctl, list(cookies)):
+            log.warning("%s", line)
+        undo.callback(_restore, journal, lambda: following)
         table = _table(pins, config)
         indexes = _indexes(table, cookies)
         namespaces = [_open(table, indexes[name], name, config, undo) for name in cookies]
@@ -91,6 +100,7 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
         tasks: list[_Task] = [_Reconciling(table, reconciler, state, config)]
         if config.mode is Mode.TRUNCATE:
             tasks.append(_Truncating(table, reaper, Limits(config.time_wait, _fin_wait2(config))))
+            tasks.append(_draining(table, namespaces, config, undo))
         following = _loop(signals, namespaces, tasks, reread)
     if following is None:
         log.info("stopped; the probes go on, 'twctl release' removes them")
@@ -168,6 +178,20 @@ def _reaper(table: Table, namespaces: list[Namespace], reason: Reason) -> Reaper
     by_index = {namespace.index: namespace for namespace in namespaces}
     diags = {index: namespace.diag for index, namespace in by_index.items()}
     return Reaper(table, diags, reason, lambda index: by_index[index].fin_timeout.seconds())
+
+
+def _restore(journal: Journal, following: Callable[[], Config | None]) -> None:
+    """Put the sysctls back at the end; where another configuration follows, its start sees to them."""
+    if following() is None:
+        for line in journal.restore():
+            log.warning("%s", line)
+
+
+def _draining(table: Table, namespaces: list[Namespace], config: Config, undo: contextlib.ExitStack) -> "_Draining":
+    pressure = Pressure(config.pressure.psi_stall, tcp_memory=config.pressure.tcp_memory)
+    undo.callback(pressure.close)
+    log.info("draining under pressure: %s", ", ".join(pressure.watching))
+    return _Draining(table, _reaper(table, namespaces, Reason.DRAINED), pressure)
 
 
 def _fin_wait2(config: Config) -> dict[Class, float]:
@@ -275,6 +299,26 @@ class _Truncating:
         with self._table.exclusive():
             waits = [self._reaper.reap(klass, self._limits, TRUNCATE_BATCH)[1] for klass in Class]
         return max(TRUNCATE_SECONDS, min(waits))
+
+
+class _Draining:
+    """While memory is short, destroy TIME_WAIT sockets: nearest class first, oldest first, a batch at a time.
+
+    Here, in the daemon's thread, and never in interrupt context: it may take long, and sleep.
+    """
+
+    def __init__(self, table: Table, reaper: Reaper, pressure: Pressure) -> None:
+        self._table, self._reaper, self._pressure = table, reaper, pressure
+        self._limits = Limits(dict.fromkeys(Class, 0.0), dict.fromkeys(Class, math.inf))
+
+    def run(self) -> float:
+        if not self._pressure.now():
+            return PRESSURE_SECONDS
+        with self._table.exclusive():
+            for klass in Class:
+                if self._reaper.reap(klass, self._limits, DRAIN_BATCH)[0]:
+                    return TRUNCATE_SECONDS
+        return PRESSURE_SECONDS
 
 
 def _loop(

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -168,3 +169,55 @@ def test_drain_without_a_table_says_so() -> None:
     done = twctl("drain", "--pins", "/sys/fs/bpf/twctl-test-none")
     assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
     assert "start 'twctl run'" in done.stderr
+
+
+def test_sysctls_are_put_back_by_stop_by_release_and_by_the_next_start(ns: Namespace) -> None:
+    """Also after kill -9; a value that somebody else changed stays."""
+    config = "[sysctl]\ntcp_fin_timeout = 31\ntcp_tw_reuse = 1\n"
+    before = [ns.sysctl("net.ipv4.tcp_fin_timeout"), ns.sysctl("net.ipv4.tcp_tw_reuse")]
+
+    def now() -> list[str]:
+        return [ns.sysctl("net.ipv4.tcp_fin_timeout"), ns.sysctl("net.ipv4.tcp_tw_reuse")]
+
+    with daemon(ns, config=config) as one:
+        assert now() == ["31", "1"]
+        assert one.stop() == 0
+        assert before == now()
+        one.start()
+        one.kill()
+        assert now() == ["31", "1"]
+        one.config = ""
+        one.start()
+        assert before == now()
+        one.kill()
+        one.config = config
+        one.start()
+        one.kill()
+        ns.sysctl("net.ipv4.tcp_tw_reuse", 0)
+        released = twctl("release", "--pins", str(one.pins))
+        assert "net.ipv4.tcp_tw_reuse is left at 0" in released.stderr
+        assert [before[0], "0"] == now()
+
+
+def test_tcp_memory_pressure_drains_and_leaves_live_connections_alone(ns: Namespace) -> None:
+    """With tcp_mem's threshold reached, TIME_WAIT sockets go within a second; a connection goes on."""
+    tcp_mem = Path("/proc/sys/net/ipv4/tcp_mem")  # of the whole machine: put back at once
+    usual = tcp_mem.read_text()
+    with ExitStack() as stack:
+        one = stack.enter_context(daemon(ns, mode="truncate", config="[time_wait]\nloopback = 60\n"))
+        closes(ns, 101, 20000)
+        server = stack.enter_context(ns.socket(socket.AF_INET))
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        client = stack.enter_context(ns.socket(socket.AF_INET))
+        client.connect(server.getsockname())
+        peer = stack.enter_context(server.accept()[0])
+        stack.callback(tcp_mem.write_text, usual)
+        tcp_mem.write_text(f"0 0 {usual.split()[2]}")
+        started = time.monotonic()
+        wait_until(lambda: counters.time_wait_count(ns) == 0, what="drained")
+        assert time.monotonic() - started < 1.5
+        tcp_mem.write_text(usual)
+        client.sendall(b"still here")
+        assert peer.recv(64) == b"still here"
+        wait_until(lambda: one.metric("twctl_time_wait_ended_total", reason="drained") == 101, what="counted")

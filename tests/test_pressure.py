@@ -1,0 +1,61 @@
+"""When memory counts as short, on a /proc of our own."""
+
+from pathlib import Path
+
+import pytest
+
+from twctl.pressure import Pressure
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> Path:
+    """TCP uses 100 of 200 pages; no PSI."""
+    (tmp_path / "net").mkdir()
+    (tmp_path / "sys/net/ipv4").mkdir(parents=True)
+    (tmp_path / "sys/net/ipv4/tcp_mem").write_text("100\t200\t300\n")
+    tcp(tmp_path, 100)
+    return tmp_path
+
+
+def tcp(proc: Path, pages: int) -> None:
+    """TCP uses so many pages."""
+    text = f"sockets: used 9\nTCP: inuse 4 orphan 0 tw 5 alloc 6 mem {pages}\nUDP: inuse 1 mem 999\n"
+    (proc / "net/sockstat").write_text(text)
+
+
+def test_tcp_s_memory_is_short_from_the_second_number_of_tcp_mem(proc: Path) -> None:
+    """199 pages of 200 are not, 200 are, and back."""
+    pressure = Pressure(0, tcp_memory=True, proc=proc)
+    found = []
+    for pages in (199, 200, 100):
+        tcp(proc, pages)
+        found.append(pressure.now())
+    assert [False, True, False] == found
+
+
+def test_what_is_off_is_never_short_and_says_so(proc: Path) -> None:
+    """Both sources off."""
+    tcp(proc, 1000)
+    pressure = Pressure(0, tcp_memory=False, proc=proc)
+    assert (False, ["PSI off (pressure.psi_stall)", "TCP memory off (pressure.tcp_memory)"]) == (
+        pressure.now(),
+        pressure.watching,
+    )
+
+
+def test_a_kernel_without_psi_is_told_apart(proc: Path) -> None:
+    """The reason stands in what is watched, and TCP goes on being asked."""
+    pressure = Pressure(150, tcp_memory=True, proc=proc)
+    assert ["PSI off (No such file or directory; boot with psi=1)", "TCP memory"] == pressure.watching
+    tcp(proc, 200)
+    assert pressure.now()
+
+
+def test_the_psi_trigger_is_in_the_kernel_s_words(proc: Path) -> None:
+    """Stall and window in microseconds, ended by a zero byte (Documentation/accounting/psi.rst)."""
+    (proc / "pressure").mkdir()
+    (proc / "pressure/memory").write_text("")
+    pressure = Pressure(150, tcp_memory=False, proc=proc)
+    assert (proc / "pressure/memory").read_bytes() == b"some 150000 1000000\0"
+    pressure.close()
+    pressure.close()

@@ -1,0 +1,54 @@
+"""Memory pressure: what the kernel says of the whole machine (PSI) and of TCP's own memory."""
+
+import os
+import select
+import time
+from pathlib import Path
+
+WINDOW_MS = 1000  # of a PSI trigger; the kernel takes 500 ms to 10 s
+HOLD_SECONDS = 1.0  # a trigger fires at most once a window
+
+
+class Pressure:
+    """Asked for pressure now. stall_ms: stall in a second that counts (0: PSI is not asked); tcp_memory: ask TCP, too.
+
+    watching: what is asked, and what is not and why; for the log.
+    """
+
+    def __init__(self, stall_ms: int, *, tcp_memory: bool, proc: Path = Path("/proc")) -> None:
+        self._proc, self._tcp_memory = proc, tcp_memory
+        self._fd, self._poll, self._until = -1, select.poll(), 0.0
+        self.watching = [
+            *self._watch_psi(stall_ms),
+            "TCP memory" if tcp_memory else "TCP memory off (pressure.tcp_memory)",
+        ]
+
+    def _watch_psi(self, stall_ms: int) -> list[str]:
+        if not stall_ms:
+            return ["PSI off (pressure.psi_stall)"]
+        try:
+            self._fd = os.open(self._proc / "pressure/memory", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.write(self._fd, f"some {stall_ms * 1000} {WINDOW_MS * 1000}\0".encode())
+        except OSError as error:
+            self.close()
+            return [f"PSI off ({error.strerror}; boot with psi=1)"]
+        self._poll.register(self._fd, select.POLLPRI)
+        return [f"PSI above {stall_ms} ms a second"]
+
+    def now(self) -> bool:
+        """Whether memory is short, or was within the last second."""
+        if self._fd >= 0 and self._poll.poll(0):
+            self._until = time.monotonic() + HOLD_SECONDS
+        return time.monotonic() < self._until or (self._tcp_memory and self._tcp_is_short())
+
+    def _tcp_is_short(self) -> bool:
+        """TCP's pages have reached the second number of tcp_mem, where the kernel enters memory pressure (tcp(7))."""
+        sockstat = (self._proc / "net/sockstat").read_text().split()
+        pages = int(sockstat[sockstat.index("mem", sockstat.index("TCP:")) + 1])
+        return pages >= int((self._proc / "sys/net/ipv4/tcp_mem").read_text().split()[1])
+
+    def close(self) -> None:
+        """Give the trigger back."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

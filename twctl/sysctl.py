@@ -1,0 +1,147 @@
+"""Sysctls that twctl manages while it runs: journalled before they are changed, put back also after a crash."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from twctl import netns
+from twctl.errors import TwctlError
+
+FOLDER = Path("/run/twctl")
+# Key of [sysctl] to the sysctl's full name.
+NAMES = {
+    "tcp_fin_timeout": "net.ipv4.tcp_fin_timeout",
+    "tcp_tw_reuse": "net.ipv4.tcp_tw_reuse",
+    "tcp_tw_reuse_delay": "net.ipv4.tcp_tw_reuse_delay",
+    "tcp_max_tw_buckets": "net.ipv4.tcp_max_tw_buckets",
+    "nf_conntrack_tcp_timeout_time_wait": "net.netfilter.nf_conntrack_tcp_timeout_time_wait",
+}
+
+
+class Access(Protocol):
+    """How sysctls are reached; namespaces by name, None for our own. All raise TwctlError or OSError."""
+
+    def cookie(self, namespace: str | None) -> int:
+        """What no other namespace has had since boot."""
+
+    def read(self, namespace: str | None, name: str) -> int:
+        """The value in force."""
+
+    def write(self, namespace: str | None, name: str, value: int) -> None:
+        """Set it."""
+
+
+class Kernel:
+    """/proc/sys of the running kernel: net/ is that of the thread that opens it."""
+
+    def cookie(self, namespace: str | None) -> int:
+        """See Access."""
+        return netns.cookie(namespace)
+
+    def read(self, namespace: str | None, name: str) -> int:
+        """See Access."""
+        return int(netns.inside(namespace, _path(name).read_text))
+
+    def write(self, namespace: str | None, name: str, value: int) -> None:
+        """See Access."""
+        netns.inside(namespace, lambda: _path(name).write_text(str(value)))
+
+
+def _path(name: str) -> Path:
+    return Path("/proc/sys", *name.split("."))
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One sysctl that was changed: where, what it was, what we wrote."""
+
+    namespace: str | None
+    cookie: int
+    name: str
+    before: int
+    written: int
+
+
+class Journal:
+    """What is to be put back, in a file that is written before anything is changed."""
+
+    def __init__(self, path: Path, access: Access | None = None) -> None:
+        self._path = path
+        self._access: Access = access or Kernel()
+
+    def apply(self, wanted: Mapping[str, int], namespaces: Sequence[str | None]) -> list[str]:
+        """Set these sysctls (full names) in these namespaces, and put back what else the journal has.
+
+        Returns what was left alone, a line each.
+
+        :raises TwctlError: if one cannot be read or set; then all are as they were.
+        """
+        known = {(entry.cookie, entry.name): entry for entry in self._load()}
+        fresh = [self._entry(known, where, name, value) for where in namespaces for name, value in wanted.items()]
+        kept = {(entry.cookie, entry.name) for entry in fresh}
+        reports = [line for key, entry in known.items() if key not in kept for line in self._put_back(entry)]
+        self._save(fresh)
+        try:
+            for entry in fresh:
+                self._access.write(entry.namespace, entry.name, entry.written)
+        except OSError as error:
+            self.restore()
+            raise TwctlError(
+                f"cannot set {entry.name}: {error.strerror}", "run as root, or leave it out of [sysctl]"
+            ) from error
+        return reports
+
+    def _entry(self, known: Mapping[tuple[int, str], Entry], where: str | None, name: str, value: int) -> Entry:
+        cookie = self._access.cookie(where)
+        try:
+            before = self._access.read(where, name)
+        except OSError as error:
+            message = f"this kernel has no {name} in network namespace {where or '(own)'}: {error.strerror}"
+            raise TwctlError(message, "leave it out of [sysctl], or load the module that brings it") from error
+        entry = known.get((cookie, name))
+        return Entry(where, cookie, name, entry.before if entry else before, value)
+
+    def restore(self) -> list[str]:
+        """Put everything back; returns what was left alone, a line each. Harmless when there is nothing."""
+        reports = [line for entry in self._load() for line in self._put_back(entry)]
+        self._path.unlink(missing_ok=True)
+        return reports
+
+    def _put_back(self, entry: Entry) -> Iterator[str]:
+        try:
+            if self._access.cookie(entry.namespace) != entry.cookie:
+                yield f"{entry.name} of network namespace {entry.namespace} is not put back: another has that name now"
+                return
+            now = self._access.read(entry.namespace, entry.name)
+            if now == entry.written:
+                self._access.write(entry.namespace, entry.name, entry.before)
+            elif now != entry.before:
+                yield f"{entry.name} is left at {now}: somebody else changed it from {entry.written}"
+        except (TwctlError, OSError) as error:
+            yield f"{entry.name} of network namespace {entry.namespace or '(own)'} is not put back: {error}"
+
+    def _load(self) -> list[Entry]:
+        if not self._path.exists():
+            return []
+        return [Entry(**entry) for entry in json.loads(self._path.read_text())]
+
+    def _save(self, entries: Sequence[Entry]) -> None:
+        """Before anything is changed: a crash in between puts back what is there already, which changes nothing."""
+        if not entries:
+            self._path.unlink(missing_ok=True)
+            return
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = self._path.with_suffix(".part")
+        with part.open("w") as file:
+            json.dump([dataclasses.asdict(entry) for entry in entries], file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._path)
+
+
+def journal_of(pins: Path) -> Journal:
+    """Return the journal of the daemon that pins there."""
+    return Journal(FOLDER / f"{pins.name}.json")
