@@ -22,6 +22,7 @@ REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, then struct inet_d
 SOCKID = struct.Struct("=2s2s16s16sIQ")
 NO_COOKIE = 2**64 - 1
 ANSWER_BYTES = 8192
+ANSWER_SECONDS = 5  # the kernel answers within the request's own system call
 
 
 Endpoint = tuple[Address, int]  # address, port
@@ -40,12 +41,19 @@ def _message(flags: int, family: int, states: int, id_: bytes) -> bytes:
     return HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, flags, 0, 0) + body
 
 
+def _numbered(request: bytes, sequence: int) -> bytes:
+    return request[:8] + struct.pack("=I", sequence) + request[12:]
+
+
 class SockDiag:
     """A sock_diag socket in one network namespace (None: the calling thread's own)."""
 
     def __init__(self, netns: str | None = None) -> None:
         self._sock = inside(netns, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG))
         self._sock.bind((0, 0))
+        # not settimeout(): with it Python waits for MSG_DONTWAIT, too
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", ANSWER_SECONDS, 0))
+        self._sequence = 1
 
     def close(self) -> None:
         """Close the socket."""
@@ -78,8 +86,7 @@ class SockDiag:
 
         :raises OSError: if the kernel refuses to answer.
         """
-        self._sock.send(exact_request(local, remote, scope))
-        answer = self._sock.recv(4096)
+        answer = self.ask([exact_request(local, remote, scope)])[0]
         if HEADER.unpack_from(answer)[1] == NLMSG_ERROR:
             code = -struct.unpack_from("=i", answer, HEADER.size)[0]
             if code == errno.ENOENT:
@@ -88,9 +95,21 @@ class SockDiag:
         return answer[HEADER.size + 2] == TIMER_TIME_WAIT
 
     def ask(self, requests: Sequence[bytes]) -> list[bytes]:
-        """Send exact-match requests in one system call; return the kernel's answers in the same order."""
-        self._sock.send(b"".join(requests))
-        return [self._sock.recv(ANSWER_BYTES) for _ in requests]
+        """Send exact-match requests in one system call; return the kernel's answers in the same order.
+
+        An answer carries its request's sequence number: one to an earlier request, left over, is passed over.
+        """
+        first = self._sequence
+        self._sequence = first + len(requests) & 0xFFFFFFFF
+        numbered = [_numbered(request, first + i & 0xFFFFFFFF) for i, request in enumerate(requests)]
+        self._sock.send(b"".join(numbered))
+        answers = []
+        for i in range(len(requests)):
+            answer = self._sock.recv(ANSWER_BYTES)
+            while HEADER.unpack_from(answer)[3] != first + i & 0xFFFFFFFF:
+                answer = self._sock.recv(ANSWER_BYTES)
+            answers.append(answer)
+        return answers
 
     def destroy(self, requests: Sequence[bytes]) -> int:
         """Send SOCK_DESTROY requests in one system call; return how many the kernel refused.
