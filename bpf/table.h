@@ -352,9 +352,10 @@ ALWAYS_INLINE u64 withdraw_life(const struct work *w, u32 class, u64 word)
 
 	if (!c || !cell || class >= CLASSES)
 		return age;
+	/* In this order, as the readers look at the living first: what left them for no known reason has expired. */
+	__sync_fetch_and_add(&c->withdrawn[class][lane % LANES], 1);
 	if (*cell >> 32 == period)
 		__sync_fetch_and_add(cell, -1ULL);
-	__sync_fetch_and_add(&c->withdrawn[class][lane % LANES], 1);
 	return age;
 }
 

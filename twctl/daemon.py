@@ -148,9 +148,10 @@ def _table(pins: Pins, config: Config) -> Table:
 
 
 def _indexes(table: Table, cookies: dict[str | None, int]) -> dict[str | None, int]:
-    """Give each namespace the index it has, or the lowest free one: others' vestiges keep theirs."""
+    """Give each namespace the index it has, or one after the highest: vestiges of those that left keep theirs."""
     known = {cookie: index for index, (cookie, _) in table.enrolments().items()}
-    free = iter(sorted(set(range(NAMESPACES)) - set(known.values())))
+    after = max(known.values(), default=-1) + 1
+    free = (index for index in (*range(after, NAMESPACES), *range(after)) if index not in known.values())
     return {name: known[cookie] if cookie in known else next(free) for name, cookie in cookies.items()}
 
 

@@ -47,9 +47,12 @@ class Sums:
 
     @classmethod
     def read(cls, table: Table) -> "Sums":
-        """Read both: the counters first, so that a birth in between makes an expiry late, never early."""
-        counters = table.counters()
-        return cls(counters, table.living(time.monotonic_ns()))
+        """Read planned, living, withdrawn, in this order: what changes meanwhile makes an expiry late, never early."""
+        before = table.counters().values
+        living = table.living(time.monotonic_ns())
+        after = table.counters().values
+        planned = {name: before[name] for name in ("planned", "planned_ticks")}
+        return cls(Counters(after | planned), living)
 
     def sessions(self, klass: Class, family: str) -> int:
         """Live sessions."""

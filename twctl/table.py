@@ -147,8 +147,14 @@ class Table:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep others from running the programs that share inbox, outbox and dues: the daemon and `twctl drain`."""
-        folder = os.open(self._pins / "programs", os.O_RDONLY | os.O_CLOEXEC)
+        """Keep others from running the programs that share inbox, outbox and dues: the daemon and `twctl drain`.
+
+        :raises TwctlError: if the pins were removed meanwhile.
+        """
+        try:
+            folder = os.open(self._pins / "programs", os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise TwctlError(f"the table at {self._pins} was removed", "start 'twctl run' again") from error
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             yield
