@@ -25,23 +25,6 @@ QUIET = {"net.ipv4.tcp_rfc1337": 1}  # on a busy machine a RST sometimes ends a 
 FAR_IPV4, FAR_IPV6 = "10.99.0.1", "fd99::1"
 
 
-def _reason_to_skip(probe: str) -> str:
-    """Why this probe cannot be tested here; empty if it can. A forced run does not skip."""
-    if os.geteuid():
-        return "" if os.environ.get("TWCTL_TEST_KERNEL") else "BPF needs root; TWCTL_TEST_KERNEL=1 forces it"
-    if probe == "fentry" and not os.environ.get("TWCTL_TEST_FENTRY") and "ok   fentry" not in twctl("check").stdout:
-        return "this kernel refuses fentry; TWCTL_TEST_FENTRY=1 forces it"
-    return ""
-
-
-@pytest.fixture(scope="module", params=["tracepoint", "fentry"])
-def probe(request: pytest.FixtureRequest) -> str:
-    """Each probe that this kernel allows."""
-    if reason := _reason_to_skip(request.param):
-        pytest.skip(reason)
-    return str(request.param)
-
-
 class Host:
     """A client whose peers are near and far: itself, one on its link, one behind a router; and a scripted one."""
 

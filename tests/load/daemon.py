@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -115,3 +116,4 @@ def daemon(
         released = twctl("release", "--pins", str(made.pins))
         assert released.returncode == 0, released.stderr
         assert not made.pins.exists()
+        shutil.rmtree(made.folder)

@@ -1,0 +1,30 @@
+"""What the kernel tests share: each probe that this kernel allows."""
+
+import functools
+import json
+import os
+
+import pytest
+
+from tests.load.daemon import twctl
+
+
+@functools.cache
+def _reason_to_skip(probe: str) -> str:
+    """Why this probe cannot be tested here; empty if it can. A forced run does not skip."""
+    if os.geteuid():
+        return "" if os.environ.get("TWCTL_TEST_KERNEL") else "BPF needs root; TWCTL_TEST_KERNEL=1 forces it"
+    if probe == "fentry" and not os.environ.get("TWCTL_TEST_FENTRY"):
+        lines = [json.loads(line) for line in twctl("check", "--json").stdout.splitlines()]
+        reason = next(line["reason"] for line in lines if line["what"] == "fentry")
+        # any other reason is a defect of the probe
+        return "this kernel refuses fentry; TWCTL_TEST_FENTRY=1 forces it" if "not permitted" in reason else ""
+    return ""
+
+
+@pytest.fixture(scope="module", params=["tracepoint", "fentry"])
+def probe(request: pytest.FixtureRequest) -> str:
+    """Each probe that this kernel allows."""
+    if reason := _reason_to_skip(request.param):
+        pytest.skip(reason)
+    return str(request.param)
