@@ -8,9 +8,25 @@
  */
 #include "vestige.h"
 #include "table.h"
+#include "kernel.h"
 #include "socket.h"
 #include "reconcile.h"
 #include "truncate.h"
+
+/* How long a vestige lives (ns): as long as the kernel's own mini-socket, or, where there will be none, its class's time. */
+ALWAYS_INLINE u64 life_of(u32 netns, u32 class, int state, u64 jiffies)
+{
+	u64 kernel = timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS, least;
+	u32 zero = 0;
+	struct meta *m = meta.lookup(&zero);
+
+	if (!(netns & NETNS_GUARDED) || !m || class >= CLASSES)
+		return kernel;
+	if (state == TCP_TIME_WAIT)
+		return m->time_wait[class];
+	least = jiffies * JIFFY_NANOSECONDS;
+	return least < m->fin_wait2[class] ? least : m->fin_wait2[class];
+}
 
 /* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. */
 ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
@@ -30,7 +46,7 @@ ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, 
 	class = classify(w);
 	if (class < CLASSES)
 		COUNT(entered[class][w->family % FAMILIES]);
-	vestige_insert(w, class, timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS);
+	vestige_insert(w, class, life_of(netns, class, state, jiffies));
 }
 
 /* How a connection that did not enter TIME_WAIT ended. A RST sets ECONNRESET (EPIPE in CLOSE_WAIT) before the event, the

@@ -2,19 +2,10 @@
 /*
  * From a kernel socket to a session: which namespace, which tuple, which class, which sequence state, how long it lives.
  *
- * OFFSET_struct_field (bytes), BIT_struct_field and BITS_struct_field come from the running kernel's BTF. Of a field
- * that this kernel does not have no macro is defined. struct sock and struct inet_timewait_sock both begin with struct
- * sock_common, so one function reads the tuple of either.
+ * struct sock and struct inet_timewait_sock both begin with struct sock_common, so one function reads the tuple of either.
  */
 #ifndef TWCTL_SOCKET_H
 #define TWCTL_SOCKET_H
-
-#define AF_INET 2
-#define AF_INET6 10
-#define IPPROTO_TCP 6
-
-enum { TCP_ESTABLISHED = 1, TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_TIME_WAIT = 6, TCP_CLOSE = 7, TCP_CLOSE_WAIT = 8,
-       TCP_LAST_ACK = 9, TCP_CLOSING = 11 };
 
 #define SOCK_DEAD 1 /* bits of sock_common.skc_flags: orphaned */
 #define SOCK_DONE 2 /* the peer's FIN was processed */
@@ -33,9 +24,8 @@ struct prefix6 {
 	u32 address[4];
 };
 
-BPF_HASH(namespaces, u64, u32, NAMESPACES); /* cookie of an enrolled network namespace -> its index */
+BPF_HASH(namespaces, u64, u32, NAMESPACES); /* cookie of an enrolled network namespace -> NETNS_* */
 BPF_F_TABLE("array", u32, struct enrolment, enrolments, NAMESPACES, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct meta, meta, 1, BPF_F_MMAPABLE);
 BPF_LPM_TRIE(classes_ipv4, struct prefix4, u32, PREFIXES);
 BPF_LPM_TRIE(classes_ipv6, struct prefix6, u32, PREFIXES);
 
@@ -46,16 +36,12 @@ struct common {
 
 #define COMMON(common, type, field) (*(type *)&(common)->bytes[OFFSET_sock_common_##field])
 
-/* Reads `into` from a field of a kernel structure; not 0 if that memory cannot be read. */
-#define READ(into, from, struct_field) \
-	bpf_probe_read_kernel(&(into), sizeof(into), (u8 *)(from) + OFFSET_##struct_field)
-
 ALWAYS_INLINE int read_common(struct common *common, const void *sk)
 {
 	return bpf_probe_read_kernel(common, sizeof(*common), sk);
 }
 
-/* Index of the socket's namespace; NULL if it is not enrolled. */
+/* The socket's namespace (NETNS_*); NULL if it is not enrolled. */
 ALWAYS_INLINE u32 *enrolled(const struct common *common)
 {
 	u64 net = COMMON(common, u64, skc_net), cookie = 0;
@@ -68,11 +54,6 @@ ALWAYS_INLINE u32 *enrolled(const struct common *common)
 ALWAYS_INLINE bool is_mapped(const u32 *address)
 {
 	return !address[0] && !address[1] && address[2] == bpf_htonl(0xffff);
-}
-
-ALWAYS_INLINE bool is_link_local(const u32 *address)
-{
-	return (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
 /* Dual-stack sockets with mapped addresses are IPv4 on the wire and get IPv4 vestiges. The local port is given apart:
@@ -94,7 +75,7 @@ ALWAYS_INLINE void read_tuple_from(struct work *w, const struct common *common, 
 	}
 	t->local_port = local_port;
 	t->remote_port = COMMON(common, u16, skc_dport);
-	t->netns = netns;
+	t->netns = netns & NETNS_INDEX;
 }
 
 /* Nearness of the peer: the longest matching prefix says it, and what no prefix covers is remote. */
@@ -168,11 +149,6 @@ ALWAYS_INLINE bool is_signed(const void *sk)
 	READ(key, sk, tcp_sock_ao_info);
 #endif
 	return key != 0;
-}
-
-ALWAYS_INLINE u8 bitfield(u8 byte, u32 bit, u32 bits)
-{
-	return byte >> bit & ((1 << bits) - 1);
 }
 
 /* The sequence state, equally valid at tcp_time_wait() and at the state event that it ends with. */

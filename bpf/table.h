@@ -14,6 +14,13 @@
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
+/* An array that user space maps. PINS: where the table is pinned already, for programs that are loaded after it. */
+#ifdef PINS
+#define TABLE(type, name, entries) BPF_F_TABLE("array:" PINS "/" #name, u32, type, name, entries, BPF_F_MMAPABLE)
+#else
+#define TABLE(type, name, entries) BPF_F_TABLE("array", u32, type, name, entries, BPF_F_MMAPABLE)
+#endif
+
 /* What a session is known by. IPv4 uses the first word of each address. */
 struct tuple {
 	u32 local[4], remote[4];
@@ -43,18 +50,19 @@ struct work {
 	u32 reason;
 };
 
-BPF_F_TABLE("array", u32, struct vestige4, records_ipv4, SLOTS_IPV4, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct vestige6, records_ipv6, SLOTS_IPV6, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct line, lines_ipv4, LINES_IPV4, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct line, lines_ipv6, LINES_IPV6, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct starts, starts_ipv4, SLOTS_IPV4 / STARTS + 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct starts, starts_ipv6, SLOTS_IPV6 / STARTS + 1, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct ring, rings, CLASSES * FAMILIES, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct cells, living, CLASSES * FAMILIES * LANES, BPF_F_MMAPABLE);
-BPF_F_TABLE("array", u32, struct counters, counters, CPUS, BPF_F_MMAPABLE);
+TABLE(struct vestige4, records_ipv4, SLOTS_IPV4);
+TABLE(struct vestige6, records_ipv6, SLOTS_IPV6);
+TABLE(struct line, lines_ipv4, LINES_IPV4);
+TABLE(struct line, lines_ipv6, LINES_IPV6);
+TABLE(struct starts, starts_ipv4, SLOTS_IPV4 / STARTS + 1);
+TABLE(struct starts, starts_ipv6, SLOTS_IPV6 / STARTS + 1);
+TABLE(struct ring, rings, CLASSES * FAMILIES);
+TABLE(struct cells, living, CLASSES * FAMILIES * LANES);
+TABLE(struct counters, counters, CPUS);
+TABLE(struct meta, meta, 1);
 
 /* Who works: a program does not interrupt itself, but it does interrupt the others, so each has memory of its own. */
-enum worker { WORKER_BIRTH, WORKER_RESTART, WORKER_END, WORKER_RECONCILE, WORKERS };
+enum worker { WORKER_BIRTH, WORKER_RESTART, WORKER_END, WORKER_RECONCILE, WORKER_GUARD, WORKERS };
 
 BPF_PERCPU_ARRAY(works, struct work, WORKERS);
 

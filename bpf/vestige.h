@@ -160,13 +160,20 @@ struct counters {
 	u64 dropped[DROPPED];
 };
 
-/* What a process that opens the pins must know before it trusts them. */
+/* What a process that opens the pins must know before it trusts them, and how long vestiges of guarded namespaces live. */
 struct meta {
 	u64 identity;	/* of the sources, sizes and kernel (layout.py) */
 	u64 loaded;	/* CLOCK_MONOTONIC, ns */
+	u64 seed;	/* of the tuples' hash */
+	u64 guard;	/* identity of the guard that is loaded; 0: none */
 	u32 probe;	/* 0 tracepoint, 1 fentry */
 	u32 mode;	/* 0 observe, 1 truncate, 2 vestigial; the daemon's, as it was last */
+	u64 time_wait[CLASSES], fin_wait2[CLASSES]; /* ns */
 };
+
+/* What the probes know of an enrolled namespace: its index, and whether the guard does TIME_WAIT's duty there. */
+#define NETNS_INDEX 0xff
+#define NETNS_GUARDED 0x100
 
 struct enrolment {
 	u64 cookie;	/* SO_NETNS_COOKIE; 0: this index is free */

@@ -51,6 +51,17 @@ REQUIRED = (
 )
 # Absent where the kernel is older or built without: microsecond timestamps (6.7), TCP-MD5, TCP-AO (6.7).
 OPTIONAL = ("tcp_sock.tcp_usec_ts", "tcp_sock.md5sig_info", "tcp_sock.ao_info")
+# What the guard reads besides, where a segment has a vestige.
+GUARD = (
+    "sk_buff.dev",
+    "sk_buff.ip_summed",
+    "net_device.nd_net",
+    "net_device.ip6_ptr",
+    "inet6_dev.cnf.hop_limit",
+    "net.ipv4.sysctl_tcp_rfc1337",
+    "net.ipv4.sysctl_tcp_invalid_ratelimit",
+    "net.ipv4.sysctl_ip_default_ttl",
+)
 FUNCTIONS = ("tcp_timewait_state_process", "tcp_twsk_unique")
 
 
@@ -141,15 +152,15 @@ class Btf:
         return None
 
 
-def macros(btf: Btf) -> Mapping[str, int]:
+def macros(btf: Btf, required: tuple[str, ...] = REQUIRED) -> Mapping[str, int]:
     """Name the offsets as the C code does: OFFSET_*, BIT_*, BITS_* and ARGUMENTS_*.
 
     :raises TwctlError: naming the first field that this kernel lacks.
     """
     result: dict[str, int] = {}
-    for path in REQUIRED + OPTIONAL:
+    for path in required + OPTIONAL:
         field = btf.field(path)
-        if field is None and path in REQUIRED:
+        if field is None and path in required:
             raise TwctlError(
                 f"this kernel's type information has no field {path}",
                 "twctl works on Linux 5.15 and later; please report this kernel",

@@ -1,5 +1,6 @@
 """The command line. Nouns read (status, table, classify, check, config), verbs change (run, drain, release)."""
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -212,11 +213,23 @@ def drain(
 def release(config: ConfigFile = None, pins: PinsFolder = None) -> None:
     """Remove everything that twctl left in the kernel."""
     settings = _config(config, pins)
-    left = journal_of(settings.pins).restore() if not Pins(settings.pins).locked() else []
+    left = [] if Pins(settings.pins).locked() else _restore(settings.pins)
     for line in left:
         typer.echo(f"twctl: {line}", err=True)
     removed = Pins(settings.pins).release()
     typer.echo(f"removed {settings.pins}" if removed else f"nothing to remove at {settings.pins}")
+
+
+def _restore(pins: Path) -> list[str]:
+    """Sysctls first, then the guard: never a host without TIME_WAIT sockets and without a guard."""
+    left = journal_of(pins).restore()
+    with contextlib.suppress(TwctlError):
+        found = Table(pins / "current")
+        if found.guard:
+            from twctl import guard  # noqa: PLC0415 - the nouns do not need it
+
+            left += guard.remove(found.enrolments(), pins / "current")
+    return left
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of Typer

@@ -22,8 +22,9 @@ from twctl import check, loader, netns
 from twctl.classes import Class
 from twctl.config import KERNEL_TIME_WAIT, Config, Mode, load
 from twctl.errors import TwctlError
+from twctl.guard import Guard
 from twctl.kernel import FinTimeout, Sockstat
-from twctl.layout import FAMILIES, NAMESPACES, Layout
+from twctl.layout import FAMILIES, NAMESPACES, Layout, guard_identity
 from twctl.metrics import DaemonState, TwctlCollector
 from twctl.pins import Pins
 from twctl.pressure import Pressure
@@ -47,7 +48,10 @@ TRUNCATE_SECONDS = 0.05
 TRUNCATE_BATCH = 2048
 # How often memory is asked about: reclaim begins within a second.
 PRESSURE_SECONDS = 0.5
-_DOING = {Mode.OBSERVE: "observing", Mode.TRUNCATE: "truncating"}
+# Notifications say when a filter is taken away; this often all devices are looked at all the same.
+GUARD_SECONDS = 10.0
+MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"
+_DOING = {Mode.OBSERVE: "observing", Mode.TRUNCATE: "truncating", Mode.VESTIGIAL: "guarding"}
 
 
 @dataclasses.dataclass
@@ -70,8 +74,6 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
 
     :raises TwctlError: if something that is needed cannot be had; then nothing new is left pinned.
     """
-    if config.mode is Mode.VESTIGIAL:
-        raise TwctlError("mode vestigial is not available in this version", "use mode observe or truncate")
     following: Config | None = None
     with contextlib.ExitStack() as undo, _signals() as signals:
         pins = Pins(config.pins)
@@ -80,14 +82,13 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
         if config.mode is Mode.TRUNCATE:
             check.can_destroy()
         cookies = {name: netns.cookie(name) for name in config.netns or (None,)}
-        journal = journal_of(config.pins)
-        for line in journal.apply(config.sysctl, list(cookies)):
-            log.warning("%s", line)
-        undo.callback(_restore, journal, lambda: following)
         table = _table(pins, config)
         indexes = _indexes(table, cookies)
         namespaces = [_open(table, indexes[name], name, config, undo) for name in cookies]
-        _enrol(table, namespaces, cookies)
+        guards = _guards(table, pins.current, namespaces, undo) if config.mode is Mode.VESTIGIAL else []
+        table.set_lives(config.time_wait, config.fin_wait2)
+        _enrol(table, namespaces, cookies, guarded=bool(guards))
+        _sysctls(config, list(cookies), undo, lambda: following)
         table.mode = config.mode
         reaper = _reaper(table, namespaces, Reason.TRUNCATED)
         state = _state(config, table, namespaces, reaper)
@@ -98,10 +99,11 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
         undo.callback(server.close)
         log.info("%s with the %s probe, metrics on port %d", _DOING[config.mode], state.probe, server.port)
         tasks: list[_Task] = [_Reconciling(table, reconciler, state, config)]
+        tasks += [_Guarding(guard) for guard in guards]
         if config.mode is Mode.TRUNCATE:
             tasks.append(_Truncating(table, reaper, Limits(config.time_wait, _fin_wait2(config))))
             tasks.append(_draining(table, namespaces, config, undo))
-        following = _loop(signals, namespaces, tasks, reread)
+        following = _loop(signals, [*map(_Following, namespaces), *guards], tasks, reread)
     if following is None:
         log.info("stopped; the probes go on, 'twctl release' removes them")
     return following
@@ -165,14 +167,48 @@ def _open(table: Table, index: int, name: str | None, config: Config, undo: cont
     return Namespace(index, name, routes, tries, diag, sockstat, fin_timeout)
 
 
-def _enrol(table: Table, namespaces: list[Namespace], cookies: dict[str | None, int]) -> None:
+def _guards(table: Table, folder: Path, namespaces: list[Namespace], undo: contextlib.ExitStack) -> list[Guard]:
+    """Put the guard on every device of every namespace, before the kernel is told to keep no TIME_WAIT sockets.
+
+    It stays when the daemon stops: what it answers for lives on.
+
+    :raises TwctlError: if a device cannot be guarded; then no guard is left that was not there before.
+    """
+    if table.guard != guard_identity():
+        loader.load_guard(folder)
+    guards = [Guard(namespace.name, namespace.index, folder) for namespace in namespaces]
+    for guard in guards:
+        undo.callback(guard.close)
+    try:
+        for guard in guards:
+            guard.attach()
+    except TwctlError:
+        if table.mode != Mode.VESTIGIAL:
+            for guard in guards:
+                guard.remove()
+        raise
+    return guards
+
+
+def _sysctls(
+    config: Config, namespaces: list[str | None], undo: contextlib.ExitStack, following: Callable[[], Config | None]
+) -> None:
+    """Set what the configuration and the mode ask for, put back what an earlier one asked for."""
+    journal = journal_of(config.pins)
+    wanted = dict(config.sysctl) | ({MAX_TW_BUCKETS: 0} if config.mode is Mode.VESTIGIAL else {})
+    for line in journal.apply(wanted, namespaces):
+        log.warning("%s", line)
+    undo.callback(_restore, journal, following)
+
+
+def _enrol(table: Table, namespaces: list[Namespace], cookies: dict[str | None, int], *, guarded: bool) -> None:
     """From here on births are recorded: the classes are known."""
     wanted = {namespace.index for namespace in namespaces}
     for index, (cookie, _) in table.enrolments().items():
         if index not in wanted:
             table.withdraw(index, cookie)
     for namespace in namespaces:
-        table.enrol(namespace.index, cookies[namespace.name], namespace.name or "")
+        table.enrol(namespace.index, cookies[namespace.name], namespace.name or "", guarded=guarded)
 
 
 def _reaper(table: Table, namespaces: list[Namespace], reason: Reason) -> Reaper:
@@ -217,7 +253,7 @@ def _state(config: Config, table: Table, namespaces: list[Namespace], reaper: Re
     return DaemonState(
         mode=config.mode,
         probe=loader.PROBES[table.probe],
-        time_wait=dict(config.time_wait) if config.mode is Mode.TRUNCATE else dict.fromkeys(Class, KERNEL_TIME_WAIT),
+        time_wait=dict.fromkeys(Class, KERNEL_TIME_WAIT) if config.mode is Mode.OBSERVE else dict(config.time_wait),
         prefixes=prefixes,
         kernel_sockets=lambda: sum(namespace.sockstat.time_wait() for namespace in namespaces),
         route_changes=lambda: sum(namespace.routes.changes for namespace in namespaces),
@@ -254,6 +290,14 @@ def _signals() -> Iterator[socket.socket]:
         write.close()
 
 
+class _Source(Protocol):
+    """Something that tells of changes: `drain` acts on what has come."""
+
+    def fileno(self) -> int: ...
+
+    def drain(self) -> None: ...
+
+
 class _Task(Protocol):
     """Something that the loop does from time to time: `run` does it and says in how many seconds again."""
 
@@ -265,7 +309,9 @@ class _Reconciling:
 
     def __init__(self, table: Table, reconciler: Reconciler, state: DaemonState, config: Config) -> None:
         self._table, self._reconciler, self._state = table, reconciler, state
-        self._comparing = config.reconcile_interval > 0 and state.probe == "tracepoint"
+        # Of what the guard keeps the kernel has no list.
+        seen = state.probe == "fentry" or config.mode is Mode.VESTIGIAL
+        self._comparing = config.reconcile_interval > 0 and not seen
         self._interval = config.reconcile_interval if self._comparing else SWEEP_SECONDS
         self._first = True
 
@@ -290,6 +336,17 @@ class _Reconciling:
         return drift.seconds
 
 
+class _Guarding:
+    """Look at all devices from time to time, besides following the notifications."""
+
+    def __init__(self, guard: Guard) -> None:
+        self._guard = guard
+
+    def run(self) -> float:
+        self._guard.attach()
+        return GUARD_SECONDS
+
+
 class _Truncating:
     """Destroy what is due, nearest class first."""
 
@@ -300,6 +357,20 @@ class _Truncating:
         with self._table.exclusive():
             waits = [self._reaper.reap(klass, self._limits, TRUNCATE_BATCH)[1] for klass in Class]
         return max(TRUNCATE_SECONDS, min(waits))
+
+
+class _Following:
+    """Keep the classes of a namespace as its routes say."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+
+    def fileno(self) -> int:
+        return self._namespace.routes.fileno()
+
+    def drain(self) -> None:
+        if self._namespace.routes.drain():
+            self._namespace.tries.sync(self._namespace.routes.trie())
 
 
 class _Draining:
@@ -324,16 +395,16 @@ class _Draining:
 
 def _loop(
     signals: socket.socket,
-    namespaces: list[Namespace],
+    sources: Sequence[_Source],
     tasks: Sequence[_Task],
     reread: Callable[[], Config | None],
 ) -> Config | None:
-    """Follow the routes and do the tasks when they are due, until a signal ends it; returns what `run` returns."""
+    """Follow the sources and do the tasks when they are due, until a signal ends it; returns what `run` returns."""
     due = [time.monotonic()] * len(tasks)
     with selectors.DefaultSelector() as selector:
         selector.register(signals, selectors.EVENT_READ)
-        for namespace in namespaces:
-            selector.register(namespace.routes, selectors.EVENT_READ, namespace)
+        for source in sources:
+            selector.register(source, selectors.EVENT_READ, source)
         while True:
             for key, _ in selector.select(max(0.0, min(due) - time.monotonic())):
                 if key.data is None:
@@ -341,8 +412,8 @@ def _loop(
                     following = reread() if hangup else None
                     if following or not hangup:
                         return following
-                elif key.data.routes.drain():
-                    key.data.tries.sync(key.data.routes.trie())
+                else:
+                    key.data.drain()
             for i, task in enumerate(tasks):
                 if time.monotonic() >= due[i]:
                     due[i] = time.monotonic() + task.run()

@@ -76,10 +76,18 @@ class Layout:
 
     def identity(self, probe: str) -> int:
         """64 bits that differ where a pinned table cannot be taken over: sources, sizes, kernel, probe."""
-        what = repr(
-            (source("observe.c"), sorted(self.defines().items()), os.uname().version, os.uname().release, str(probe))
-        )
-        return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "little")
+        return _identity(source("observe.c"), sorted(self.defines().items()), str(probe))
+
+
+def guard_identity() -> int:
+    """64 bits, not 0, that differ where a loaded guard is another one than ours."""
+    return _identity(source("guard.c")) | 1
+
+
+def _identity(*parts: object) -> int:
+    """Hash of these parts and the kernel."""
+    what = repr((*parts, os.uname().version, os.uname().release))
+    return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "little")
 
 
 def possible_cpus(root: Path = Path("/sys")) -> int:

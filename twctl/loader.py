@@ -1,7 +1,7 @@
 """The short-lived process that compiles, loads, attaches and pins: the only one with bcc, and so with LLVM, in it.
 
-Run as `python -m twctl.loader` with a request (JSON) on standard input. Prints one JSON object:
-{"probe": ..., "refused": ...} or, with exit status 1, {"error": ..., "hint": ...}.
+Run as `python -m twctl.loader` with a request (JSON) on standard input: for the probes and their table, or for the
+guard of a table that is pinned. Prints one JSON object: the answer or, with exit status 1, {"error": ..., "hint": ...}.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from twctl import btf, libbpf
 from twctl.classes import Class
 from twctl.errors import TwctlError
-from twctl.layout import FAMILIES, Layout, bpf_folder, source
+from twctl.layout import BLOCKS, FAMILIES, Layout, bpf_folder, guard_identity, source
+from twctl.table import META, RING, Table
 
 CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
 RECONCILERS = ("take", "adopt", "sweep", "finish", "collect")
+GUARDS = ("guard_ingress", "guard_egress")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +50,13 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class GuardRequest:
+    """Load the guard of the table that is pinned in this folder, and pin it there."""
+
+    table: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
     """Which probe runs, and why fentry does not where it was asked for."""
 
@@ -56,10 +65,23 @@ class Loaded:
 
 
 def load(request: Request) -> Loaded:
-    """Run the loader as a process of its own, so that LLVM's memory goes with it.
+    """Load the probes and a new table.
 
     :raises TwctlError: with the loader's own message and hint.
     """
+    return Loaded(**_run(request))
+
+
+def load_guard(table: Path) -> None:
+    """Load the guard of the table that is pinned in this folder.
+
+    :raises TwctlError: with the loader's own message and hint.
+    """
+    _run(GuardRequest(str(table)))
+
+
+def _run(request: Request | GuardRequest) -> dict[str, Any]:
+    """Run the loader as a process of its own, so that LLVM's memory goes with it."""
     done = subprocess.run(
         [sys.executable, "-m", "twctl.loader"],
         input=json.dumps(dataclasses.asdict(request)),
@@ -76,20 +98,22 @@ def load(request: Request) -> Loaded:
         ) from None
     if "error" in answer:
         raise TwctlError(answer["error"], answer["hint"])
-    return Loaded(**answer)
+    return dict(answer)
 
 
-def compile_flags(layout: Layout, offsets: dict[str, int], late: int) -> list[str]:
-    """Return what the C code is compiled with; `late` (ns) is added to each life."""
+def compile_flags(layout: Layout, offsets: Mapping[str, int], late: int = 0, seed: int = 0) -> list[str]:
+    """Return what the C code is compiled with; `late` (ns) is added to each life, `seed` begins the tuples' hash."""
     jiffy = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
     values = (
-        layout.defines() | offsets | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
+        layout.defines()
+        | dict(offsets)
+        | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
     )
     return [
         f"-D{name}={value}ULL" if name.endswith("NANOSECONDS") else f"-D{name}={value}"
         for name, value in values.items()
     ] + [
-        f"-DHASH_SEED={secrets.randbits(64)}ULL",
+        f"-DHASH_SEED={seed}ULL",
         "-Wno-unused-function",
     ]
 
@@ -112,25 +136,30 @@ def _quiet() -> Iterator[list[str]]:
             lines += pipe.read().splitlines()
 
 
+def _compile(file: str, flags: list[str], programs: Sequence[str], kind: str, what: str) -> tuple[Any, dict[str, int]]:
+    """Compile a file, load these programs of it; returns bcc's object and their descriptors.
+
+    :raises TwctlError: with the reason, where the kernel or the compiler refuses.
+    """
+    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
+    bcc = _bcc()
+    failure = ""
+    with _quiet() as lines:
+        try:
+            made = bcc.BPF(text=source(file).encode(), cflags=flags)
+            return made, {name: made.load_func(name, getattr(bcc.BPF, kind)).fd for name in programs}
+        except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
+            failure = str(error)
+    hint = "run 'twctl check' to see what this kernel allows"
+    raise TwctlError(f"the {what} does not load: {_reason(lines, failure)}", hint)
+
+
 class _Object:
     """One compiled and attached bcc module."""
 
     def __init__(self, flags: list[str], probe: str) -> None:
-        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
-        bcc = _bcc()
         flags = [*flags, "-DPROBE_FENTRY"] if probe == "fentry" else flags
-        self.bpf: Any = None
-        with _quiet() as lines:
-            try:
-                self.bpf = bcc.BPF(text=source("observe.c").encode(), cflags=flags)
-                self.programs = {name: self.bpf.load_func(name, bcc.BPF.RAW_TRACEPOINT).fd for name in RECONCILERS}
-            except Exception as failure:  # noqa: BLE001 - bcc raises nothing more precise
-                self._failure = str(failure)
-        if self.bpf is None or not hasattr(self, "programs"):
-            raise TwctlError(
-                f"the {probe} probe does not load: {_reason(lines, self._failure)}",
-                "run 'twctl check' to see what this kernel allows",
-            )
+        self.bpf, self.programs = _compile("observe.c", flags, RECONCILERS, "RAW_TRACEPOINT", f"{probe} probe")
 
     def links(self) -> dict[str, int]:
         """Attached programs: name and descriptor of the link."""
@@ -171,28 +200,29 @@ def _reason(lines: list[str], failure: str) -> str:
     return (told or [failure])[0].strip()
 
 
-def _attach(request: Request) -> tuple[_Object, Loaded]:
-    types = btf.Btf()
-    offsets = dict(btf.macros(types))
-    types.close()
+def _attach(request: Request, seed: int) -> tuple[_Object, Loaded]:
+    with contextlib.closing(btf.Btf()) as types:
+        offsets = btf.macros(types)
     if request.probe == "tracepoint":
-        return _Object(compile_flags(request.layout, offsets, 0), "tracepoint"), Loaded("tracepoint", "")
+        return _Object(compile_flags(request.layout, offsets, 0, seed), "tracepoint"), Loaded("tracepoint", "")
     try:
-        return _Object(compile_flags(request.layout, offsets, LATE_NANOSECONDS), "fentry"), Loaded("fentry", "")
+        return _Object(compile_flags(request.layout, offsets, LATE_NANOSECONDS, seed), "fentry"), Loaded("fentry", "")
     except TwctlError as refused:
         if request.probe == "fentry":
             raise
-        return _Object(compile_flags(request.layout, offsets, 0), "tracepoint"), Loaded("tracepoint", refused.message)
+        flags = compile_flags(request.layout, offsets, 0, seed)
+        return _Object(flags, "tracepoint"), Loaded("tracepoint", refused.message)
 
 
-def _prepare(maps: dict[str, int], request: Request, probe: str) -> None:
+def _prepare(maps: dict[str, int], request: Request, probe: str, seed: int) -> None:
     """Write what the programs read before the first namespace is enrolled: until then they ignore every event."""
     layout = request.layout
     for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
         ring = layout.ring(family, klass)
-        value = struct.pack("=QIII44x256x", 0, ring.base, ring.capacity, ring.block_shift)
+        value = RING.pack(0, ring.base, ring.capacity, ring.block_shift, *(0 for _ in range(BLOCKS)))
         libbpf.map_update(maps["rings"], struct.pack("=I", i), value)
-    meta = struct.pack("=QQII", layout.identity(request.probe), time.monotonic_ns(), PROBES.index(probe), 0)
+    known = (layout.identity(request.probe), time.monotonic_ns(), seed, 0, PROBES.index(probe), 0)
+    meta = META.pack(*known, *(0 for _ in Class), *(0 for _ in Class))
     libbpf.map_update(maps["meta"], bytes(4), meta)
 
 
@@ -203,20 +233,46 @@ def _pin(loaded: _Object, pins: Path) -> None:
             libbpf.obj_pin(fd, pins / folder / name)
 
 
+def _load(request: Request) -> Loaded:
+    seed = secrets.randbits(64)
+    loaded, answer = _attach(request, seed)
+    _prepare(loaded.maps(), request, answer.probe, seed)
+    _pin(loaded, Path(request.pins))
+    return answer
+
+
+def _load_guard(request: GuardRequest) -> None:
+    """The programs share the table's maps, and its hash."""
+    folder = Path(request.table)
+    table = Table(folder, writable=True)
+    with contextlib.closing(btf.Btf()) as types:
+        offsets = btf.macros(types, btf.GUARD)
+    flags = [*compile_flags(table.layout, offsets, seed=table.seed), f'-DPINS="{folder / "maps"}"']
+    made, programs = _compile("guard.c", flags, GUARDS, "SCHED_CLS", "guard")
+    pins = {folder / "programs" / name: fd for name, fd in programs.items()}
+    pins[folder / "maps" / "actions"] = _bcc().lib.bpf_table_fd(made.module, b"actions")
+    for pin, fd in pins.items():
+        pin.unlink(missing_ok=True)
+        libbpf.obj_pin(fd, pin)
+    table.guard = guard_identity()
+
+
 def main() -> int:
     """Serve one request."""
-    request = Request(**json.load(sys.stdin))
+    asked = json.load(sys.stdin)
     try:
-        loaded, answer = _attach(request)
-        _prepare(loaded.maps(), request, answer.probe)
-        _pin(loaded, Path(request.pins))
-        print(json.dumps(dataclasses.asdict(answer)))  # noqa: T201 - the answer
+        if "table" in asked:
+            _load_guard(GuardRequest(**asked))
+            answer = {}
+        else:
+            answer = dataclasses.asdict(_load(Request(**asked)))
+        print(json.dumps(answer))  # noqa: T201 - the answer
     except TwctlError as error:
         print(json.dumps({"error": error.message, "hint": error.hint}))  # noqa: T201
         return 1
     except OSError as error:
         hint = "run as root (CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN) with bpffs mounted"
-        print(json.dumps({"error": f"cannot load and pin the probes: {error}", "hint": hint}))  # noqa: T201
+        print(json.dumps({"error": f"cannot load and pin: {error}", "hint": hint}))  # noqa: T201
         return 1
     return 0
 

@@ -40,6 +40,7 @@ with part_of("pyroute2"):
     from pyroute2.netlink import (
         NETLINK_ADD_MEMBERSHIP,
         NETLINK_GET_STRICT_CHK,
+        NLM_F_ACK,
         NLM_F_DUMP,
         NLM_F_DUMP_INTR,
         NLM_F_REQUEST,
@@ -133,6 +134,16 @@ def ask(
             yield buffer, message
         if not dump:
             return
+
+
+def change(sock: socket.socket, type_: int, flags: int, body: bytes) -> None:
+    """Send one request that changes something and wait until it has. Raises OSError with the kernel's errno."""
+    sock.send(HEADER.pack(HEADER.size + len(body), type_, NLM_F_REQUEST | NLM_F_ACK | flags, 0, 0) + body)
+    buffer = bytearray(BUFFER_BYTES)
+    for message in messages(buffer, sock.recv_into(buffer)):
+        code = -struct.unpack_from("=i", buffer, message.start + 16)[0]
+        if message.type == NLMSG_ERROR and code:
+            raise OSError(code, os.strerror(code))
 
 
 def dump(

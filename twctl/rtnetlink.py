@@ -179,7 +179,8 @@ def _attributes(buffer: bytearray, at: int, end: int) -> Iterator[tuple[int, int
         at += size + 3 & ~3
 
 
-def _values(buffer: bytearray, at: int, end: int) -> dict[int, bytes]:
+def attributes_of(buffer: bytearray, at: int, end: int) -> dict[int, bytes]:
+    """Attributes by type; of one that is there twice the last."""
     return {type_: bytes(buffer[first:last]) for type_, first, last in _attributes(buffer, at, end)}
 
 
@@ -197,7 +198,7 @@ def _hops(buffer: bytearray, at: int, end: int) -> tuple[Hop, ...]:
     hops = []
     while at + 8 <= end:
         size, _, _, link = struct.unpack_from("=HBBi", buffer, at)
-        hops.append(Hop(link, _gateway(_values(buffer, at + 8, at + size))))
+        hops.append(Hop(link, _gateway(attributes_of(buffer, at + 8, at + size))))
         at += max(8, size + 3 & ~3)
     return tuple(hops)
 
@@ -205,7 +206,7 @@ def _hops(buffer: bytearray, at: int, end: int) -> tuple[Hop, ...]:
 def decode_route(buffer: bytearray, message: Message) -> RouteMessage:
     """The route of an RTM_NEWROUTE or RTM_DELROUTE message."""
     family, length, _, tos, table, protocol, _, type_, _ = RTMSG.unpack_from(buffer, message.start + 16)
-    values = _values(buffer, message.start + 28, message.end)
+    values = attributes_of(buffer, message.start + 28, message.end)
     nexthop = _u32(values.get(RTA_NH_ID))
     return RouteMessage(
         family,
@@ -232,7 +233,7 @@ def _route_hops(buffer: bytearray, message: Message, values: dict[int, bytes]) -
 
 def decode_nexthop(buffer: bytearray, message: Message) -> tuple[int, Nexthop]:
     """Id and object of an RTM_NEWNEXTHOP or RTM_DELNEXTHOP message (struct nhmsg, 8 bytes, then attributes)."""
-    values = _values(buffer, message.start + 24, message.end)
+    values = attributes_of(buffer, message.start + 24, message.end)
     members = tuple(_U32.unpack_from(group)[0] for group in _chunks(values.get(NHA_GROUP, b""), 8))
     hop = Hop(_u32(values.get(NHA_OIF)), values.get(NHA_GATEWAY, b""))
     return _u32(values.get(NHA_ID)), Nexthop(hop, members, NHA_BLACKHOLE in values)
@@ -248,7 +249,7 @@ def decode_link(buffer: bytearray, message: Message) -> tuple[int, int, Link]:
     Only family AF_UNSPEC speaks of the link itself: an RTM_DELLINK of AF_BRIDGE is a port that left its bridge.
     """
     family, index, flags = struct.unpack_from("=BxxxiI", buffer, message.start + 16)
-    name = _values(buffer, message.start + 32, message.end).get(IFLA_IFNAME, b"")
+    name = attributes_of(buffer, message.start + 32, message.end).get(IFLA_IFNAME, b"")
     return family, index, Link(name.rstrip(b"\0").decode(), flags)
 
 

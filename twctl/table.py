@@ -12,7 +12,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,13 @@ COUNTERS: dict[str, tuple[int, ...]] = {
     "dropped": (len(DROPPED),),
 }
 RING = struct.Struct(f"=QIII44x{BLOCKS}Q")
-META = struct.Struct("=QQII")
+# identity, loaded, seed, guard, probe, mode, lives
+META_FIELDS = "QQQQIIQQQQQQ"
+META = struct.Struct(f"={META_FIELDS}")
 ENROLMENT = struct.Struct("=Q56s")
 VESTIGE = {"ipv4": struct.Struct("=4s4s2s2sIIIIHBB"), "ipv6": struct.Struct("=16s16s2s2sIIIIHBBI4x")}
 FIN_WAIT2, TIMESTAMPS, USEC, SILENT = 1, 2, 4, 8
+GUARDED = 0x100  # NETNS_GUARDED
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,7 +131,7 @@ class Table:
         if not (current / "maps").is_dir():
             raise TwctlError(f"no table is pinned at {current}", "start 'twctl run' as root first")
         self._meta = self.map("meta", META.size)
-        self.identity, self.loaded_ns, self.probe, _ = META.unpack_from(self._meta)
+        self.identity, self.loaded_ns, self.seed, _, self.probe = META.unpack_from(self._meta)[:5]
         self._rings = self.map("rings", RING.size * len(Class) * len(FAMILIES))
         capacity: dict[str, dict[Class, int]] = {family: {} for family in FAMILIES}
         for klass in Class:
@@ -139,11 +142,35 @@ class Table:
     @property
     def mode(self) -> str:
         """What the daemon does, or did when it last ran."""
-        return MODES[META.unpack_from(self._meta)[3]]
+        return MODES[META.unpack_from(self._meta)[5]]
 
     @mode.setter
     def mode(self, mode: str) -> None:
-        META.pack_into(self._meta, 0, self.identity, self.loaded_ns, self.probe, MODES.index(mode))
+        self._set_meta(5, MODES.index(mode))
+
+    @property
+    def guard(self) -> int:
+        """Identity of the guard that is loaded; 0: none."""
+        return int(META.unpack_from(self._meta)[3])
+
+    @guard.setter
+    def guard(self, identity: int) -> None:
+        self._set_meta(3, identity)
+
+    @property
+    def lives(self) -> tuple[int, ...]:
+        """How long vestiges of guarded namespaces live (ns): TIME_WAIT by class, then FIN_WAIT2 by class."""
+        return META.unpack_from(self._meta)[6:]
+
+    def set_lives(self, time_wait: Mapping[Class, float], fin_wait2: Mapping[Class, float]) -> None:
+        """Set how long vestiges of guarded namespaces live (s)."""
+        lives = (int(times[klass] * 1e9) for times in (time_wait, fin_wait2) for klass in Class)
+        for i, nanoseconds in enumerate(lives):
+            self._set_meta(6 + i, nanoseconds)
+
+    def _set_meta(self, field: int, value: int) -> None:
+        """Write one field alone: the programs read the others meanwhile."""
+        struct.pack_into(f"={META_FIELDS[field]}", self._meta, struct.calcsize(f"={META_FIELDS[:field]}"), value)
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -252,10 +279,10 @@ class Table:
     def _enrolments(self) -> mmap.mmap:
         return self.map("enrolments", ENROLMENT.size * NAMESPACES)
 
-    def enrol(self, index: int, cookie: int, name: str) -> None:
-        """Have the probes watch a namespace under this index."""
+    def enrol(self, index: int, cookie: int, name: str, *, guarded: bool = False) -> None:
+        """Have the probes watch a namespace under this index; guarded: its vestiges live as `lives` says."""
         ENROLMENT.pack_into(self._enrolments, index * ENROLMENT.size, cookie, name.encode())
-        self._update("namespaces", struct.pack("=Q", cookie), struct.pack("=I", index))
+        self._update("namespaces", struct.pack("=Q", cookie), struct.pack("=I", index | GUARDED * guarded))
 
     def withdraw(self, index: int, cookie: int) -> None:
         """Have the probes no longer watch a namespace; its vestiges expire."""

@@ -140,7 +140,7 @@ class Programs:
         small = dict.fromkeys(Class, 256)
         sizes = {"ipv4": small | {Class.REMOTE: capacity}, "ipv6": small}
         self.layout = Layout({family: sizes[family] for family in FAMILIES})
-        flags = [*compile_flags(self.layout, dict(btf.macros(types)), 0), f"-DCAPACITY={capacity}"]
+        flags = [*compile_flags(self.layout, btf.macros(types)), f"-DCAPACITY={capacity}"]
         types.close()
         # not RAW_TRACEPOINT_PROBE: bcc would attach it to the host
         text = source("observe.c").replace(

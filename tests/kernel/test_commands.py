@@ -195,7 +195,7 @@ def test_python_sees_the_layout_that_is_compiled() -> None:
     os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
     types = btf.Btf()
     sizes = dict.fromkeys(Class, 256)
-    flags = compile_flags(Layout({"ipv4": sizes, "ipv6": sizes}), dict(btf.macros(types)), 0)
+    flags = compile_flags(Layout({"ipv4": sizes, "ipv6": sizes}), btf.macros(types))
     types.close()
     text = source("observe.c").replace(
         "RAW_TRACEPOINT_PROBE(inet_sock_set_state)", "int unused(struct bpf_raw_tracepoint_args *ctx)"

@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * The guard: does TIME_WAIT's duty from the vestige where the kernel keeps no socket.
+ *
+ * It equals tcp_timewait_state_process() segment by segment: the comments name the rules by what Linux does. A segment
+ * that has a live socket is never touched. Attached by TC to each device of a guarded namespace:
+ *
+ *   guard_ingress   answers, absorbs or lets in what arrives for a vestige
+ *   guard_egress    holds a local SYN back as long as the peer could take it for an old duplicate
+ *
+ * A packet without a vestige costs one copy of its headers and one cache line. Both return TC_ACT_UNSPEC for what they
+ * let pass, so that other filters on the device still see it.
+ *
+ * WHAT IT DOES NOT DO AS LINUX DOES. An answer goes back to where the segment came from and does not pass routing,
+ * netfilter or conntrack; it has TOS 0, and none of the IP options of the segment. The window is known only as
+ * it goes on the wire, so its last bytes below one unit of its scale count as outside. When ts_recent was set is known
+ * as the timer's last start.
+ */
+#include "vestige.h"
+#include "table.h"
+#include "kernel.h"
+#include "packet.h"
+
+#define PAWS_WINDOW_TICKS 895 /* 60 s: a RST is held against a timestamp for so long (TCP_PAWS_WINDOW) */
+#define NANOSECONDS_A_MILLISECOND 1000000
+#define NANOSECONDS_A_MICROSECOND 1000
+
+/* What became of a segment that had a vestige, or might have had one. */
+enum action {
+	ACTION_ACKNOWLEDGED,	/* answered with an ACK */
+	ACTION_LIMITED,		/* would have been, but for tcp_invalid_ratelimit */
+	ACTION_ABSORBED,	/* nothing to say to it */
+	ACTION_RESET,		/* answered with a RST; the session is over */
+	ACTION_KILLED,		/* a RST that ended the session */
+	ACTION_REOPENED,	/* a SYN from the peer that was let in */
+	ACTION_REUSED,		/* a local SYN that was let out */
+	ACTION_HELD,		/* a local SYN that was held back: not safe yet */
+	ACTION_LIVE,		/* has a live socket after all */
+	ACTION_DAMAGED,		/* its checksum is wrong */
+	ACTION_UNANSWERABLE,	/* signed (TCP-MD5, TCP-AO), or of a session whose sequence numbers nobody saw */
+	ACTION_RACED,		/* its vestige changed while it was looked at: dropped, the peer sends it again */
+	ACTION_FRAGMENT,	/* passed: no ports to look for */
+	ACTION_UNPARSED,	/* passed: headers that cannot be followed */
+	ACTIONS,
+};
+
+struct actions {
+	u64 count[ACTIONS];
+};
+
+BPF_F_TABLE("array", u32, struct actions, actions, CPUS, BPF_F_MMAPABLE);
+
+/* When a session was last answered under the rate limit (ns), by the hash of its tuple. Few sessions ever are. */
+BPF_TABLE("lru_hash", u64, u64, answered, 65536);
+
+struct verdict {
+	u32 action;
+	u32 restart;	/* the timer starts anew */
+	u32 changed;	/* with what w->session then holds */
+	u32 reply;	/* TCP flags of the answer; 0: none */
+	u32 ends;	/* the session is over, for this reason */
+	u32 reason;
+};
+
+BPF_PERCPU_ARRAY(verdicts, struct verdict, 1);
+
+ALWAYS_INLINE void count(u32 action)
+{
+	u32 cpu = bpf_get_smp_processor_id();
+	struct actions *mine = actions.lookup(&cpu);
+
+	if (mine && action < ACTIONS)
+		__sync_fetch_and_add(&mine->count[action], 1);
+}
+
+ALWAYS_INLINE bool after(u32 a, u32 b)
+{
+	return (s32)(b - a) < 0;
+}
+
+/* Whether a line has the tuple's tag at all: the look-up that nearly every packet ends with, without reading the clock. */
+ALWAYS_INLINE bool has_tag(const struct work *w, const struct line *line)
+{
+	u64 tag = w->hash & TAG_MASK, found = 0;
+
+#pragma unroll
+	for (int i = 0; i < LINE_WORDS; i++)
+		found |= less((line->word[i] >> 24 & TAG_MASK) ^ tag, 1);
+	return found;
+}
+
+ALWAYS_INLINE bool might_have_vestige(struct work *w)
+{
+	struct line *line = find_line(w, &w->session.tuple);
+
+	return line && has_tag(w, line);
+}
+
+/* Copies the record of the vestige that was found; false if it changed meanwhile. */
+ALWAYS_INLINE bool read_vestige(struct work *w)
+{
+	struct line *line = line_at(w, w->home);
+
+	read_record(w, slot_of(w->word));
+	return line && *(volatile u64 *)&line->word[in_line(w, w->spare)] == w->word;
+}
+
+ALWAYS_INLINE u64 age_of(const struct work *w)
+{
+	u16 *start = start_at(w, slot_of(w->word));
+
+	return start ? (u16)(w->now - *start) : 0;
+}
+
+enum presence { PRESENCE_NONE, PRESENCE_LISTENER, PRESENCE_LIVE };
+
+/* Which socket the kernel would give the segment to. */
+ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work *w)
+{
+	const struct tuple *t = &w->session.tuple;
+	struct bpf_sock_tuple ends = {};
+	struct bpf_sock *sk;
+	u32 state;
+
+	if (is_ipv4(w)) {
+		ends.ipv4.saddr = t->remote[0];
+		ends.ipv4.daddr = t->local[0];
+		ends.ipv4.sport = t->remote_port;
+		ends.ipv4.dport = t->local_port;
+		sk = bpf_skc_lookup_tcp(skb, &ends, sizeof(ends.ipv4), BPF_F_CURRENT_NETNS, 0);
+	} else {
+		__builtin_memcpy(ends.ipv6.saddr, t->remote, sizeof(t->remote));
+		__builtin_memcpy(ends.ipv6.daddr, t->local, sizeof(t->local));
+		ends.ipv6.sport = t->remote_port;
+		ends.ipv6.dport = t->local_port;
+		sk = bpf_skc_lookup_tcp(skb, &ends, sizeof(ends.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	if (!sk)
+		return PRESENCE_NONE;
+	state = sk->state;
+	bpf_sk_release(sk);
+	return state == TCP_LISTEN ? PRESENCE_LISTENER : PRESENCE_LIVE;
+}
+
+/* tcp_paws_reject(): the timestamp is older than the last one. */
+ALWAYS_INLINE bool paws_rejects(const struct work *w, const struct segment *s)
+{
+	u32 recent = w->session.ts_recent;
+
+	if (!s->has_timestamp || !recent || (s32)(recent - s->tsval) <= 0)
+		return false;
+	return !(s->flags & RST) || age_of(w) < PAWS_WINDOW_TICKS;
+}
+
+/* tcp_in_window() */
+ALWAYS_INLINE bool in_window(const struct work *w, const struct segment *s)
+{
+	u32 next = w->session.rcv_nxt, edge = next + ((u32)w->session.window << (w->session.bits >> 4));
+
+	return s->seq == next || (after(s->end, next) && after(edge, s->seq)) || (s->seq == edge && s->seq == s->end);
+}
+
+/* tcp_oow_rate_limited(): of what could be half of an endless exchange of ACKs, few are answered. */
+ALWAYS_INLINE bool is_limited(const struct work *w, const struct segment *s)
+{
+	u64 now = bpf_ktime_get_ns(), key = w->hash, *last;
+	int jiffies = 0;
+
+	if (s->seq != s->end && !(s->flags & SYN))
+		return false;
+	READ(jiffies, s->net, net_ipv4_sysctl_tcp_invalid_ratelimit);
+	last = answered.lookup(&key);
+	if (last && now - *last < (u64)(u32)jiffies * JIFFY_NANOSECONDS)
+		return true;
+	answered.update(&key, &now);
+	return false;
+}
+
+ALWAYS_INLINE void acknowledge_limited(const struct work *w, const struct segment *s, struct verdict *v)
+{
+	if (is_limited(w, s)) {
+		v->action = ACTION_LIMITED;
+		return;
+	}
+	v->action = ACTION_ACKNOWLEDGED;
+	v->reply = ACK;
+}
+
+ALWAYS_INLINE void end_session(struct verdict *v, u32 action, u32 reason)
+{
+	v->action = action;
+	v->ends = 1;
+	v->reason = reason;
+}
+
+ALWAYS_INLINE void take_timestamp(struct work *w, const struct segment *s, struct verdict *v)
+{
+	if (!s->has_timestamp)
+		return;
+	v->changed |= w->session.ts_recent != s->tsval;
+	w->session.ts_recent = s->tsval;
+}
+
+/* The first half of tcp_timewait_state_process(): the peer's FIN has not come yet. */
+ALWAYS_INLINE void judge_fin_wait2(struct work *w, const struct segment *s, struct verdict *v)
+{
+	u32 next = w->session.rcv_nxt;
+
+	if (paws_rejects(w, s) || !in_window(w, s)) {
+		acknowledge_limited(w, s, v);
+	} else if (s->flags & RST) {
+		end_session(v, ACTION_KILLED, REASON_RESET);
+	} else if (s->flags & SYN && !after(next, s->seq)) {
+		end_session(v, ACTION_RESET, REASON_RESET);
+		v->reply = RST;
+	} else if (!(s->flags & ACK) || !after(s->end, next) || s->end == s->seq) {
+		v->action = ACTION_ABSORBED;
+	} else if (!(s->flags & FIN) || s->end != next + 1) { /* new data, which nobody will read */
+		end_session(v, ACTION_RESET, REASON_RESET);
+		v->reply = RST;
+	} else {
+		w->session.rcv_nxt = s->end;
+		w->session.bits &= ~VESTIGE_FIN_WAIT2;
+		take_timestamp(w, s, v);
+		v->restart = v->changed = 1;
+		v->action = ACTION_ACKNOWLEDGED;
+		v->reply = ACK;
+	}
+}
+
+/* Whether a SYN opens a connection anew (RFC 6191, RFC 1122 section 4.2.2.13). */
+ALWAYS_INLINE bool reopens(const struct work *w, const struct segment *s)
+{
+	if ((s->flags & (SYN | RST | ACK)) != SYN)
+		return false;
+	return after(s->seq, w->session.rcv_nxt) || (s->has_timestamp && (s32)(w->session.ts_recent - s->tsval) < 0);
+}
+
+/* The second half: TIME_WAIT. */
+ALWAYS_INLINE void judge_time_wait(struct work *w, const struct segment *s, struct verdict *v, enum presence presence)
+{
+	bool rejected = paws_rejects(w, s);
+	u8 rfc1337 = 0;
+
+	if (!rejected && s->seq == w->session.rcv_nxt && (s->seq == s->end || s->flags & RST)) {
+		READ(rfc1337, s->net, net_ipv4_sysctl_tcp_rfc1337);
+		v->action = ACTION_ABSORBED;
+		if (s->flags & RST && !rfc1337) {
+			end_session(v, ACTION_KILLED, REASON_RESET);
+			return;
+		}
+		take_timestamp(w, s, v);
+		v->restart = !(s->flags & RST);
+	} else if (!rejected && reopens(w, s)) {
+		v->action = ACTION_ACKNOWLEDGED;
+		v->reply = ACK;
+		if (presence == PRESENCE_LISTENER) {
+			end_session(v, ACTION_REOPENED, REASON_REUSED);
+			v->reply = 0;
+		}
+	} else if (s->flags & RST) {
+		v->action = ACTION_ABSORBED;
+	} else {
+		v->restart = rejected || s->flags & ACK;
+		acknowledge_limited(w, s, v);
+	}
+}
+
+/* Nothing can be said in a session whose sequence numbers or keys are not known; a new one may begin. */
+ALWAYS_INLINE void judge_silent(const struct segment *s, struct verdict *v, enum presence presence)
+{
+	v->action = ACTION_UNANSWERABLE;
+	if ((s->flags & (SYN | RST | ACK)) == SYN && presence == PRESENCE_LISTENER)
+		end_session(v, ACTION_REOPENED, REASON_REUSED);
+}
+
+ALWAYS_INLINE void judge(struct work *w, const struct segment *s, struct verdict *v, enum presence presence)
+{
+	v->restart = v->changed = v->reply = v->ends = 0;
+	if (w->session.bits & VESTIGE_SILENT)
+		judge_silent(s, v, presence);
+	else if (w->session.bits & VESTIGE_FIN_WAIT2)
+		judge_fin_wait2(w, s, v);
+	else
+		judge_time_wait(w, s, v, presence);
+}
+
+ALWAYS_INLINE void finish_session(struct work *w, u32 reason)
+{
+	struct line *line = line_at(w, w->home);
+	u64 key = w->hash;
+
+	answered.delete(&key);
+	if (line)
+		vestige_end(w, &line->word[in_line(w, w->spare)], w->word, reason);
+}
+
+/* The timer is started anew at most once a tick: a flood for one session must not drive the others out of the ring. */
+ALWAYS_INLINE void restart_session(struct work *w, u32 changed)
+{
+	u32 class = class_of(w, slot_of(w->word)), zero = 0;
+	struct meta *m = meta.lookup(&zero);
+
+	if (!m || class >= CLASSES || (!changed && !age_of(w)))
+		return;
+	vestige_restart(w, m->time_wait[class]);
+}
+
+ALWAYS_INLINE u32 timestamp_now(const struct session *s)
+{
+	u64 unit = s->bits & VESTIGE_USEC ? NANOSECONDS_A_MICROSECOND : NANOSECONDS_A_MILLISECOND;
+
+	return bpf_ktime_get_ns() / unit + s->ts_offset;
+}
+
+ALWAYS_INLINE int answer(struct __sk_buff *skb, const struct work *w, struct segment *s, u32 reply)
+{
+	const struct session *session = &w->session;
+	struct answer a = { .flags = reply };
+
+	if (reply == ACK) {
+		a.seq = session->snd_nxt;
+		a.ack = session->rcv_nxt;
+		a.window = session->window;
+		a.tsval = timestamp_now(session);
+		a.tsecr = session->ts_recent;
+	} else if (s->flags & ACK) {
+		a.seq = s->ack;
+	} else {
+		a.flags |= ACK;
+		a.ack = s->end;
+	}
+	return send_answer(skb, w, s, &a);
+}
+
+ALWAYS_INLINE int execute(struct __sk_buff *skb, struct work *w, struct segment *s, const struct verdict *v)
+{
+	count(v->action);
+	if (v->ends)
+		finish_session(w, v->reason);
+	else if (v->restart)
+		restart_session(w, v->changed);
+	if (v->action == ACTION_REOPENED)
+		return TC_ACT_UNSPEC;
+	return v->reply ? answer(skb, w, s, v->reply) : TC_ACT_SHOT;
+}
+
+/* A segment that might have a vestige: whether it has, and what then becomes of it. */
+ALWAYS_INLINE int face(struct __sk_buff *skb, struct work *w, struct segment *s)
+{
+	u32 zero = 0;
+	struct verdict *v = verdicts.lookup(&zero);
+	enum presence presence;
+
+	if (!v || !vestige_find(w))
+		return TC_ACT_UNSPEC;
+	presence = socket_for(skb, w);
+	if (presence == PRESENCE_LIVE) {
+		count(ACTION_LIVE);
+		return TC_ACT_UNSPEC;
+	}
+	if (!read_rest(skb, s) || !read_buffer(skb, s)) {
+		count(ACTION_UNPARSED);
+		return TC_ACT_UNSPEC;
+	}
+	if (!checksum_is_right(skb, w, s)) {
+		count(ACTION_DAMAGED);
+		return TC_ACT_SHOT;
+	}
+	if (!read_vestige(w)) {
+		count(ACTION_RACED);
+		return TC_ACT_SHOT;
+	}
+	judge(w, s, v, presence);
+	return execute(skb, w, s, v);
+}
+
+/* Whether the peer will take a local SYN for a new one: its sequence number is beyond the last, or its timestamp is newer than
+ * any that the old connection can have sent. */
+ALWAYS_INLINE bool is_safe(const struct work *w, const struct segment *s)
+{
+	u64 age = age_of(w), unit = w->session.bits & VESTIGE_USEC ? NANOSECONDS_A_MICROSECOND : NANOSECONDS_A_MILLISECOND;
+	u32 last;
+
+	if (w->session.bits & VESTIGE_SILENT || after(s->seq, w->session.snd_nxt))
+		return true;
+	if (!s->has_timestamp || !(w->session.bits & VESTIGE_TIMESTAMPS) || age < 2)
+		return false;
+	last = (bpf_ktime_get_ns() - ((age - 1) << TICK_SHIFT)) / unit + w->session.ts_offset;
+	return (s32)(s->tsval - last) > 0;
+}
+
+ALWAYS_INLINE int release(struct __sk_buff *skb, struct work *w, struct segment *s)
+{
+	if (!vestige_find(w) || !read_rest(skb, s))
+		return TC_ACT_UNSPEC;
+	if (!read_vestige(w) || !is_safe(w, s)) {
+		count(ACTION_HELD);
+		return TC_ACT_SHOT;
+	}
+	count(ACTION_REUSED);
+	finish_session(w, REASON_REUSED);
+	return TC_ACT_UNSPEC;
+}
+
+ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
+{
+	struct work *w = work_of(WORKER_GUARD);
+	struct segment *s = the_segment();
+	enum parsed parsed;
+
+	if (!w || !s || skb->vlan_present) /* the VLAN's own device has the guard too */
+		return TC_ACT_UNSPEC;
+	parsed = read_headers(skb, w, s);
+	if (parsed == FRAGMENT && ingress)
+		count(ACTION_FRAGMENT);
+	if (parsed == UNPARSED && ingress)
+		count(ACTION_UNPARSED);
+	if (parsed != PARSED || (!ingress && (s->in.tcp.flags & (SYN | ACK)) != SYN))
+		return TC_ACT_UNSPEC;
+	set_tuple(skb, w, s, ingress);
+	if (!might_have_vestige(w))
+		return TC_ACT_UNSPEC;
+	return ingress ? face(skb, w, s) : release(skb, w, s);
+}
+
+int guard_ingress(struct __sk_buff *skb)
+{
+	return skb->pkt_type == PACKET_HOST ? look(skb, true) : TC_ACT_UNSPEC;
+}
+
+int guard_egress(struct __sk_buff *skb)
+{
+	return look(skb, false);
+}
