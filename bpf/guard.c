@@ -56,7 +56,7 @@ BPF_TABLE("lru_hash", u64, u64, answered, 65536);
 struct verdict {
 	u32 action;
 	u32 restart;	/* the timer starts anew */
-	u32 changed;	/* with what w->session then holds */
+	u32 changed;	/* the record is to hold what w->session then holds */
 	u32 reply;	/* TCP flags of the answer; 0: none */
 	u32 ends;	/* the session is over, for this reason */
 	u32 reason;
@@ -274,9 +274,11 @@ ALWAYS_INLINE void judge_silent(const struct segment *s, struct verdict *v, enum
 		end_session(v, ACTION_REOPENED, REASON_REUSED);
 }
 
-ALWAYS_INLINE void judge(struct work *w, const struct segment *s, struct verdict *v, enum presence presence)
+ALWAYS_INLINE void judge(struct work *w, struct segment *s, struct verdict *v, enum presence presence)
 {
 	v->restart = v->changed = v->reply = v->ends = 0;
+	if (!(w->session.bits & VESTIGE_TIMESTAMPS)) /* what the connection does not have is not looked at */
+		s->has_timestamp = 0;
 	if (w->session.bits & VESTIGE_SILENT)
 		judge_silent(s, v, presence);
 	else if (w->session.bits & VESTIGE_FIN_WAIT2)
@@ -296,14 +298,19 @@ ALWAYS_INLINE void finish_session(struct work *w, u32 reason)
 }
 
 /* The timer is started anew at most once a tick: a flood for one session must not drive the others out of the ring. */
-ALWAYS_INLINE void restart_session(struct work *w, u32 changed)
+ALWAYS_INLINE void change_session(struct work *w, const struct verdict *v)
 {
 	u32 class = class_of(w, slot_of(w->word)), zero = 0;
 	struct meta *m = meta.lookup(&zero);
 
-	if (!m || class >= CLASSES || (!changed && !age_of(w)))
+	if (!m || class >= CLASSES || (!v->changed && (!v->restart || !age_of(w))))
 		return;
-	vestige_restart(w, m->time_wait[class]);
+	if (v->restart) {
+		vestige_restart(w, m->time_wait[class]);
+	} else {
+		w->expiry = w->now + remaining(w->word, w->now);
+		vestige_move(w, class);
+	}
 }
 
 ALWAYS_INLINE u32 timestamp_now(const struct session *s)
@@ -338,8 +345,8 @@ ALWAYS_INLINE int execute(struct __sk_buff *skb, struct work *w, struct segment 
 	count(v->action);
 	if (v->ends)
 		finish_session(w, v->reason);
-	else if (v->restart)
-		restart_session(w, v->changed);
+	else
+		change_session(w, v);
 	if (v->action == ACTION_REOPENED)
 		return TC_ACT_UNSPEC;
 	return v->reply ? answer(skb, w, s, v->reply) : TC_ACT_SHOT;

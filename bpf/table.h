@@ -588,25 +588,34 @@ ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 nanoseconds)
 	return false;
 }
 
-/* The timer starts anew: the vestige that vestige_find found moves to the newest slot of its ring, in the same word of
- * the index. w->session is what its record will hold. */
-ALWAYS_INLINE void vestige_restart(struct work *w, u64 nanoseconds)
+/* The vestige that vestige_find found moves to the newest slot of its ring, in the same word of the index, and expires at
+ * w->expiry. w->session is what its record will hold: a record is never changed where others read it. */
+ALWAYS_INLINE bool vestige_move(struct work *w, u32 class)
 {
 	u64 ended = w->word, fresh;
-	u32 class = class_of(w, slot_of(ended));
 	struct line *line;
+	bool moved = false;
 
-	set_expiry(w, nanoseconds);
 	occupy_slot(w, class);
 	line = line_at(w, w->home);
 	fresh = (w->expiry & TICK_MASK) << 40 | (ended & TAG_MASK << 24) | w->slot;
 	w->word = fresh; /* if it ended meanwhile, the new slot's life is taken back */
 	if (line && __sync_val_compare_and_swap(&line->word[in_line(w, w->spare)], ended, fresh) == ended) {
 		w->word = ended;
-		if (class < CLASSES)
-			COUNT(restarted[class]);
+		moved = true;
 	}
 	withdraw_life(w, class, w->word);
+	return moved;
+}
+
+/* The timer starts anew. */
+ALWAYS_INLINE void vestige_restart(struct work *w, u64 nanoseconds)
+{
+	u32 class = class_of(w, slot_of(w->word));
+
+	set_expiry(w, nanoseconds);
+	if (vestige_move(w, class) && class < CLASSES)
+		COUNT(restarted[class]);
 }
 
 #endif
