@@ -46,6 +46,8 @@ ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, 
 	class = classify(w);
 	if (class < CLASSES)
 		COUNT(entered[class][w->family % FAMILIES]);
+	if (netns & NETNS_GUARDED && w->session.bits & VESTIGE_SILENT)
+		COUNT(dropped[DROPPED_SIGNED]);
 	vestige_insert(w, class, life_of(netns, class, state, jiffies));
 }
 

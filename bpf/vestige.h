@@ -142,6 +142,7 @@ enum dropped {
 	DROPPED_COLLISION,	/* three words of a line had the tag: an older vestige of the tuple may have stayed */
 	DROPPED_HORIZON,	/* a life was cut to the horizon */
 	DROPPED_UNREADABLE,	/* a field of the socket could not be read: no vestige */
+	DROPPED_SIGNED,		/* a session with TCP-MD5 or TCP-AO that the guard cannot answer for */
 	DROPPED,
 };
 

@@ -51,6 +51,7 @@ def test_defaults_need_no_file() -> None:
         pins=Path("/sys/fs/bpf/twctl"),
         probe=Probe.AUTO,
         reconcile_interval=15.0,
+        force=False,
         time_wait={Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0},
         fin_wait2=dict.fromkeys(Class, 60.0),
         capacity=Capacity(ipv4=sessions, ipv6=sessions),
@@ -88,7 +89,7 @@ def test_file_sets_every_key(file: Path) -> None:
         client_ca = "/etc/c.pem"
         [sysctl]
         tcp_fin_timeout = 30
-        tcp_max_tw_buckets = 0
+        tcp_tw_reuse = 1
         [pressure]
         psi_stall = 0
         tcp_memory = false
@@ -100,6 +101,7 @@ def test_file_sets_every_key(file: Path) -> None:
         pins=Path("/run/bpf/twctl"),
         probe=Probe.FENTRY,
         reconcile_interval=0.0,
+        force=False,
         time_wait={Class.LOOPBACK: 0.5, Class.LOCAL: 1000.0, Class.REMOTE: 60.0},
         fin_wait2={Class.LOOPBACK: 3.0, Class.LOCAL: 60.0, Class.REMOTE: 60.0},
         capacity=Capacity(
@@ -112,7 +114,7 @@ def test_file_sets_every_key(file: Path) -> None:
             ip_network("10.1.0.0/16"): Class.REMOTE,
         },
         tls=Tls(Path("/etc/a.pem"), Path("/etc/b.pem"), Path("/etc/c.pem")),
-        sysctl={"net.ipv4.tcp_fin_timeout": 30, "net.ipv4.tcp_max_tw_buckets": 0},
+        sysctl={"net.ipv4.tcp_fin_timeout": 30, "net.ipv4.tcp_tw_reuse": 1},
         pressure=PressureSettings(psi_stall=0, tcp_memory=False),
     )
     assert expected == loaded(file, text).config
@@ -177,7 +179,7 @@ LISTEN = "allowed: HOST:PORT or [IPV6]:PORT, with port 0 to 65535"
 PREFIXES = "allowed: a list of prefixes such as 10.0.0.0/8 or fd00::/8"
 NETNS = "allowed: a list of names under /run/netns"
 TOP = (
-    "mode, listen, netns, pins, probe, reconcile_interval, "
+    "mode, listen, netns, pins, probe, reconcile_interval, force, "
     "time_wait, fin_wait2, capacity, classes, tls, sysctl, pressure"
 )
 TRUNCATE = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'
@@ -209,6 +211,10 @@ REFUSED = [
     ("time_wait.local = 1000.5", f"time_wait.local = 1000.5 is not valid ({SECONDS})"),
     ("time_wait = 60", "time_wait = 60 is not valid (allowed: a table of loopback, local, remote)"),
     ('mode = "truncate"\ntime_wait.remote = 61', f"time_wait.remote = 61.0 is not valid ({TRUNCATE})"),
+    (
+        'mode = "vestigial"\nsysctl.tcp_max_tw_buckets = 5',
+        "sysctl.tcp_max_tw_buckets = 5 is not valid (mode vestigial sets it to 0 and puts it back: leave it out)",
+    ),
     ("capacity = 255", f"capacity = 255 is not valid ({SESSIONS})"),
     ("capacity.ipv4 = 4194305", f"capacity.ipv4 = 4194305 is not valid ({SESSIONS})"),
     ("capacity.ipv6.local = 65536.0", f"capacity.ipv6.local = 65536.0 is not valid ({SESSIONS})"),

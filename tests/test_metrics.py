@@ -11,7 +11,7 @@ from twctl import __version__
 from twctl.classes import Class
 from twctl.layout import FAMILIES, LANES, Layout
 from twctl.metrics import DaemonState, Sums, TwctlCollector
-from twctl.table import Counters, Reason, Table
+from twctl.table import ACTIONS, Counters, Reason, Table
 
 LOCAL, IPV4, LANE = Class.LOCAL, 0, 5
 
@@ -35,6 +35,10 @@ class FakeTable:
         alive = dict(self.alive)
         self.meanwhile()
         return alive
+
+    def actions(self) -> dict[str, int]:
+        """No guard was ever loaded."""
+        return dict.fromkeys(ACTIONS, 0)
 
     def birth(self) -> None:
         """One local IPv4 session of 60 s."""

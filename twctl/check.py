@@ -16,6 +16,7 @@ from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.layout import FAMILIES
 from twctl.netns import inside_new, lo_up
+from twctl.obstacles import obstacles
 from twctl.pins import Pins, mount_of
 
 
@@ -46,6 +47,7 @@ def check(pins: Path) -> Iterator[Line]:
     for probe in ("fentry", "tracepoint"):
         yield _probe(probe, pins)
     yield _destroy()
+    yield _guard(pins)
 
 
 def _line(what: str, attempt: Callable[[], str]) -> Line:
@@ -134,19 +136,39 @@ def _destroy() -> Line:
         return Line("truncate", Verdict.LESS, error.message, error.hint)
 
 
-def _probe(probe: str, pins: Path) -> Line:
-    """Load one probe for real. Without fentry the tracepoint does its work, so its absence is not a failure."""
+def _guard(pins: Path) -> Line:
+    """Load the guard for real, and look for what would keep packets from it; without it the other modes work."""
+    try:
+        with _trial(pins, "tracepoint") as trial:
+            loader.load_guard(trial.current)
+        found = list(obstacles(None))
+    except TwctlError as error:
+        return Line("vestigial", Verdict.LESS, error.message, error.hint)
+    if found:
+        return Line("vestigial", Verdict.LESS, "; ".join(found), "mode vestigial needs --force here")
+    return Line("vestigial", Verdict.OK, "the guard loads, and nothing here keeps packets from it")
+
+
+@contextlib.contextmanager
+def _trial(pins: Path, probe: str) -> Iterator[Pins]:
+    """Load a small table and a probe in a folder of their own."""
     sizes = {family: {klass.label: 256 for klass in Class} for family in FAMILIES}
     trial = Pins(pins.with_name(f"{pins.name}-check-{os.getpid()}"))
     try:
         trial.open()
         trial.load(loader.Request(str(trial.root / "next"), sizes, probe))
-    except TwctlError as error:
-        if probe == "fentry":
-            return Line(
-                probe, Verdict.LESS, error.message, "ends are found by comparing with the kernel's list instead"
-            )
-        return Line(probe, Verdict.FAIL, error.message, error.hint)
+        yield trial
     finally:
         trial.close()
-    return Line(probe, Verdict.OK, "loads, attaches and pins")
+
+
+def _probe(probe: str, pins: Path) -> Line:
+    """Load one probe for real. Without fentry the tracepoint does its work, so its absence is not a failure."""
+    try:
+        with _trial(pins, probe):
+            return Line(probe, Verdict.OK, "loads, attaches and pins")
+    except TwctlError as error:
+        if probe == "fentry":
+            less = "ends are found by comparing with the kernel's list instead"
+            return Line(probe, Verdict.LESS, error.message, less)
+        return Line(probe, Verdict.FAIL, error.message, error.hint)

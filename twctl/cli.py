@@ -58,10 +58,14 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     ] = None,
     probe: Annotated[Probe | None, typer.Option(help="What sees sessions being born.")] = None,
     pins: PinsFolder = None,
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Mode vestigial also where the guard may not see what sockets see.")
+    ] = False,
 ) -> None:
     """Run the daemon in the foreground, until SIGINT or SIGTERM."""
     given = {"mode": mode, "listen": listen, "netns": netns, "probe": probe, "pins": str(pins) if pins else None}
-    options = {name: value for name, value in given.items() if value}
+    options = {name: value for name, value in given.items() if value} | ({"force": True} if force else {})
     _effective(config, **options)
     request = json.dumps({"file": str(config) if config else None, "options": options})
     os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon", request])  # noqa: S606 - our own interpreter

@@ -87,7 +87,8 @@ class Config:
     """Every setting, checked.
 
     netns: names under /run/netns, empty: the namespace twctl runs in; pins: Path, absolute; reconcile_interval:
-    float, seconds, 0: never; time_wait, fin_wait2: float, seconds; classes: prefixes set by hand; tls: None: HTTP.
+    float, seconds, 0: never; force: bool, mode vestigial also where the guard may not see what sockets see; time_wait,
+    fin_wait2: float, seconds; classes: prefixes set by hand; tls: None: HTTP.
     """
 
     mode: Mode
@@ -96,6 +97,7 @@ class Config:
     pins: Path
     probe: Probe
     reconcile_interval: float
+    force: bool
     time_wait: Mapping[Class, float]
     fin_wait2: Mapping[Class, float]
     capacity: Capacity
@@ -136,10 +138,10 @@ def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Pa
 
 
 def _config(settings: Mapping[str, Setting]) -> Config:
-    for check in (_check_truncate, _check_tls):
+    for check in (_check_truncate, _check_vestigial, _check_tls):
         check(settings)
     value = {name: setting.value for name, setting in settings.items()}
-    top = {name: value[name] for name in ("mode", "listen", "netns", "pins", "probe", "reconcile_interval")}
+    top = {name: value[name] for name in ("mode", "listen", "netns", "pins", "probe", "reconcile_interval", "force")}
     return Config(
         **top,
         time_wait=_by_class(value, "time_wait"),
@@ -163,6 +165,13 @@ def _check_truncate(settings: Mapping[str, Setting]) -> None:
         if settings["mode"].value == Mode.TRUNCATE and seconds.value > KERNEL_TIME_WAIT:
             hint = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'
             raise refusal(seconds.source, name, seconds.value, hint)
+
+
+def _check_vestigial(settings: Mapping[str, Setting]) -> None:
+    buckets = settings["sysctl.tcp_max_tw_buckets"]
+    if settings["mode"].value == Mode.VESTIGIAL and buckets.value is not None:
+        hint = "mode vestigial sets it to 0 and puts it back: leave it out"
+        raise refusal(buckets.source, "sysctl.tcp_max_tw_buckets", buckets.value, hint)
 
 
 def _check_tls(settings: Mapping[str, Setting]) -> None:
@@ -257,6 +266,7 @@ _KEYS: dict[str, Key] = {
     "pins": replace(_PATH, default="/sys/fs/bpf/twctl"),
     "probe": Key("auto", choice(Probe), ", ".join(Probe)),
     "reconcile_interval": _INTERVAL,
+    "force": Key(default=False, parse=_boolean, allowed="true, false"),
     **_per_class("time_wait", _TIME_WAIT, 2.0, 10.0, 60.0),
     **_per_class("fin_wait2", _TIME_WAIT, 60.0, 60.0, 60.0),
     **_per_class("capacity.ipv4", _CAPACITY, 65536, 65536, 65536),

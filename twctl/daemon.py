@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -26,6 +26,7 @@ from twctl.guard import Guard
 from twctl.kernel import FinTimeout, Sockstat
 from twctl.layout import FAMILIES, NAMESPACES, Layout, guard_identity
 from twctl.metrics import DaemonState, TwctlCollector
+from twctl.obstacles import obstacles
 from twctl.pins import Pins
 from twctl.pressure import Pressure
 from twctl.reconcile import Drift, Reconciler
@@ -33,7 +34,7 @@ from twctl.routes import RouteWatcher
 from twctl.server import Server
 from twctl.sockdiag import SockDiag
 from twctl.sysctl import Journal, journal_of
-from twctl.table import ClassTries, Reason, Table
+from twctl.table import TICK, ClassTries, Reason, Table
 from twctl.truncate import DRAIN_BATCH, Limits, Reaper
 
 log = logging.getLogger("twctl")
@@ -82,24 +83,30 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
         if config.mode is Mode.TRUNCATE:
             check.can_destroy()
         cookies = {name: netns.cookie(name) for name in config.netns or (None,)}
+        if config.mode is Mode.VESTIGIAL:
+            _refuse_obstacles(cookies, force=config.force)
         table = _table(pins, config)
         indexes = _indexes(table, cookies)
         namespaces = [_open(table, indexes[name], name, config, undo) for name in cookies]
         guards = _guards(table, pins.current, namespaces, undo) if config.mode is Mode.VESTIGIAL else []
+        leaving = _leaving(table, pins.current, namespaces, undo) if config.mode is not Mode.VESTIGIAL else None
         table.set_lives(config.time_wait, config.fin_wait2)
         _enrol(table, namespaces, cookies, guarded=bool(guards))
         _sysctls(config, list(cookies), undo, lambda: following)
         table.mode = config.mode
         reaper = _reaper(table, namespaces, Reason.TRUNCATED)
         state = _state(config, table, namespaces, reaper)
+        state.guard_devices = lambda: sum(len(guard.devices) for guard in guards)
+        state.guard_reattached = lambda: sum(guard.reattached for guard in guards)
         reconciler = Reconciler(table, {namespace.index: namespace.diag for namespace in namespaces})
         with table.exclusive():
             _report(reconciler.round(end=False), "took over")
         server = Server(config.listen, config.tls, _registry(table, state))
         undo.callback(server.close)
         log.info("%s with the %s probe, metrics on port %d", _DOING[config.mode], state.probe, server.port)
-        tasks: list[_Task] = [_Reconciling(table, reconciler, state, config)]
+        tasks: list[_Task] = [_Reconciling(table, reconciler, state, config, leaving.seconds if leaving else 0.0)]
         tasks += [_Guarding(guard) for guard in guards]
+        tasks += [leaving] if leaving else []
         if config.mode is Mode.TRUNCATE:
             tasks.append(_Truncating(table, reaper, Limits(config.time_wait, _fin_wait2(config))))
             tasks.append(_draining(table, namespaces, config, undo))
@@ -190,6 +197,24 @@ def _guards(table: Table, folder: Path, namespaces: list[Namespace], undo: conte
     return guards
 
 
+def _refuse_obstacles(namespaces: Iterable[str | None], *, force: bool) -> None:
+    found = [line for namespace in namespaces for line in obstacles(namespace)]
+    for line in found:
+        log.warning("%s", line)
+    if found and not force:
+        raise TwctlError("the guard may not see here what the sockets see", "remove it, or give --force if you know")
+
+
+def _leaving(table: Table, folder: Path, namespaces: list[Namespace], undo: contextlib.ExitStack) -> "_Leaving | None":
+    """A guard that an earlier mode left goes on until the last vestige that only it knows of has expired."""
+    if not table.guard:
+        return None
+    guards = [Guard(namespace.name, namespace.index, folder) for namespace in namespaces]
+    for guard in guards:
+        undo.callback(guard.close)
+    return _Leaving(table, guards, max(table.lives) / 1e9 + TICK)
+
+
 def _sysctls(
     config: Config, namespaces: list[str | None], undo: contextlib.ExitStack, following: Callable[[], Config | None]
 ) -> None:
@@ -261,6 +286,7 @@ def _state(config: Config, table: Table, namespaces: list[Namespace], reaper: Re
         prefixes_refused=lambda: sum(namespace.tries.refused for namespace in namespaces),
         lateness=reaper.lateness,
         destroy_refused=lambda: reaper.errors,
+        sysctls=journal_of(config.pins).kept,
     )
 
 
@@ -307,18 +333,18 @@ class _Task(Protocol):
 class _Reconciling:
     """Compare with the kernel's list where the probe does not see ends; zero expired words everywhere."""
 
-    def __init__(self, table: Table, reconciler: Reconciler, state: DaemonState, config: Config) -> None:
+    def __init__(self, table: Table, reconciler: Reconciler, state: DaemonState, config: Config, quiet: float) -> None:
         self._table, self._reconciler, self._state = table, reconciler, state
         # Of what the guard keeps the kernel has no list.
         seen = state.probe == "fentry" or config.mode is Mode.VESTIGIAL
         self._comparing = config.reconcile_interval > 0 and not seen
         self._interval = config.reconcile_interval if self._comparing else SWEEP_SECONDS
-        self._first = True
+        self._quiet = max(quiet, self._interval)  # the start has just done it; before that the guard has its own
 
     def run(self) -> float:
-        if self._first:  # the start has just done it
-            self._first = False
-            return self._interval
+        if self._quiet:
+            wait, self._quiet = self._quiet, 0.0
+            return wait
         with self._table.exclusive():
             seconds = self._compare() if self._comparing else self._reconciler.sweep()
         return max(self._interval, seconds / RECONCILE_SHARE)
@@ -345,6 +371,24 @@ class _Guarding:
     def run(self) -> float:
         self._guard.attach()
         return GUARD_SECONDS
+
+
+class _Leaving:
+    """Take the guard away once what it answers for is over, in `seconds`."""
+
+    def __init__(self, table: Table, guards: list[Guard], seconds: float) -> None:
+        self._table, self._guards, self.seconds = table, guards, seconds
+        self._end = time.monotonic() + seconds
+
+    def run(self) -> float:
+        if (wait := self._end - time.monotonic()) > 0:
+            return wait
+        for guard in self._guards:
+            guard.remove()
+        if self._table.guard:
+            log.info("the guard of mode vestigial is gone: all its sessions are over")
+            self._table.guard = 0
+        return math.inf
 
 
 class _Truncating:

@@ -27,6 +27,7 @@ with part_of("pyroute2"):
         RTM_DELQDISC,
         RTM_DELTFILTER,
         RTM_GETLINK,
+        RTM_GETQDISC,
         RTM_GETTFILTER,
         RTM_NEWLINK,
         RTM_NEWQDISC,
@@ -58,23 +59,6 @@ OTHERS = {32: "InfiniBand"}  # carry TCP, and the guard cannot read their header
 MASTERS = frozenset(("bridge", "bond", "team", "openvswitch"))
 EVENT_BYTES = 1 << 20
 
-ACTIONS = (
-    "acknowledged",
-    "limited",
-    "absorbed",
-    "reset",
-    "killed",
-    "reopened",
-    "reused",
-    "held",
-    "live",
-    "damaged",
-    "unanswerable",
-    "raced",
-    "fragment",
-    "unparsed",
-)
-
 
 class Device(NamedTuple):
     """An interface: number, name, type (ARPHRD_*), what it is a port of (empty: nothing), whether XDP is attached."""
@@ -97,7 +81,7 @@ class Filter(NamedTuple):
 
 
 class Guard:
-    """The guard in one network namespace. `lost`: how often a filter had to be put back."""
+    """The guard in one network namespace. `reattached`: how often a filter had to be put back."""
 
     def __init__(self, namespace: str | None, index: int, table: Path) -> None:
         self.namespace = namespace
@@ -115,7 +99,7 @@ class Guard:
                 undo.callback(os.close, fd)
             self._undo = undo.pop_all()
         self.devices: dict[int, str] = {}
-        self.lost = 0
+        self.reattached = 0
 
     def close(self) -> None:
         """Close the sockets; the filters stay."""
@@ -197,7 +181,7 @@ class Guard:
                 return
             hint = f"'tc filter show dev {device.name} ingress' shows what else is there"
             raise TwctlError(f"the guard cannot be attached to {device.name}: {error.strerror}", hint) from error
-        self.lost += len(missing) if device.number in self.devices else 0
+        self.reattached += len(missing) if device.number in self.devices else 0
         self.devices[device.number] = device.name
 
     def _attach(self, device: Device, missing: set[int]) -> None:
@@ -216,17 +200,20 @@ class Guard:
             self._change(RTM_NEWTFILTER, NLM_F_CREATE, device.number, HANDLE, parent, info, body)
 
     def _make_qdisc(self, index: int) -> None:
-        """Noted before it is made: after a crash in between, one that is not ours but unused would go. That is rare."""
-        if self._qdiscs.made(self._cookie, index):
-            return
+        """After a crash before it is noted it stays, empty: it does nothing."""
         try:
             flags = NLM_F_CREATE | NLM_F_EXCL
             self._change(RTM_NEWQDISC, flags, index, CLSACT_HANDLE, TC_H_CLSACT, 0, _text(TCA_KIND, "clsact"))
         except OSError as error:
-            if error.errno != errno.EEXIST:
+            if error.errno != errno.EEXIST or self._clsact(index) != "clsact":
                 raise
         else:
             self._qdiscs.note(self._cookie, index)
+
+    def _clsact(self, index: int) -> str:
+        """Kind of the qdisc that stands at clsact's handle: `ingress` would take both filters, and have no egress."""
+        found = netlink.dump(self._requests, RTM_GETQDISC, TCMSG.pack(0, 0, 0, 0, 0, 0), _decode_qdisc)
+        return next((kind for where, handle, kind in found if (where, handle) == (index, CLSACT_HANDLE)), "")
 
     def _change(  # noqa: PLR0913, PLR0917 - the fields of struct tcmsg
         self, type_: int, flags: int, index: int, handle: int, parent: int, info: int, body: bytes
@@ -249,7 +236,8 @@ class Qdiscs:
 
     def note(self, cookie: int, index: int) -> None:
         """Remember one."""
-        self._save([*self._load(), [cookie, index]])
+        if not self.made(cookie, index):
+            self._save([*self._load(), [cookie, index]])
 
     def forget(self, cookie: int) -> None:
         """Forget those of a namespace."""
@@ -318,6 +306,12 @@ def _decode_filter(buffer: bytearray, message: Message) -> Filter:
     options = _nested(found.get(TCA_OPTIONS, b""))
     kind = _string(found.get(TCA_KIND, b""))
     return Filter(parent, info >> 16, handle, kind, _string(options.get(TCA_BPF_NAME, b"")) if kind == "bpf" else "")
+
+
+def _decode_qdisc(buffer: bytearray, message: Message) -> tuple[int, int, str]:
+    """Interface, handle and kind."""
+    _, _, index, handle, *_ = TCMSG.unpack_from(buffer, message.start + 16)
+    return index, handle, _string(attributes_of(buffer, message.start + 36, message.end).get(TCA_KIND, b""))
 
 
 def _nested(raw: bytes) -> dict[int, bytes]:

@@ -113,6 +113,16 @@ def map_items(fd: int, key_size: int, value_size: int) -> dict[bytes, bytes]:
     return items
 
 
+def attached(device: int, place: int) -> int:
+    """How many programs are attached to a network device (index, in the thread's namespace) at this place (BPF_TCX_*).
+
+    0 also where the kernel has no such place.
+    """
+    count = ctypes.c_uint32(0)
+    found = libbpf().bpf_prog_query(device, place, 0, None, None, ctypes.byref(count))
+    return 0 if found < 0 else count.value
+
+
 class Program:
     """A pinned program that user space runs (BPF_PROG_TEST_RUN of a raw tracepoint program, Linux 5.10)."""
 

@@ -36,6 +36,9 @@ class DaemonState:
     reconcile_errors: int = 0
     lateness: Mapping[Class, Lateness] = field(default_factory=lambda: {klass: Lateness() for klass in Class})
     destroy_refused: Callable[[], int] = lambda: 0
+    guard_devices: Callable[[], int] = lambda: 0
+    guard_reattached: Callable[[], int] = lambda: 0
+    sysctls: Callable[[], Mapping[str, bool]] = dict
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class TwctlCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family."""
-        for part in (self._sessions, self._table_metrics, self._daemon, self._kernel):
+        for part in (self._sessions, self._table_metrics, self._guard, self._daemon, self._kernel):
             try:
                 yield from list(part())
             except (OSError, ValueError):
@@ -170,6 +173,18 @@ class TwctlCollector(Collector):
         dropped.append((("prefix",), self._state.prefixes_refused()))
         text = "What the table could not take: births and prefixes lost, lives cut short, look-ups left incomplete."
         yield _counter("twctl_table_dropped", text, dropped, "reason")
+
+    def _guard(self) -> Iterator[Metric]:
+        actions = [((action,), count) for action, count in self._table.actions().items()]
+        text = "Segments that met a vestige and no socket, by what the guard did to them."
+        yield _counter("twctl_guard_segments", text, actions, "action")
+        text = "Devices that have the guard."
+        yield _gauge("twctl_guard_devices", text, [((), self._state.guard_devices())])
+        text = "Filters of the guard that somebody took away and that were put back."
+        yield _counter("twctl_guard_reattached", text, [((), self._state.guard_reattached())])
+        text = "Whether a sysctl that twctl set still is as it was set, in all namespaces."
+        sysctls = [((name,), int(kept)) for name, kept in self._state.sysctls().items()]
+        yield _gauge("twctl_sysctl_as_set", text, sysctls, "sysctl")
 
     def _daemon(self) -> Iterator[Metric]:
         state = self._state

@@ -85,13 +85,15 @@ def messages(buffer: bytearray, size: int) -> Iterator[Message]:
         start += length + 3 & ~3
 
 
-def open_socket(netns: str | None, groups: Iterable[int] = (), receive_bytes: int = 0) -> socket.socket:
-    """A rtnetlink socket in a network namespace, member of multicast groups (RTNLGRP_).
+def open_socket(
+    netns: str | None, groups: Iterable[int] = (), receive_bytes: int = 0, protocol: int = socket.NETLINK_ROUTE
+) -> socket.socket:
+    """A netlink socket in a network namespace, member of multicast groups (RTNLGRP_).
 
     netns: name below /run/netns, None for the calling thread's own. receive_bytes: queue for messages that wait, 0 for
     the system's default. Raises OSError, and TwctlError where the namespace cannot be entered.
     """
-    sock = inside(netns, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE))
+    sock = inside(netns, lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol))
     sock.setsockopt(SOL_NETLINK, NETLINK_GET_STRICT_CHK, 1)
     if receive_bytes:
         _set_receive_bytes(sock, receive_bytes)

@@ -1,5 +1,6 @@
 """Sysctls that twctl manages while it runs: journalled before they are changed, put back also after a crash."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -109,6 +110,15 @@ class Journal:
         reports = [line for entry in self._load() for line in self._put_back(entry)]
         self._path.unlink(missing_ok=True)
         return reports
+
+    def kept(self) -> dict[str, bool]:
+        """Whether each sysctl that was set still has that value, in every namespace where it was."""
+        found: dict[str, bool] = {}
+        for entry in self._load():
+            with contextlib.suppress(TwctlError, OSError):
+                as_set = self._access.read(entry.namespace, entry.name) == entry.written
+                found[entry.name] = found.get(entry.name, True) and as_set
+        return found
 
     def _put_back(self, entry: Entry) -> Iterator[str]:
         try:

@@ -47,7 +47,24 @@ class Reason(enum.IntEnum):
 
 MODES = ("observe", "truncate", "vestigial")
 CLOSES = ("passive", "reset", "abort", "timeout")
-DROPPED = ("contention", "collision", "horizon", "unreadable")
+DROPPED = ("contention", "collision", "horizon", "unreadable", "signed")
+# What became of segments that met the guard, in the order of enum action (guard.c).
+ACTIONS = (
+    "acknowledged",
+    "limited",
+    "absorbed",
+    "reset",
+    "killed",
+    "reopened",
+    "reused",
+    "held",
+    "live",
+    "damaged",
+    "unanswerable",
+    "raced",
+    "fragment",
+    "unparsed",
+)
 
 # struct counters: name and shape of each field, all of 64 bits.
 COUNTERS: dict[str, tuple[int, ...]] = {
@@ -237,6 +254,14 @@ class Table:
             values[name] = tuple(sums[offset : offset + _product(shape)])
             offset += _product(shape)
         return Counters(values)
+
+    def actions(self) -> dict[str, int]:
+        """What the guard did to how many segments; all 0 where none was ever loaded."""
+        if not self.guard:
+            return dict.fromkeys(ACTIONS, 0)
+        view = memoryview(self.map("actions", len(ACTIONS) * 8 * possible_cpus())).cast("Q")
+        numbers = view[: len(ACTIONS) * possible_cpus()]
+        return {name: sum(numbers[i :: len(ACTIONS)]) for i, name in enumerate(ACTIONS)}
 
     def living(self, now_ns: int, later_by: float = 0.0) -> dict[tuple[Class, str, int], int]:
         """Count the live sessions of each class, family and lane; `later_by` (s): those that live that much longer."""

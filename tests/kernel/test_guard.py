@@ -1,0 +1,244 @@
+"""Mode vestigial on the real kernel: order and safety of the guard, and what programs see of it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.kernel.test_truncate import reload
+from tests.load import counters, paths, wait_until
+from tests.load.closes import run, serving
+from tests.load.daemon import Daemon, daemon, twctl
+from tests.load.netns import Link, Namespace, link, namespace
+from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SERVER
+from tests.load.segments import RST, capture
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
+    reason="BPF needs root; TWCTL_TEST_KERNEL=1 forces it",
+)
+
+N = 23
+FAMILIES = (IPV4, IPV6, MAPPED)
+BUCKETS = "net/ipv4/tcp_max_tw_buckets"
+PORTS = ("--source-ports", "30001-30023")
+
+
+@pytest.fixture
+def ns() -> Iterator[Namespace]:
+    """A namespace with lo."""
+    with namespace() as made:
+        yield made
+
+
+def buckets(ns: Namespace) -> int:
+    """tcp_max_tw_buckets."""
+    with ns.entered():
+        return int(Path("/proc/sys", BUCKETS).read_text())
+
+
+def guarded(ns: Namespace, device: str) -> list[str]:
+    """Names of the guard's filters on a device, as `tc` shows them."""
+    found = []
+    for side in ("ingress", "egress"):
+        command = ns.command("tc", "-j", "filter", "show", "dev", device, side)
+        rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout or "[]")
+        found += [row["options"]["bpf_name"] for row in rows if "options" in row]
+    return found
+
+
+def qdiscs(ns: Namespace, device: str) -> str:
+    """What `tc qdisc` shows."""
+    return subprocess.run(
+        ns.command("tc", "qdisc", "show", "dev", device), capture_output=True, text=True, check=True
+    ).stdout
+
+
+BOTH = ["twctl_ingress", "twctl_egress"]
+
+
+@pytest.mark.parametrize("closer", [CLIENT, SERVER])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sessions_are_vestiges_and_nothing_else(family: str, closer: str) -> None:
+    """23 closes leave 23 vestiges and no socket; they go when their class's time is up."""
+    with link() as both:
+        ends = {CLIENT: both.client, SERVER: both.server}
+        config = "[time_wait]\nlocal = 1.5\n"
+        with daemon(ends[closer], mode="vestigial", config=config) as one, capture(both.client, both.device) as wire:
+            sessions = paths.fin_wait2(paths.over_link(both, family), N, closer)
+            assert (N, 0) == (len(one.table()), counters.time_wait_count(ends[closer]))
+            assert {session.end(closer).tuple for session in sessions} == {
+                (str(each.local), each.local_port, str(each.remote), each.remote_port) for each in one.table()
+            }
+            wait_until(lambda: not one.table(), what="expired", timeout=10)
+            wait_until(lambda: one.metric("twctl_time_wait_ended_total", reason="expired") == N, what="expired")
+            assert not [each for each in wire.segments() if each.flags & RST]
+
+
+def test_the_host_is_as_it_was_found(ns: Namespace) -> None:
+    """Sysctl, filters and qdisc come and go; a stop puts the sysctl back and leaves the guard for what is under way."""
+    before = buckets(ns), qdiscs(ns, "lo")
+    with daemon(ns, mode="vestigial") as one:
+        assert (0, BOTH) == (buckets(ns), guarded(ns, "lo"))
+        assert one.metric("twctl_guard_devices") == 1
+        assert one.metric("twctl_sysctl_as_set", sysctl="net.ipv4.tcp_max_tw_buckets") == 1
+        assert one.stop() == 0
+        assert (before[0], BOTH) == (buckets(ns), guarded(ns, "lo"))
+    assert (*before, []) == (buckets(ns), qdiscs(ns, "lo"), guarded(ns, "lo"))
+
+
+def test_after_a_crash_the_guard_goes_on_and_release_finds_all(ns: Namespace) -> None:
+    """Kill -9: closes still make vestiges that are answered for; `twctl release`, twice, leaves nothing."""
+    before = buckets(ns)
+    with daemon(ns, mode="vestigial") as one:
+        one.kill()
+        assert (0, BOTH) == (buckets(ns), guarded(ns, "lo"))
+        run(ns, "--count", "23", "--close", "client", "--inline", "--threads", "1")
+        assert (N, 0) == (len(one.table()), counters.time_wait_count(ns))
+        for _ in range(2):
+            released = twctl("release", "--pins", str(one.pins))
+            assert (0, "") == (released.returncode, released.stderr)
+        assert (before, []) == (buckets(ns), guarded(ns, "lo"))
+        assert "clsact" not in qdiscs(ns, "lo")
+        one.start()
+        assert (0, BOTH) == (buckets(ns), guarded(ns, "lo"))
+
+
+def test_a_restart_keeps_vestiges_and_guard(ns: Namespace) -> None:
+    """The next start takes over what is pinned; what the sysctl was is not forgotten."""
+    before = buckets(ns)
+    with daemon(ns, mode="vestigial", config="[time_wait]\nloopback = 60\n") as one:
+        run(ns, "--count", "23", "--close", "client", "--inline", "--threads", "1")
+        one.kill()
+        one.start()
+        assert "took over the pinned table" in one.log
+        assert (N, 0, BOTH) == (len(one.table()), buckets(ns), guarded(ns, "lo"))
+        assert one.stop() == 0
+        assert before == buckets(ns)
+
+
+def test_a_new_device_gets_the_guard(ns: Namespace) -> None:
+    """As soon as it is there, also one without Ethernet headers; ports of a bridge leave it to the bridge."""
+    with daemon(ns, mode="vestigial") as one:
+        ns.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+        ns.ip("tuntap", "add", "dev", "tun0", "mode", "tun")
+        for device in ("veth0", "veth1", "tun0"):
+            wait_until(lambda name=device: guarded(ns, name) == BOTH, what=device)  # type: ignore[misc]
+        assert one.metric("twctl_guard_devices") == 4
+        ns.ip("link", "del", "veth0")
+        wait_until(lambda: one.metric("twctl_guard_devices") == 2, what="veth0 and veth1 are gone")
+        assert one.metric("twctl_guard_reattached_total") == 0
+
+
+@pytest.mark.parametrize("what", [["filter", "del", "dev", "lo", "ingress"], ["qdisc", "del", "dev", "lo", "clsact"]])
+def test_a_guard_that_is_taken_away_comes_back(ns: Namespace, what: list[str]) -> None:
+    """By `tc` in other hands: put back at once, and counted."""
+    with daemon(ns, mode="vestigial") as one:
+        subprocess.run(ns.command("tc", *what), check=True)
+        wait_until(lambda: sorted(guarded(ns, "lo")) == sorted(BOTH), what="the guard is back")
+        wait_until(lambda: one.metric("twctl_guard_reattached_total") > 0, what="counted")
+        assert buckets(ns) == 0
+
+
+def test_where_the_guard_cannot_be_put_back_the_sysctl_goes_back(ns: Namespace) -> None:
+    """Another kind of qdisc has taken the place of clsact: the daemon ends, and the kernel does its duty again."""
+    before = buckets(ns)
+    with daemon(ns, mode="vestigial") as one:
+        assert one.process
+        one.process.send_signal(signal.SIGSTOP)  # or it would be faster
+        for what in (["del", "dev", "lo", "clsact"], ["add", "dev", "lo", "ingress"]):
+            subprocess.run(ns.command("tc", "qdisc", *what), check=True)
+        one.process.send_signal(signal.SIGCONT)
+        assert one.process.wait(30) == 1
+        assert before == buckets(ns)
+        assert "the guard cannot be attached to lo" in one.log.splitlines()[-1]
+        assert "Traceback" not in one.log
+
+
+def test_what_hides_packets_from_the_guard_is_refused(ns: Namespace) -> None:
+    """NAT of nftables: refused with the reason, and taken with --force."""
+    rules = "table ip t { chain c { type nat hook prerouting priority 0; tcp dport 1 redirect to :2; }; }"
+    subprocess.run(ns.command("nft", rules), check=True)
+    before = buckets(ns)
+    with ExitStack() as stack:
+        with pytest.raises(AssertionError) as refused:
+            stack.enter_context(daemon(ns, mode="vestigial"))
+        assert "nftables has NAT in t c" in str(refused.value)
+        assert before == buckets(ns)
+        assert [] == guarded(ns, "lo")
+        with daemon(ns, mode="vestigial", config="force = true\n"):
+            assert buckets(ns) == 0
+
+
+def test_back_to_observe_the_guard_stays_as_long_as_its_vestiges(ns: Namespace) -> None:
+    """SIGHUP: the kernel makes sockets again, the guard's sessions expire by their time, and then the guard goes."""
+    times = "reconcile_interval = 0.2\n[time_wait]\nloopback = 2\nlocal = 2\nremote = 2\n"
+    times += "[fin_wait2]\nloopback = 2\nlocal = 2\nremote = 2\n"
+    before = buckets(ns)
+    with daemon(ns, mode="vestigial", config=times) as one:
+        run(ns, "--count", "23", "--close", "client", "--inline", "--threads", "1")
+        reload(one, f"mode = 'observe'\n{times}")
+        wait_until(lambda: "observing" in one.log, what="mode observe")
+        one.port = int(re.findall(r"port (\d+)", one.log)[-1])
+        assert before == buckets(ns)
+        assert BOTH == guarded(ns, "lo")
+        run(ns, "--count", "29", "--close", "client", "--inline", "--threads", "1", "--port", "21000")
+        assert counters.time_wait_count(ns) == 29
+        wait_until(lambda: not guarded(ns, "lo"), what="the guard goes", timeout=20)
+        wait_until(lambda: len(one.table()) == 29, what="the kernel's sessions are left")
+        assert one.metric("twctl_time_wait_ended_total", reason="unknown") == 0
+
+
+def test_sockets_from_before_are_left_to_the_kernel(ns: Namespace) -> None:
+    """They are in the table, and stay the kernel's: after the start they are still there."""
+    paths.fin_wait2(paths.over_lo(ns), N, CLIENT)
+    with daemon(ns, mode="vestigial") as one:
+        assert (N, N) == (len(one.table()), counters.time_wait_count(ns))
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Link, Daemon]]:
+    """A client whose sessions are vestiges, and its server."""
+    with link() as both, daemon(both.client, mode="vestigial", config="[time_wait]\nlocal = 60\n") as one:
+        yield both, one
+
+
+def test_a_tuple_is_used_again_at_once(pair: tuple[Link, Daemon]) -> None:
+    """23 tuples closed and opened five times over: no connect() fails, no RST, each ends as reused."""
+    both, one = pair
+    address = ("--close", "client", "--address", both.server_ipv4)
+    with serving(both.server, *address), capture(both.client, both.device) as wire:
+        for _ in range(5):
+            report = run(
+                both.client,
+                "--connect",
+                "--count",
+                "23",
+                "--source",
+                both.client_ipv4,
+                *PORTS,
+                "--threads",
+                "1",
+                *address,
+            )
+            assert (23, 0) == (report["closed"], report["failed"])
+        assert not [each for each in wire.segments() if each.flags & RST]
+    assert one.metric("twctl_guard_segments_total", action="reused") == 4 * N
+    assert one.metric("twctl_time_wait_ended_total", reason="reused") == 4 * N
+
+
+def test_bind_does_not_see_vestiges(pair: tuple[Link, Daemon]) -> None:
+    """A port whose sessions are vestiges is free, with and without SO_REUSEADDR: the guard protects each tuple."""
+    both, one = pair
+    port = one.table()[0].local_port
+    for reuse in (0, 1):
+        with both.client.socket(socket.AF_INET) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+            sock.bind((both.client_ipv4, port))
