@@ -25,6 +25,7 @@ class Socket:
     state: int
     timer: int
     inode: int
+    expires_in: float  # seconds until the timer fires
     table: str  # "tcp" or "tcp6": the family of the socket, not that of the segments
 
     @property
@@ -83,6 +84,7 @@ def _socket(words: list[str], table: str) -> Socket:
         state=int(words[3], 16),
         timer=int(words[5].split(":")[0], 16),
         inode=int(words[9]),
+        expires_in=int(words[5].split(":")[1], 16) / 100,
         table=table,
     )
 

@@ -23,6 +23,8 @@ IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
 KERNEL_IPV4, PEER_IPV4 = "10.78.0.1", "10.78.0.2"
 KERNEL_IPV6, PEER_IPV6 = "fd78::1", "fd78::2"
 
+CLOSED_PORT = 9  # "discard"; ephemeral ports begin far above
+
 Tuple = tuple[str, int, str, int]
 
 
@@ -134,6 +136,19 @@ class TunPeer:
         connection.segments.append(segment)
         if segment.tsval is not None:
             connection.peer_tsval = segment.tsval
+
+    def received(self, connection: Connection) -> list[Segment]:
+        """What the kernel sent on a connection until now, and nobody took yet.
+
+        All packets that were written are done with when this returns: one more is written, to a port where nobody
+        listens, and its RST comes behind what they caused.
+        """
+        kernel, own = self.addresses("ipv6" if ":" in connection.local else "ipv4")
+        self._ports += 1
+        fence = Connection(self, (own, self._ports, kernel, CLOSED_PORT), timestamps=False, isn=0)
+        fence.send(ACK)
+        assert self.receive(fence, 3.0), "no RST from a closed port"
+        return self._queues.pop(connection.tuple, [])
 
     def receive(self, connection: Connection, timeout: float) -> Segment | None:
         """The next segment of a connection; None if none comes in `timeout` seconds."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from tests.load.netns import Namespace
 
-FIN, SYN, RST, PSH, ACK = 0x01, 0x02, 0x04, 0x08, 0x10
+FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
 ETH_P_ALL = 0x0003
 PACKET_OUTGOING = 4
@@ -27,7 +27,11 @@ def after(a: int, b: int) -> bool:
 
 @dataclass(frozen=True)
 class Segment:
-    """One TCP segment. `tsval` is None without a timestamps option; `scale` is the window scale option of a SYN."""
+    """One TCP segment and what its IP header says.
+
+    `tsval` is None without a timestamps option; `scale` is the window scale option of a SYN. `options` are the TCP
+    options as they stood in a packet; where they are set, build() takes them, and not the fields that they mean.
+    """
 
     source: str
     source_port: int
@@ -42,6 +46,13 @@ class Segment:
     tsecr: int = 0
     scale: int | None = None
     mss: int | None = None
+    options: bytes | None = None
+    intact: bool = True  # the TCP checksum is right
+    ttl: int = 64  # or hop limit
+    tos: int = 0  # or traffic class
+    dont_fragment: bool = True  # IPv4
+    identification: int = 0  # IPv4
+    flow_label: int = 0  # IPv6
     monotonic_ns: int = 0  # CLOCK_MONOTONIC when it passed
 
     @property
@@ -68,13 +79,19 @@ def parse(packet: bytes, monotonic_ns: int = 0) -> Segment | None:
         header = (packet[0] & 15) * 4
         total = int.from_bytes(packet[2:4], "big")
         family, source, destination = socket.AF_INET, packet[12:16], packet[16:20]
+        identification, fragment = struct.unpack_from("!HH", packet, 4)
+        ttl, tos, label = packet[8], packet[1], 0
     else:
         if packet[6] != socket.IPPROTO_TCP:
             return None
         header, total = 40, 40 + int.from_bytes(packet[4:6], "big")
         family, source, destination = socket.AF_INET6, packet[8:24], packet[24:40]
+        identification, fragment = 0, 0x4000
+        first = int.from_bytes(packet[:4], "big")
+        ttl, tos, label = packet[7], first >> 20 & 0xFF, first & 0xFFFFF
     part = packet[header:total]
     source_port, destination_port, seq, ack, offset, flags, window = struct.unpack_from("!HHIIBBH", part)
+    options = part[20 : (offset >> 4) * 4]
     plain = Segment(
         source=socket.inet_ntop(family, source),
         source_port=source_port,
@@ -85,9 +102,16 @@ def parse(packet: bytes, monotonic_ns: int = 0) -> Segment | None:
         flags=flags,
         window=window,
         payload=part[(offset >> 4) * 4 :],
+        options=options,
+        intact=checksum(pseudo_header(source, destination, len(part)) + part) == 0,
+        ttl=ttl,
+        tos=tos,
+        dont_fragment=bool(fragment & 0x4000),
+        identification=identification,
+        flow_label=label,
         monotonic_ns=monotonic_ns,
     )
-    return _with_options(plain, part[20 : (offset >> 4) * 4])
+    return _with_options(plain, options)
 
 
 def _with_options(segment: Segment, options: bytes) -> Segment:
@@ -113,7 +137,7 @@ def build(segment: Segment) -> bytes:
     """The packet, from its IP header on, with the checksums of headers and payload."""
     family = socket.AF_INET6 if ":" in segment.source else socket.AF_INET
     source, destination = (socket.inet_pton(family, a) for a in (segment.source, segment.destination))
-    options = _options(segment)
+    options = _options(segment) if segment.options is None else segment.options
     part = struct.pack(
         "!HHIIBBHHH",
         segment.source_port,
@@ -127,13 +151,26 @@ def build(segment: Segment) -> bytes:
         0,
     )
     part += options + segment.payload
-    pseudo = source + destination + struct.pack("!II", len(part), socket.IPPROTO_TCP)
-    part = part[:16] + _checksum(pseudo + part).to_bytes(2, "big") + part[18:]
+    right = checksum(pseudo_header(source, destination, len(part)) + part)
+    part = part[:16] + (right if segment.intact else right ^ 0x0100).to_bytes(2, "big") + part[18:]
     if family == socket.AF_INET6:
-        return struct.pack("!IHBB", 6 << 28, len(part), socket.IPPROTO_TCP, 64) + source + destination + part
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(part), 0, 0x4000, 64, socket.IPPROTO_TCP, 0)
-    header += source + destination
-    return header[:10] + _checksum(header).to_bytes(2, "big") + header[12:] + part
+        first = 6 << 28 | segment.tos << 20 | segment.flow_label
+        return struct.pack("!IHBB", first, len(part), socket.IPPROTO_TCP, segment.ttl) + source + destination + part
+    fragment = 0x4000 if segment.dont_fragment else 0
+    header = struct.pack("!BBHHH", 0x45, segment.tos, 20 + len(part), segment.identification, fragment)
+    header += struct.pack("!BBH", segment.ttl, socket.IPPROTO_TCP, 0)
+    return with_header_checksum(header + source + destination) + part
+
+
+def with_header_checksum(header: bytes) -> bytes:
+    """The IPv4 header with its checksum."""
+    header = header[:10] + b"\0\0" + header[12:]
+    return header[:10] + checksum(header).to_bytes(2, "big") + header[12:]
+
+
+def pseudo_header(source: bytes, destination: bytes, length: int) -> bytes:
+    """What the TCP checksum covers besides the segment; its sum is the same in either family's layout."""
+    return source + destination + struct.pack("!II", length, socket.IPPROTO_TCP)
 
 
 def _options(segment: Segment) -> bytes:
@@ -147,7 +184,7 @@ def _options(segment: Segment) -> bytes:
     return options
 
 
-def _checksum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
     """The Internet checksum (RFC 1071)."""
     data += b"\0" * (len(data) % 2)
     total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))

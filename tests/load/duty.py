@@ -1,0 +1,240 @@
+"""TIME_WAIT on duty: sessions that are sent raw segments, their replies, and what the segments did to them.
+
+A duty is a namespace and whoever does the work of TIME_WAIT in it: the kernel's mini-sockets (`stock`) or the guard
+with its vestiges (`vestigial`). A subject is one session there, in TIME_WAIT or in FIN_WAIT2 after close(), behind the
+scripted peer. All that is said about it is relative: SEQ to the next byte it expects, ACK to the next byte it would
+send, timestamps to the last that it took.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from tests.load import counters
+from tests.load.daemon import Daemon, daemon
+from tests.load.netns import Namespace, namespace
+from tests.load.paths import IPV4, Session
+from tests.load.peer import Connection, TunPeer, tun_peer
+from tests.load.scripts import scripted
+from tests.load.segments import ACK, RST, Seen, Segment, after, build
+
+STOCK, VESTIGIAL = "stock", "vestigial"
+# Why no vestigial duty can be tested; None: it can.
+NO_VESTIGIAL: str | None = "mode vestigial is not available in this version"
+# The kernel's own time for every class, and room for what a test makes.
+CONFIG = "capacity = 1021\n[time_wait]\nloopback = 60\nlocal = 60\nremote = 60\n"
+
+# What a session is found in. GONE: nobody knows the tuple.
+TIME_WAIT, FIN_WAIT2, GONE = "TIME_WAIT", "FIN_WAIT2", "gone"
+_SCRIPT = {TIME_WAIT: "fin_wait2", FIN_WAIT2: "orphan_fin_wait2"}
+
+AS_AGREED = "as agreed"
+BATCH = 23
+# Seconds. A restarted timer must stand out from one that was not: /proc/net/tcp tells 1/100 s, the table ticks of 67 ms.
+AGED, RESTARTED, STALE = 0.25, 0.1, 20.0
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A segment to a subject. seq: to R, the next byte it expects, plus `windows` times its window; ack: to S.
+
+    ts: TSval less TSr, the last that the subject took; None: no timestamps option; AS_AGREED: TSr + 1 where the
+    connection has timestamps.
+    """
+
+    flags: int
+    seq: int = 0
+    length: int = 0
+    ack: int = 0
+    ts: int | str | None = AS_AGREED
+    windows: int = 0
+    options: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back. seq: to S, or absolute in a RST|ACK; ack: to R, or absolute without ACK; tsecr: to TSr."""
+
+    flags: int
+    seq: int = 0
+    ack: int = 0
+    window: int = 0
+    tsecr: int | None = None
+    length: int = 0
+    options: int = 0  # bytes
+    ttl: int = 64
+    dont_fragment: bool = True
+    identification: int = 0
+    intact: bool = True
+
+
+@dataclass(frozen=True)
+class After:
+    """What became of a subject: where it is, and how far its TSr has moved (0 where there is none)."""
+
+    state: str
+    ts_moved: int = 0
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A session on duty. `listened`: a socket listens on its port, which answers only segments with ACK."""
+
+    duty: "Duty"
+    connection: Connection
+    state: str
+    seen: Seen
+    born: float
+    listened: bool = False
+
+    @property
+    def ts_recent(self) -> int:
+        """TSr; 0 without timestamps."""
+        return self.seen.ts_recent or 0
+
+    @property
+    def timestamps(self) -> bool:
+        """The connection has agreed on timestamps."""
+        return self.seen.ts_recent is not None
+
+    @property
+    def age(self) -> float:
+        """Seconds since it was made."""
+        return time.monotonic() - self.born
+
+    def segment(self, sent: Sent) -> Segment:
+        """The segment as it goes on the wire."""
+        ts = sent.ts
+        if ts == AS_AGREED:
+            ts = 1 if self.timestamps else None
+        return Segment(
+            *self.connection.tuple,
+            seq=(self.seen.rcv_nxt + sent.windows * (self.seen.window << self.seen.scale) + sent.seq) % 2**32,
+            ack=(self.seen.snd_nxt + sent.ack) % 2**32 if sent.flags & ACK else 0,
+            flags=sent.flags,
+            payload=b"x" * sent.length,
+            tsval=None if ts is None else (self.ts_recent + int(ts)) % 2**32,
+            tsecr=self.seen.last_tsval or 0,
+            options=sent.options,
+        )
+
+    def send(self, sent: Sent) -> list[Reply]:
+        """Send a segment; all that comes back."""
+        return self.write(build(self.segment(sent)))
+
+    def write(self, *packets: bytes) -> list[Reply]:
+        """Send packets, whatever they are; all TCP that comes back."""
+        return [self._relative(one) for one in self.segments(*packets)]
+
+    def segments(self, *packets: bytes) -> list[Segment]:
+        """Send packets; what comes back, as it was on the wire."""
+        for packet in packets:
+            self.duty.peer.write(packet)
+        return self.duty.peer.received(self.connection)
+
+    def _relative(self, one: Segment) -> Reply:
+        return Reply(
+            flags=one.flags,
+            seq=one.seq if one.has(RST | ACK) else _less(one.seq, self.seen.snd_nxt),
+            ack=_less(one.ack, self.seen.rcv_nxt) if one.has(ACK) else one.ack,
+            window=one.window,
+            tsecr=None if one.tsval is None else _less(one.tsecr, self.ts_recent),
+            length=len(one.payload),
+            options=len(one.options or b""),
+            ttl=one.ttl,
+            dont_fragment=one.dont_fragment,
+            identification=one.identification,
+            intact=one.intact,
+        )
+
+    def acknowledgment(self, ack: int = 0, ts_moved: int = 0) -> Reply:
+        """The ACK that the session sends. `ack`: 1 when the peer's FIN took it from FIN_WAIT2 to TIME_WAIT."""
+        tsecr, options = (ts_moved, 12) if self.timestamps else (None, 0)
+        return Reply(ACK, 0, ack, self.seen.window, tsecr, options=options)
+
+    def reset(self, sent: Sent) -> Reply:
+        """The RST that answers a segment: from what it acknowledges, or else to what it takes."""
+        if sent.flags & ACK:
+            return Reply(RST, seq=sent.ack)
+        return Reply(RST | ACK, ack=_less(self.segment(sent).end, self.seen.rcv_nxt))
+
+    def after(self) -> After:
+        """Find out by an old byte, which any session acknowledges: R tells the state, and TSecr what TSr is.
+
+        Without ACK (and without timestamps, hence without PAWS) the byte restarts no timer.
+        """
+        replies = self.send(Sent(ACK if self.listened else 0, seq=-1, length=1, ts=None))
+        assert len(replies) == 1, replies
+        if replies[0].flags & RST:
+            return After(GONE)
+        moved = replies[0].tsecr or 0
+        states = {0: self.state, 1: TIME_WAIT}
+        assert replies == [self.acknowledgment(replies[0].ack, moved)]
+        return After(states[replies[0].ack], moved)
+
+    def remaining(self) -> float:
+        """Seconds until its timer fires."""
+        return self.duty.remaining(self.connection)
+
+
+def _less(a: int, b: int) -> int:
+    """How far `a` is after `b` in sequence space; negative if it is before."""
+    return -((b - a) % 2**32) if after(b, a) else (a - b) % 2**32
+
+
+class Duty:
+    """A namespace with the scripted peer. `watch`: the daemon that is on duty, None: the kernel is."""
+
+    def __init__(self, ns: Namespace, peer: TunPeer, watch: Daemon | None) -> None:
+        self.ns = ns
+        self.peer = peer
+        self.watch = watch
+        self._made: dict[tuple[str, str, bool], list[Subject]] = {}
+
+    def subjects(self, n: int, state: str = TIME_WAIT, family: str = IPV4, *, timestamps: bool = True) -> list[Subject]:
+        """New sessions."""
+        sessions = scripted(self.peer, _SCRIPT[state], n, family=family, timestamps=timestamps)
+        return [self.subject(session, state) for session in sessions]
+
+    def subject(self, session: Session, state: str = TIME_WAIT) -> Subject:
+        """A session that was made by hand, with the kernel as the client."""
+        assert session.seen
+        return Subject(self, self.peer.connection(session.server.tuple), state, session.seen, time.monotonic())
+
+    def aged(self, state: str = TIME_WAIT, family: str = IPV4, *, timestamps: bool = True) -> Subject:
+        """A session that is old enough for a restart of its timer to be seen. They are made in batches."""
+        made = self._made.setdefault((state, family, timestamps), [])
+        if not made or made[-1].age > STALE:
+            made[:] = self.subjects(BATCH, state, family, timestamps=timestamps)
+        subject = made.pop()
+        time.sleep(max(AGED - subject.age, 0))
+        return subject
+
+    def remaining(self, connection: Connection) -> float:
+        """Seconds until the timer of a session fires."""
+        local, local_port, remote, remote_port = connection.tuple
+        tuple_ = remote, remote_port, local, local_port
+        if self.watch:
+            rows = {(str(v.local), v.local_port, str(v.remote), v.remote_port): v for v in self.watch.table()}
+            return rows[tuple_].expires_in
+        return next(one.expires_in for one in counters.mini_sockets(self.ns) if one.tuple == tuple_)
+
+
+@contextmanager
+def on_duty(kind: str, ns: Namespace) -> Iterator[Daemon | None]:
+    """Whoever does the work of TIME_WAIT in a namespace during the block."""
+    if kind == STOCK:
+        yield None
+        return
+    with daemon(ns, mode="vestigial", config=CONFIG) as watch:
+        yield watch
+
+
+@contextmanager
+def duty(kind: str, sysctls: Mapping[str, object] | None = None) -> Iterator[Duty]:
+    """A namespace of its own with the scripted peer and somebody on duty."""
+    with ExitStack() as stack:
+        ns = stack.enter_context(namespace(sysctls))
+        peer = stack.enter_context(tun_peer(ns))
+        yield Duty(ns, peer, stack.enter_context(on_duty(kind, ns)))
