@@ -13,7 +13,10 @@ Duties = Callable[..., Duty]
 
 @pytest.fixture(
     scope="session",
-    params=[STOCK, pytest.param(VESTIGIAL, marks=pytest.mark.skipif(NO_VESTIGIAL is not None, reason=f"{NO_VESTIGIAL}"))],
+    params=[
+        STOCK,
+        pytest.param(VESTIGIAL, marks=pytest.mark.skipif(NO_VESTIGIAL is not None, reason=f"{NO_VESTIGIAL}")),
+    ],
 )
 def kind(request: pytest.FixtureRequest) -> str:
     """Who does the work of TIME_WAIT: the kernel, which is the oracle, or the guard."""

@@ -6,8 +6,7 @@ FIN_WAIT2, A for the acknowledgment. The stock kernel passes every test here, so
 
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import pytest
@@ -15,7 +14,6 @@ import pytest
 from tests.load import wait_until
 from tests.load.duty import (
     AGED,
-    AS_AGREED,
     FIN_WAIT2,
     GONE,
     RESTARTED,
@@ -27,7 +25,7 @@ from tests.load.duty import (
     Subject,
 )
 from tests.load.paths import IPV4, IPV6, MAPPED
-from tests.load.peer import Connection, TunPeer
+from tests.load.peer import Connection
 from tests.load.scripts import SCRIPTS
 from tests.load.segments import ACK, FIN, PSH, RST, SYN, URG, Segment, after, build
 
@@ -68,6 +66,11 @@ def waits(name: str, reply: str, sent: Sent, timestamps: tuple[bool, ...] = ANY)
 def ends(name: str, reply: str, sent: Sent, timestamps: tuple[bool, ...] = ANY) -> Row:
     """The session is no more."""
     return Row(name, sent, reply, GONE, timestamps=timestamps)
+
+
+def turns(name: str, sent: Sent, *, ts_moved: int = 1, timestamps: tuple[bool, ...] = ANY) -> Row:
+    """The session goes from FIN_WAIT2 to TIME_WAIT, and its time begins anew."""
+    return Row(name, sent, FIN_ACKED, TIME_WAIT, restarts=True, ts_moved=ts_moved, timestamps=timestamps)
 
 
 # fmt: off
@@ -201,11 +204,11 @@ FIN_WAIT2_ROWS = (
     ends("F5 data, half of it old", RESET, Sent(ACK, seq=-5, length=10)),
     ends("F5 one old byte and one new", RESET, Sent(ACK, seq=-1, length=2)),
     ends("F5 SYN|ACK before R with data", RESET, Sent(SYN | ACK, seq=-5, length=10)),
-    Row("F6 FIN|ACK", Sent(FIN | ACK), FIN_ACKED, TIME_WAIT, restarts=True, ts_moved=1),
-    Row("F6 FIN|ACK, wrong ACK", Sent(FIN | ACK, ack=1000), FIN_ACKED, TIME_WAIT, restarts=True, ts_moved=1),
-    Row("F6 FIN|ACK and old data", Sent(FIN | ACK, -10, 10), FIN_ACKED, TIME_WAIT, restarts=True, ts_moved=1),
-    Row("F6 FIN|ACK much later", Sent(FIN | ACK, ts=1000), FIN_ACKED, TIME_WAIT, True, 1000, WITH),
-    Row("F6 FIN|ACK without timestamps", Sent(FIN | ACK, ts=None), FIN_ACKED, TIME_WAIT, True, 0, WITH),
+    turns("F6 FIN|ACK", Sent(FIN | ACK)),
+    turns("F6 FIN|ACK, wrong ACK", Sent(FIN | ACK, ack=1000)),
+    turns("F6 FIN|ACK and old data", Sent(FIN | ACK, seq=-10, length=10)),
+    turns("F6 FIN|ACK much later", Sent(FIN | ACK, ts=1000), ts_moved=1000, timestamps=WITH),
+    turns("F6 FIN|ACK without timestamps", Sent(FIN | ACK, ts=None), ts_moved=0, timestamps=WITH),
 )
 # fmt: on
 
@@ -222,13 +225,18 @@ def reply_of(row: Row, subject: Subject) -> list[Reply]:
 
 
 def assert_row(row: Row, subject: Subject) -> None:
-    """The reply, the state, the timestamp and the timer are those of the row."""
-    before = subject.remaining()
+    """The reply, the state and the timestamp are those of the row."""
     assert reply_of(row, subject) == subject.send(row.sent)
-    if row.state != GONE:
-        assert row.restarts == (subject.remaining() > before + RESTARTED)
     moved = row.ts_moved if subject.timestamps else 0
     assert After(row.state, moved) == subject.after()
+
+
+def assert_timed_row(row: Row, subject: Subject) -> None:
+    """The same, and the timer too is that of the row."""
+    before = subject.remaining()
+    assert_row(row, subject)
+    if row.state != GONE:
+        assert row.restarts == (subject.remaining() > before + RESTARTED)
 
 
 def cases(rows: tuple[Row, ...]) -> pytest.MarkDecorator:
@@ -242,24 +250,331 @@ def cases(rows: tuple[Row, ...]) -> pytest.MarkDecorator:
 
 
 @cases(TIME_WAIT_ROWS)
-def test_time_wait(duties: Duties, row: Row, timestamps: bool, family: str) -> None:  # noqa: FBT001
+def test_time_wait(duties: Duties, row: Row, family: str, *, timestamps: bool) -> None:
     """A session in TIME_WAIT answers, and goes on or ends, by the rules T1 to T6."""
-    assert_row(row, duties().aged(TIME_WAIT, family, timestamps=timestamps))
+    assert_timed_row(row, duties().aged(TIME_WAIT, family, timestamps=timestamps))
 
 
 @cases(FIN_WAIT2_ROWS)
-def test_fin_wait2(duties: Duties, row: Row, timestamps: bool, family: str) -> None:  # noqa: FBT001
+def test_fin_wait2(duties: Duties, row: Row, family: str, *, timestamps: bool) -> None:
     """A session in FIN_WAIT2 whose application is gone answers, and goes on or ends, by the rules F1 to F6."""
-    assert_row(row, duties().aged(FIN_WAIT2, family, timestamps=timestamps))
+    assert_timed_row(row, duties().aged(FIN_WAIT2, family, timestamps=timestamps))
 
 
 @cases(RFC1337_ROWS)
-def test_time_wait_with_rfc1337(duties: Duties, row: Row, timestamps: bool, family: str) -> None:  # noqa: FBT001
+def test_time_wait_with_rfc1337(duties: Duties, row: Row, family: str, *, timestamps: bool) -> None:
     """With net.ipv4.tcp_rfc1337 a RST does not end TIME_WAIT, and takes no part of its rules but the timestamp."""
-    assert_row(row, duties(tcp_rfc1337=1).aged(TIME_WAIT, family, timestamps=timestamps))
+    assert_timed_row(row, duties(tcp_rfc1337=1).aged(TIME_WAIT, family, timestamps=timestamps))
 
 
 @cases(FIN_WAIT2_RFC1337_ROWS)
-def test_fin_wait2_with_rfc1337(duties: Duties, row: Row, timestamps: bool, family: str) -> None:  # noqa: FBT001
+def test_fin_wait2_with_rfc1337(duties: Duties, row: Row, family: str, *, timestamps: bool) -> None:
     """net.ipv4.tcp_rfc1337 does not protect FIN_WAIT2."""
-    assert_row(row, duties(tcp_rfc1337=1).aged(FIN_WAIT2, family, timestamps=timestamps))
+    assert_timed_row(row, duties(tcp_rfc1337=1).aged(FIN_WAIT2, family, timestamps=timestamps))
+
+
+@pytest.mark.parametrize("r", [0, 5, 2**32 - 5, HALF])
+@pytest.mark.parametrize("ts_recent", [1, 2**32 - 2, HALF])
+def test_sequence_numbers_and_timestamps_wrap(
+    duties: Duties, monkeypatch: pytest.MonkeyPatch, r: int, ts_recent: int
+) -> None:
+    """The rules hold wherever R and TSr stand in their circles of 2^32."""
+    duty = duties()
+    monkeypatch.setattr(duty.peer, "clock", lambda: ts_recent)
+    for row in TIME_WAIT_ROWS + FIN_WAIT2_ROWS:
+        for timestamps in row.timestamps:
+            state = TIME_WAIT if row in TIME_WAIT_ROWS else FIN_WAIT2
+            taken = 2 if state == TIME_WAIT else 1  # the peer's SYN, and its FIN
+            subject = duty.session(state, timestamps=timestamps, isn=(r - taken) % 2**32)
+            assert r == subject.seen.rcv_nxt
+            assert_row(row, subject)
+
+
+def test_a_session_that_left_fin_wait2_follows_the_rules_of_time_wait(duties: Duties) -> None:
+    """After the peer's FIN its repetition is acknowledged, an old RST ignored, and the RST at the new R obeyed."""
+    subject = duties().session(FIN_WAIT2)
+    assert [subject.acknowledgment(1, 1)] == subject.send(Sent(FIN | ACK))
+    assert [subject.acknowledgment(1, 1)] == subject.send(Sent(FIN | ACK))
+    assert [subject.acknowledgment(1, 1)] == subject.send(Sent(ACK | PSH, seq=1, length=10))
+    assert [] == subject.send(Sent(RST))
+    assert After(TIME_WAIT, 1) == subject.after()
+    assert [] == subject.send(Sent(RST, seq=1))
+    assert After(GONE) == subject.after()
+
+
+def test_fin_wait2_ends_silently(duties: Duties) -> None:
+    """F7: when net.ipv4.tcp_fin_timeout is over nothing is sent, and the session is no more."""
+    subject = duties(tcp_fin_timeout=1).session(FIN_WAIT2)
+    assert After(FIN_WAIT2) == subject.after()
+    assert subject.connection.silent(0.9)
+    assert After(FIN_WAIT2) == subject.after()
+    wait_until(lambda: subject.after().state == GONE, what="the timer fires")
+    assert 1 <= subject.age < 2
+
+
+# ---- reopening: the SYN of T3, with a listener ----
+
+# fmt: off
+SYN_ROWS = (
+    ("after R", Sent(SYN, seq=1), True, ANY),
+    ("just less than half a circle after R", Sent(SYN, seq=HALF - 1, ts=0), True, WITH),
+    ("half a circle after R", Sent(SYN, seq=HALF, ts=0), True, WITH),
+    ("half a circle after R", Sent(SYN, seq=HALF), True, WITHOUT),
+    ("just over half a circle after R", Sent(SYN, seq=HALF + 1, ts=0), False, WITH),
+    ("just over half a circle after R", Sent(SYN, seq=HALF + 1), False, WITHOUT),
+    ("after R, same TSval", Sent(SYN, seq=1, ts=0), True, WITH),
+    ("after R without timestamps", Sent(SYN, seq=1, ts=None), True, WITH),
+    ("after R, older TSval", Sent(SYN, seq=1, ts=-1), False, WITH),
+    ("at R, newer TSval", Sent(SYN, ts=1), True, WITH),
+    ("before R, newer TSval", Sent(SYN, seq=-5000, ts=1), True, WITH),
+    ("before R, TSval half a circle newer", Sent(SYN, seq=-5000, ts=HALF - 1), True, WITH),
+    ("before R, TSval just half a circle away", Sent(SYN, seq=-5000, ts=HALF), True, WITH),
+    ("before R, same TSval", Sent(SYN, seq=-5000, ts=0), False, WITH),
+    ("at R, same TSval", Sent(SYN, ts=0), False, WITH),
+    ("at R", Sent(SYN), False, WITHOUT),
+    ("before R", Sent(SYN, seq=-1), False, WITHOUT),
+    ("at R with timestamps that the connection had not", Sent(SYN, ts=1000), False, WITHOUT),
+    ("after R with timestamps that the connection had not", Sent(SYN, seq=1, ts=1000), True, WITHOUT),
+    ("after R with data", Sent(SYN, seq=1, length=10), True, ANY),
+    ("after R with ECN", Sent(SYN | 0xC0, seq=1), True, ANY),
+    ("after R with PSH and URG", Sent(SYN | PSH | URG, seq=1), True, ANY),
+    ("after R with ACK", Sent(SYN | ACK, seq=1), False, ANY),
+)
+# fmt: on
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("sent", "accepted", "timestamps"),
+    [(sent, accepted, ts) for _, sent, accepted, each in SYN_ROWS for ts in each],
+    ids=[f"{name}{', timestamps' * ts}" for name, _, _, each in SYN_ROWS for ts in each],
+)
+def test_a_syn_reaches_the_listener_only_if_it_is_newer(
+    duties: Duties, sent: Sent, family: str, *, accepted: bool, timestamps: bool
+) -> None:
+    """T3: by SEQ or by TSval. What is not newer is acknowledged, and the session stays."""
+    with duties().served(family, timestamps=timestamps) as (subject, _listener):
+        syn = subject.segment(sent)
+        if not accepted:
+            assert [subject.acknowledgment()] == subject.send(sent)
+            assert After(TIME_WAIT) == subject.after()
+            return
+        (reply,) = subject.segments(build(syn))
+        assert (SYN | ACK, (syn.seq + 1) % 2**32) == (reply.flags & ~0x40, reply.ack)
+        # RFC 9293, MUST-8: the new sequence numbers begin after all that the old connection used
+        assert after(reply.seq, subject.seen.snd_nxt)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_reopened_connection_carries_bytes(duties: Duties, family: str) -> None:
+    """After the SYN of T3 the tuple belongs to the new connection: nobody answers for the old one any more."""
+    with duties().served(family) as (subject, listener):
+        again = subject.connection
+        again.send(SYN, seq=subject.seen.rcv_nxt + 1)
+        again.expect(SYN | ACK)
+        again.snd_nxt = subject.seen.rcv_nxt + 2
+        again.send(ACK)
+        with listener.accept()[0] as sock:
+            for _ in range(N):
+                again.send(ACK | PSH, b"to the kernel")
+                assert sock.recv(64) == b"to the kernel"
+                sock.sendall(b"to the peer")
+                while again.expect(ACK).payload != b"to the peer":
+                    pass
+                again.send(ACK)
+            SCRIPTS["fin_wait2"][0](sock, again)
+        anew = replace(subject, seen=again.seen())
+        assert [anew.acknowledgment()] == anew.send(Sent(FIN | ACK, seq=-1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_syn_with_fin_ends_the_session_for_nothing(duties: Duties, family: str) -> None:
+    """T3 does not look at the FIN bit, and a listener drops such a SYN: no reply, and no session."""
+    with duties().served(family) as (subject, _listener):
+        assert [] == subject.send(Sent(SYN | FIN, seq=1))
+        assert After(GONE) == subject.after()
+
+
+@pytest.mark.parametrize("rfc1337", [0, 1])
+def test_an_old_session_heals_itself(duties: Duties, rfc1337: int) -> None:
+    """A peer resets what acknowledges its SYN, and its next SYN goes through; not so with rfc1337."""
+    with duties(tcp_rfc1337=rfc1337, tcp_invalid_ratelimit=0).served(timestamps=False) as (subject, _listener):
+        syn = Sent(SYN, seq=-5000)
+        assert [subject.acknowledgment()] == subject.send(syn)
+        assert [] == subject.send(Sent(RST))
+        (reply,) = subject.segments(build(subject.segment(syn)))
+        assert (ACK if rfc1337 else SYN | ACK) == reply.flags
+
+
+# ---- the limit of ACKs ----
+
+ELSEWHERE = Sent(ACK, seq=-1)  # an ACK that is answered by an ACK, which the limit is for
+# Rows of the tables above, by whether their ACK is limited.
+LIMITED = {
+    TIME_WAIT: (
+        *("T5 ACK before R", "T5 ACK after R", "T5 no flags before R", "T5 SYN at R", "T5 SYN|ACK at R"),
+        *("T5 SYN at R, older TSval", "T5 ACK at R, older TSval", "T5 no flags at R, older TSval"),
+    ),
+    FIN_WAIT2: (
+        *("F1 ACK before R", "F1 no flags before R", "F1 RST before R", "F1 RST|ACK beyond the window"),
+        *("F1 RST, older TSval", "F1 SYN before R", "F1 ACK at R, older TSval", "F1 SYN at R, older TSval"),
+    ),
+}
+UNLIMITED = {
+    TIME_WAIT: (
+        *("T3 SYN after R", "T3 SYN, newer TSval", "T5 FIN|ACK again", "T5 FIN again without ACK", "T5 old data"),
+        *("T5 old data without ACK", "T5 data at R", "T5 data and FIN at R", "T5 FIN|ACK, older TSval"),
+        *("T5 data, older TSval",),
+    ),
+    FIN_WAIT2: (
+        *("F1 old data", "F1 old FIN", "F1 data at the window's end", "F1 data, older TSval"),
+        *("F1 FIN|ACK, older TSval", "F6 FIN|ACK", "F6 FIN|ACK and old data"),
+    ),
+}
+ROWS = {row.name: row for row in TIME_WAIT_ROWS + FIN_WAIT2_ROWS}
+
+
+def named(rows: Mapping[str, tuple[str, ...]]) -> pytest.MarkDecorator:
+    """Each of the rows with these names, and the state that it is for."""
+    return pytest.mark.parametrize(("state", "name"), [(state, name) for state in rows for name in rows[state]])
+
+
+@named(LIMITED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_acks_of_empty_segments_and_syns_share_one_limit(duties: Duties, state: str, name: str, family: str) -> None:
+    """Of 23 in a row one is answered, whatever the others are, and none soon after an ACK of another kind."""
+    row = ROWS[name]
+    subject = duties().session(state, family)
+    replies = [subject.send(row.sent) for _ in range(N)]
+    assert [[subject.acknowledgment()], *[[]] * (N - 1)] == replies
+    assert [] == subject.send(ELSEWHERE)
+    subject = duties().session(state, family)
+    assert [subject.acknowledgment()] == subject.send(ELSEWHERE)
+    assert [] == subject.send(row.sent)
+
+
+@named(UNLIMITED)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_acks_of_data_and_fin_have_no_limit(duties: Duties, state: str, name: str, family: str) -> None:
+    """All of 23 are answered, also soon after an ACK that was limited, and they do not count for the limit."""
+    row = ROWS[name]
+    subject = duties().session(state, family)
+    replies = [subject.send(row.sent) for _ in range(N)]
+    assert [reply_of(row, subject)] * N == replies
+    assert replies[-1] == subject.send(ELSEWHERE)
+    assert [] == subject.send(ELSEWHERE)
+    subject = duties().session(state, family)
+    assert [subject.acknowledgment()] == subject.send(ELSEWHERE)
+    assert reply_of(row, subject) == subject.send(row.sent)
+
+
+@named({state: LIMITED[state] + UNLIMITED[state] for state in LIMITED})
+def test_without_a_limit_all_are_answered(duties: Duties, state: str, name: str) -> None:
+    """net.ipv4.tcp_invalid_ratelimit = 0 lets all 23 ACKs out."""
+    subject = duties(tcp_invalid_ratelimit=0).session(state)
+    assert [reply_of(ROWS[name], subject)] * N == [subject.send(ROWS[name].sent) for _ in range(N)]
+
+
+@pytest.mark.parametrize(("milliseconds", "setting"), [(500, {}), (100, {"tcp_invalid_ratelimit": 100})])
+@pytest.mark.parametrize("state", [TIME_WAIT, FIN_WAIT2])
+def test_the_limit_is_for_a_time(duties: Duties, state: str, milliseconds: int, setting: dict[str, int]) -> None:
+    """After net.ipv4.tcp_invalid_ratelimit (500 ms) the next one is answered, and not before."""
+    subject = duties(**setting).session(state)
+    started = time.monotonic()
+    assert [subject.acknowledgment()] == subject.send(ELSEWHERE)
+    wait_until(lambda: subject.send(ELSEWHERE), what="the next ACK")
+    # jiffies: 4 ms or 10
+    assert milliseconds / 1000 - 0.01 <= time.monotonic() - started < milliseconds / 1000 + 0.2
+
+
+def test_the_limit_goes_with_the_session_into_time_wait(duties: Duties) -> None:
+    """An ACK that FIN_WAIT2 has sent counts after the FIN too."""
+    subject = duties().session(FIN_WAIT2)
+    assert [subject.acknowledgment()] == subject.send(ELSEWHERE)
+    assert [subject.acknowledgment(1, 1)] == subject.send(Sent(FIN | ACK))
+    assert [] == subject.send(Sent(ACK, seq=-1))
+
+
+def test_a_suppressed_ack_restarts_the_timer(duties: Duties) -> None:
+    """The limit is asked last: what it holds back has restarted TIME_WAIT."""
+    subject = duties().session()
+    assert [subject.acknowledgment()] == subject.send(ELSEWHERE)
+    time.sleep(AGED)
+    before = subject.remaining()
+    assert [] == subject.send(ELSEWHERE)
+    assert subject.remaining() > before + RESTARTED
+
+
+# ---- the ACK and the RST that are sent ----
+
+
+def fin_again(subject: Subject, **header: int) -> Segment:
+    """The ACK of a repeated FIN, as it was on the wire. `header`: of the FIN's packet."""
+    (reply,) = subject.segments(build(replace(subject.segment(Sent(FIN | ACK, seq=-1)), **header)))  # type: ignore[arg-type]
+    return reply
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("state", [TIME_WAIT, FIN_WAIT2])
+def test_the_timestamp_is_the_connection_s_clock(duties: Duties, state: str, family: str) -> None:
+    """A2: TSval goes on from the connection's own: milliseconds, with the same offset."""
+    subject = duties().aged(state, family)
+    first, second = fin_again(subject), fin_again(subject)
+    for reply in (first, second):
+        assert reply.tsval is not None
+        assert subject.seen.ts_offset is not None
+        drift = (reply.tsval - reply.monotonic_ns // 1_000_000 - subject.seen.ts_offset + HALF) % 2**32 - HALF
+        assert abs(drift) <= 50  # of a busy machine: clock and segment are not read at once
+    assert 0 <= ((second.tsval or 0) - (first.tsval or 0)) % 2**32 <= 50
+
+
+def test_no_timestamp_is_sent_while_ts_recent_is_0(duties: Duties, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A2: an agreed option is left out when there is nothing to echo, and is back when there is."""
+    duty = duties()
+    monkeypatch.setattr(duty.peer, "clock", lambda: 0)
+    subject = duty.session()
+    assert 0 == subject.seen.ts_recent
+    plain = replace(subject.acknowledgment(), tsecr=None, options=0)
+    assert [plain] == subject.send(Sent(FIN | ACK, seq=-1, ts=0))
+    # 0 is not a TSr to be older than: no PAWS
+    assert [] == subject.send(Sent(ACK, ts=-5))
+    assert [subject.acknowledgment(ts_moved=-5)] == subject.send(Sent(FIN | ACK, seq=-1))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_window_is_the_last_that_was_announced(duties: Duties, family: str) -> None:
+    """A1: unread data makes it smaller, and nothing makes it larger again."""
+
+    def unread(_sock: socket.socket, connection: Connection) -> None:
+        for _ in range(N):
+            connection.send(ACK | PSH, b"unread" * 200)
+        wait_until(lambda: duty.peer.received(connection) and connection.segments[-1].ack == connection.snd_nxt)
+
+    duty = duties()
+    subject, fresh = duty.session(family=family, prepare=unread), duty.session(family=family)
+    assert [subject.acknowledgment()] == subject.send(Sent(FIN | ACK, seq=-1))
+    assert subject.seen.window < fresh.seen.window
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+@pytest.mark.parametrize("state", [TIME_WAIT, FIN_WAIT2])
+def test_the_hop_limit_is_the_route_s(duties: Duties, state: str, family: str) -> None:
+    """A3: neither the one that the socket had set nor that of the segment."""
+
+    def short(sock: socket.socket, _connection: Connection) -> None:
+        if family == IPV4:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 33)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 33)
+
+    subject = duties().session(state, family, prepare=short)
+    assert 33 == subject.connection.segments[-1 if state == TIME_WAIT else -2].ttl
+    assert 64 == fin_again(subject, ttl=17).ttl
+
+
+@pytest.mark.parametrize("state", [TIME_WAIT, FIN_WAIT2])
+def test_df_and_identification_do_not_depend_on_the_segment(duties: Duties, state: str) -> None:
+    """A3: DF is set and the identification 0."""
+    subject = duties().session(state)
+    reply = fin_again(subject, identification=4711, dont_fragment=False)
+    assert (True, 0) == (reply.dont_fragment, reply.identification)

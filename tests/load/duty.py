@@ -6,17 +6,18 @@ scripted peer. All that is said about it is relative: SEQ to the next byte it ex
 send, timestamps to the last that it took.
 """
 
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tests.load import counters
 from tests.load.daemon import Daemon, daemon
 from tests.load.netns import Namespace, namespace
-from tests.load.paths import IPV4, Session
+from tests.load.paths import IPV4, MAPPED
 from tests.load.peer import Connection, TunPeer, tun_peer
-from tests.load.scripts import scripted
+from tests.load.scripts import SCRIPTS, Script
 from tests.load.segments import ACK, RST, Seen, Segment, after, build
 
 STOCK, VESTIGIAL = "stock", "vestigial"
@@ -37,7 +38,7 @@ AGED, RESTARTED, STALE = 0.25, 0.1, 20.0
 
 @dataclass(frozen=True)
 class Sent:
-    """A segment to a subject. seq: to R, the next byte it expects, plus `windows` times its window; ack: to S.
+    """A segment to a subject. seq: to R, the next byte it expects, and so many windows behind; ack: to S.
 
     ts: TSval less TSr, the last that the subject took; None: no timestamps option; AS_AGREED: TSr + 1 where the
     connection has timestamps.
@@ -85,6 +86,7 @@ class Subject:
     connection: Connection
     state: str
     seen: Seen
+    table: str  # of /proc/net
     born: float
     listened: bool = False
 
@@ -175,7 +177,7 @@ class Subject:
 
     def remaining(self) -> float:
         """Seconds until its timer fires."""
-        return self.duty.remaining(self.connection)
+        return self.duty.remaining(self)
 
 
 def _less(a: int, b: int) -> int:
@@ -192,33 +194,55 @@ class Duty:
         self.watch = watch
         self._made: dict[tuple[str, str, bool], list[Subject]] = {}
 
-    def subjects(self, n: int, state: str = TIME_WAIT, family: str = IPV4, *, timestamps: bool = True) -> list[Subject]:
-        """New sessions."""
-        sessions = scripted(self.peer, _SCRIPT[state], n, family=family, timestamps=timestamps)
-        return [self.subject(session, state) for session in sessions]
+    def session(
+        self,
+        state: str = TIME_WAIT,
+        family: str = IPV4,
+        *,
+        timestamps: bool = True,
+        isn: int = 1_000_000,
+        prepare: Script | None = None,
+    ) -> Subject:
+        """A new session of a client. `prepare`: what happens before it closes; `isn`: the peer's first SEQ."""
+        sock, connection = self.peer.dial(family, timestamps=timestamps, isn=isn)
+        if prepare:
+            prepare(sock, connection)
+        return self._closed(sock, connection, state)
 
-    def subject(self, session: Session, state: str = TIME_WAIT) -> Subject:
-        """A session that was made by hand, with the kernel as the client."""
-        assert session.seen
-        return Subject(self, self.peer.connection(session.server.tuple), state, session.seen, time.monotonic())
+    @contextmanager
+    def served(self, family: str = IPV4, *, timestamps: bool = True) -> Iterator[tuple[Subject, socket.socket]]:
+        """A new session of a server in TIME_WAIT, and the socket that goes on listening on its port."""
+        address, _own = self.peer.addresses(family)
+        with self.ns.socket(socket.AF_INET if family == IPV4 else socket.AF_INET6) as listener:
+            listener.bind((f"::ffff:{address}" if family == MAPPED else address, 0))
+            listener.listen()
+            connection = self.peer.connect(address, listener.getsockname()[1], timestamps=timestamps)
+            subject = self._closed(listener.accept()[0], connection, TIME_WAIT)
+            yield replace(subject, listened=True), listener
+
+    def _closed(self, sock: socket.socket, connection: Connection, state: str) -> Subject:
+        with sock:
+            SCRIPTS[_SCRIPT[state]][0](sock, connection)
+        table = "tcp" if sock.family == socket.AF_INET else "tcp6"
+        return Subject(self, connection, state, connection.seen(), table, time.monotonic())
 
     def aged(self, state: str = TIME_WAIT, family: str = IPV4, *, timestamps: bool = True) -> Subject:
         """A session that is old enough for a restart of its timer to be seen. They are made in batches."""
         made = self._made.setdefault((state, family, timestamps), [])
         if not made or made[-1].age > STALE:
-            made[:] = self.subjects(BATCH, state, family, timestamps=timestamps)
+            made[:] = [self.session(state, family, timestamps=timestamps) for _ in range(BATCH)]
         subject = made.pop()
         time.sleep(max(AGED - subject.age, 0))
         return subject
 
-    def remaining(self, connection: Connection) -> float:
+    def remaining(self, subject: Subject) -> float:
         """Seconds until the timer of a session fires."""
-        local, local_port, remote, remote_port = connection.tuple
+        local, local_port, remote, remote_port = subject.connection.tuple
         tuple_ = remote, remote_port, local, local_port
         if self.watch:
             rows = {(str(v.local), v.local_port, str(v.remote), v.remote_port): v for v in self.watch.table()}
             return rows[tuple_].expires_in
-        return next(one.expires_in for one in counters.mini_sockets(self.ns) if one.tuple == tuple_)
+        return next(one.expires_in for one in counters.mini_sockets(self.ns, subject.table) if one.tuple == tuple_)
 
 
 @contextmanager

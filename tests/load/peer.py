@@ -180,14 +180,16 @@ class TunPeer:
         connection.expect(ACK)
         return connection
 
-    def dial(self, family: str, port: int = 9000, **how: bool) -> tuple[socket.socket, Connection]:
+    def dial(
+        self, family: str, port: int = 9000, *, timestamps: bool = True, isn: int = 1_000_000
+    ) -> tuple[socket.socket, Connection]:
         """A client socket of the kernel, connected to the peer. `family`: ipv4, ipv6 or mapped."""
         kernel, own = self.addresses(family)
         sock = self.ns.socket(socket.AF_INET if family == "ipv4" else socket.AF_INET6)
         sock.settimeout(0)
         prefix = "::ffff:" if family == "mapped" else ""
         assert sock.connect_ex((prefix + own, port)) == errno.EINPROGRESS
-        connection = self.answer((own, port, kernel, sock.getsockname()[1]), **how)
+        connection = self.answer((own, port, kernel, sock.getsockname()[1]), timestamps=timestamps, isn=isn)
         sock.settimeout(None)
         return sock, connection
 
