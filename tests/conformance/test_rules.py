@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
@@ -556,18 +557,20 @@ def test_the_window_is_the_last_that_was_announced(duties: Duties, family: str) 
     assert subject.seen.window < fresh.seen.window
 
 
+HOPS = {IPV4: (socket.IPPROTO_IP, socket.IP_TTL), IPV6: (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS)}
+TRAFFIC_CLASS = {IPV4: (socket.IPPROTO_IP, socket.IP_TOS), IPV6: (socket.IPPROTO_IPV6, socket.IPV6_TCLASS)}
+
+
+def set_option(option: tuple[int, int], value: int, sock: socket.socket, _connection: Connection) -> None:
+    """What an application does before it closes."""
+    sock.setsockopt(*option, value)
+
+
 @pytest.mark.parametrize("family", [IPV4, IPV6])
 @pytest.mark.parametrize("state", [TIME_WAIT, FIN_WAIT2])
 def test_the_hop_limit_is_the_route_s(duties: Duties, state: str, family: str) -> None:
     """A3: neither the one that the socket had set nor that of the segment."""
-
-    def short(sock: socket.socket, _connection: Connection) -> None:
-        if family == IPV4:
-            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, 33)
-        else:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 33)
-
-    subject = duties().session(state, family, prepare=short)
+    subject = duties().session(state, family, prepare=partial(set_option, HOPS[family], 33))
     assert 33 == subject.connection.segments[-1 if state == TIME_WAIT else -2].ttl
     assert 64 == fin_again(subject, ttl=17).ttl
 
@@ -578,3 +581,31 @@ def test_df_and_identification_do_not_depend_on_the_segment(duties: Duties, stat
     subject = duties().session(state)
     reply = fin_again(subject, identification=4711, dont_fragment=False)
     assert (True, 0) == (reply.dont_fragment, reply.identification)
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+@pytest.mark.parametrize("state", [TIME_WAIT, FIN_WAIT2])
+@pytest.mark.parametrize("tos", [0x00, 0x20, 0xB8])
+def test_an_ack_has_the_traffic_class_of_the_socket(duties: Duties, state: str, family: str, tos: int) -> None:
+    """A3: as the application had set it, whatever the segment has."""
+    subject = duties().session(state, family, prepare=partial(set_option, TRAFFIC_CLASS[family], tos))
+    assert [tos] * 4 == [fin_again(subject, tos=other).tos for other in (0x00, 0x03, 0x48, 0xBB)]
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+@pytest.mark.parametrize("tos", [0x00, 0xB8, 0xBB])
+def test_a_rst_has_the_traffic_class_of_the_segment(duties: Duties, family: str, tos: int) -> None:
+    """It is that of the segment, without ECN, and not the socket's."""
+    subject = duties().session(FIN_WAIT2, family, prepare=partial(set_option, TRAFFIC_CLASS[family], 0x20))
+    (reply,) = subject.segments(build(replace(subject.segment(Sent(ACK, length=1)), tos=tos)))
+    assert (RST, tos & 0xFC) == (reply.flags, reply.tos)
+
+
+@pytest.mark.parametrize("state", [TIME_WAIT, FIN_WAIT2])
+def test_the_flow_label_is_the_connection_s(duties: Duties, state: str) -> None:
+    """A3: one label for the whole life, in the ACK, and in the RST that ends FIN_WAIT2."""
+    subject = duties().session(state, IPV6)
+    label = subject.connection.segments[-2].flow_label or subject.connection.segments[-1].flow_label
+    assert 0 != label
+    assert [label] * 2 == [fin_again(subject, flow_label=other).flow_label for other in (0, 0x12345)]
+    assert [label] == [one.flow_label for one in subject.segments(build(subject.segment(Sent(ACK, length=1))))]

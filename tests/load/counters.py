@@ -9,7 +9,6 @@ from tests.load.netns import Namespace
 
 # Numbers of include/net/tcp_states.h, as /proc/net/tcp prints them.
 ESTABLISHED, FIN_WAIT1, FIN_WAIT2, TIME_WAIT, CLOSE, LAST_ACK, LISTEN, CLOSING = 1, 4, 5, 6, 7, 9, 10, 11
-TABLES = ("tcp", "tcp6")
 
 # get_timewait4_sock() prints 3 as the timer of every mini-socket, and no full socket has that number.
 MINI_SOCKET_TIMER = 3
@@ -26,7 +25,6 @@ class Socket:
     state: int
     timer: int
     inode: int
-    expires_in: float  # seconds until the timer fires
     table: str  # "tcp" or "tcp6": the family of the socket, not that of the segments
 
     @property
@@ -65,14 +63,14 @@ def time_wait_count(ns: Namespace) -> int:
     return int(words[words.index("tw") + 1])
 
 
-def sockets(ns: Namespace, *tables: str) -> list[Socket]:
-    """Every TCP socket of the namespace, or of these tables of it; the kernel takes 7 ms for each."""
-    return [_socket(line.split(), table) for table in tables or TABLES for line in ns.read(table).splitlines()[1:]]
+def sockets(ns: Namespace) -> list[Socket]:
+    """Every TCP socket of the namespace."""
+    return [_socket(line.split(), table) for table in ("tcp", "tcp6") for line in ns.read(table).splitlines()[1:]]
 
 
-def mini_sockets(ns: Namespace, *tables: str) -> list[Socket]:
+def mini_sockets(ns: Namespace) -> list[Socket]:
     """The kernel's TIME_WAIT and FIN_WAIT2 mini-sockets."""
-    return [one for one in sockets(ns, *tables) if one.mini]
+    return [one for one in sockets(ns) if one.mini]
 
 
 def _socket(words: list[str], table: str) -> Socket:
@@ -85,7 +83,6 @@ def _socket(words: list[str], table: str) -> Socket:
         state=int(words[3], 16),
         timer=int(words[5].split(":")[0], 16),
         inode=int(words[9]),
-        expires_in=int(words[5].split(":")[1], 16) / 100,
         table=table,
     )
 

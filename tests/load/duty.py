@@ -7,18 +7,20 @@ send, timestamps to the last that it took.
 """
 
 import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 
-from tests.load import counters
 from tests.load.daemon import Daemon, daemon
 from tests.load.netns import Namespace, namespace
 from tests.load.paths import IPV4, MAPPED
 from tests.load.peer import Connection, TunPeer, tun_peer
 from tests.load.scripts import SCRIPTS, Script
 from tests.load.segments import ACK, RST, Seen, Segment, after, build
+from twctl.sockdiag import HEADER, SOCKID, TIMER_TIME_WAIT, SockDiag, exact_request
 
 STOCK, VESTIGIAL = "stock", "vestigial"
 # Why no vestigial duty can be tested; None: it can.
@@ -32,7 +34,7 @@ _SCRIPT = {TIME_WAIT: "fin_wait2", FIN_WAIT2: "orphan_fin_wait2"}
 
 AS_AGREED = "as agreed"
 BATCH = 23
-# Seconds. A restarted timer must stand out from one that was not: /proc/net/tcp tells 1/100 s, the table ticks of 67 ms.
+# Seconds. A restarted timer must stand out from one that was not: the table tells 67 ms.
 AGED, RESTARTED, STALE = 0.25, 0.1, 20.0
 
 
@@ -41,7 +43,7 @@ class Sent:
     """A segment to a subject. seq: to R, the next byte it expects, and so many windows behind; ack: to S.
 
     ts: TSval less TSr, the last that the subject took; None: no timestamps option; AS_AGREED: TSr + 1 where the
-    connection has timestamps.
+    connection has timestamps. options: what stands in their place, bytes and timestamps (TSval less TSr), cut at 40.
     """
 
     flags: int
@@ -50,7 +52,7 @@ class Sent:
     ack: int = 0
     ts: int | str | None = AS_AGREED
     windows: int = 0
-    options: bytes | None = None
+    options: tuple[bytes | int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,6 @@ class Subject:
     connection: Connection
     state: str
     seen: Seen
-    table: str  # of /proc/net
     born: float
     listened: bool = False
 
@@ -118,8 +119,15 @@ class Subject:
             payload=b"x" * sent.length,
             tsval=None if ts is None else (self.ts_recent + int(ts)) % 2**32,
             tsecr=self.seen.last_tsval or 0,
-            options=sent.options,
+            options=None if sent.options is None else self._options(sent.options),
         )
+
+    def _options(self, parts: tuple[bytes | int, ...]) -> bytes:
+        whole = b"".join(part if isinstance(part, bytes) else self._timestamps(part) for part in parts)[:40]
+        return whole + bytes(-len(whole) % 4)
+
+    def _timestamps(self, newer_by: int) -> bytes:
+        return struct.pack("!BBII", 8, 10, (self.ts_recent + newer_by) % 2**32, 0)
 
     def send(self, sent: Sent) -> list[Reply]:
         """Send a segment; all that comes back."""
@@ -193,6 +201,11 @@ class Duty:
         self.peer = peer
         self.watch = watch
         self._made: dict[tuple[str, str, bool], list[Subject]] = {}
+        self._sockets = SockDiag(ns.name)
+
+    def close(self) -> None:
+        """Close what it asks the kernel with."""
+        self._sockets.close()
 
     def session(
         self,
@@ -223,8 +236,7 @@ class Duty:
     def _closed(self, sock: socket.socket, connection: Connection, state: str) -> Subject:
         with sock:
             SCRIPTS[_SCRIPT[state]][0](sock, connection)
-        table = "tcp" if sock.family == socket.AF_INET else "tcp6"
-        return Subject(self, connection, state, connection.seen(), table, time.monotonic())
+        return Subject(self, connection, state, connection.seen(), time.monotonic())
 
     def aged(self, state: str = TIME_WAIT, family: str = IPV4, *, timestamps: bool = True) -> Subject:
         """A session that is old enough for a restart of its timer to be seen. They are made in batches."""
@@ -237,12 +249,15 @@ class Duty:
 
     def remaining(self, subject: Subject) -> float:
         """Seconds until the timer of a session fires."""
-        local, local_port, remote, remote_port = subject.connection.tuple
-        tuple_ = remote, remote_port, local, local_port
+        remote, remote_port, local, local_port = subject.connection.tuple
+        ends = (ip_address(local), local_port), (ip_address(remote), remote_port)
         if self.watch:
-            rows = {(str(v.local), v.local_port, str(v.remote), v.remote_port): v for v in self.watch.table()}
-            return rows[tuple_].expires_in
-        return next(one.expires_in for one in counters.mini_sockets(self.ns, subject.table) if one.tuple == tuple_)
+            rows = {((v.local, v.local_port), (v.remote, v.remote_port)): v for v in self.watch.table()}
+            return rows[ends].expires_in
+        (answer,) = self._sockets.ask([exact_request(*ends)])
+        assert TIMER_TIME_WAIT == answer[HEADER.size + 2], "no mini-socket"
+        milliseconds: int = struct.unpack_from("=I", answer, HEADER.size + 4 + SOCKID.size)[0]
+        return milliseconds / 1000
 
 
 @contextmanager
@@ -261,4 +276,6 @@ def duty(kind: str, sysctls: Mapping[str, object] | None = None) -> Iterator[Dut
     with ExitStack() as stack:
         ns = stack.enter_context(namespace(sysctls))
         peer = stack.enter_context(tun_peer(ns))
-        yield Duty(ns, peer, stack.enter_context(on_duty(kind, ns)))
+        made = Duty(ns, peer, stack.enter_context(on_duty(kind, ns)))
+        stack.callback(made.close)
+        yield made
