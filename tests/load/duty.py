@@ -9,6 +9,7 @@ send, timestamps to the last that it took.
 import socket
 import struct
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -200,7 +201,7 @@ class Duty:
         self.ns = ns
         self.peer = peer
         self.watch = watch
-        self._made: dict[tuple[str, str, bool], list[Subject]] = {}
+        self._made: dict[tuple[str, str, bool], deque[Subject]] = {}
         self._sockets = SockDiag(ns.name)
 
     def close(self) -> None:
@@ -239,11 +240,13 @@ class Duty:
         return Subject(self, connection, state, connection.seen(), time.monotonic())
 
     def aged(self, state: str = TIME_WAIT, family: str = IPV4, *, timestamps: bool = True) -> Subject:
-        """A session that is old enough for a restart of its timer to be seen. They are made in batches."""
-        made = self._made.setdefault((state, family, timestamps), [])
-        if not made or made[-1].age > STALE:
-            made[:] = [self.session(state, family, timestamps=timestamps) for _ in range(BATCH)]
-        subject = made.pop()
+        """A session that is old enough for a restart of its timer to be seen. While one batch is used, the next ages."""
+        made = self._made.setdefault((state, family, timestamps), deque())
+        while made and made[0].age > STALE:
+            made.popleft()
+        if len(made) <= BATCH:
+            made.extend(self.session(state, family, timestamps=timestamps) for _ in range(BATCH))
+        subject = made.popleft()
         time.sleep(max(AGED - subject.age, 0))
         return subject
 
