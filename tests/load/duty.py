@@ -240,7 +240,7 @@ class Duty:
         return Subject(self, connection, state, connection.seen(), time.monotonic())
 
     def aged(self, state: str = TIME_WAIT, family: str = IPV4, *, timestamps: bool = True) -> Subject:
-        """A session that is old enough for a restart of its timer to be seen. While one batch is used, the next ages."""
+        """A session old enough for a restart of its timer to be seen. While one batch is used, the next ages."""
         made = self._made.setdefault((state, family, timestamps), deque())
         while made and made[0].age > STALE:
             made.popleft()

@@ -185,14 +185,15 @@ def reset(sock: socket.socket) -> None:
     sock.close()
 
 
-def _deafen(sock: socket.socket) -> None:
+def deafen(sock: socket.socket) -> None:
     """From here on the socket drops every segment it gets, unread, as if it had been lost on the way."""
     code = ctypes.create_string_buffer(struct.pack("HBBI", *FILTER_DROP))
     program = struct.pack("HL", 1, ctypes.addressof(code))  # struct sock_fprog
     sock.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
 
-def _undeafen(sock: socket.socket) -> None:
+def undeafen(sock: socket.socket) -> None:
+    """The socket hears again."""
     sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
@@ -276,17 +277,17 @@ def _cross(pair: Pair, session: Session, wire: Capture) -> None:
     for end in (pair.active, pair.passive):
         # the ACK of the payload may be still to come: a FIN must not be what carries it
         wait_until(partial(_all_acknowledged, end), what="payload acknowledged")
-        _deafen(end)
+        deafen(end)
     before = _drops(pair.active), _drops(pair.passive)
     pair.active.shutdown(socket.SHUT_WR)
     pair.passive.shutdown(socket.SHUT_WR)
     wait_until(lambda: _drops(pair.passive) > before[1] and _drops(pair.active) > before[0], what="FINs dropped")
-    _undeafen(pair.passive)
+    undeafen(pair.passive)
     inject(near.ns, _last(wire, near, FIN))
     await_state(pair.passive, CLOSING)
     wait_until(lambda: _drops(pair.active) > before[0] + 1, what="ACK dropped")
     acknowledgment = _last(wire, far, ACK)
-    _undeafen(pair.active)
+    undeafen(pair.active)
     inject(far.ns, _last(wire, far, FIN))
     await_state(pair.active, CLOSING)
     await_state(pair.passive, CLOSE)
@@ -400,7 +401,7 @@ def reset_by_peer(
         sessions = [pair.session(None) for pair in pairs]
         for pair, session in zip(pairs, sessions, strict=True):
             if state == FIN_WAIT1:
-                _deafen(pair.passive)
+                deafen(pair.passive)
                 pair.active.shutdown(socket.SHUT_WR)
             elif state == FIN_WAIT2:
                 _to_fin_wait2(pair)
@@ -422,7 +423,7 @@ def user_timeout(route: Route, n: int, closer: str = CLIENT, *, state: int = EST
     with connected(route, n, closer) as pairs:
         sessions = [pair.session(None) for pair in pairs]
         for pair in pairs:
-            _deafen(pair.passive)
+            deafen(pair.passive)
             pair.active.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
             if state == ESTABLISHED:
                 pair.active.sendall(b"lost")
@@ -439,7 +440,7 @@ def keepalive_timeout(route: Route, n: int, closer: str = CLIENT, *, state: int 
         for pair in pairs:
             if state == FIN_WAIT2:
                 _to_fin_wait2(pair)
-            _deafen(pair.passive)
+            deafen(pair.passive)
             for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT):
                 pair.active.setsockopt(socket.IPPROTO_TCP, option, 1)
             pair.active.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

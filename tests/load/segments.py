@@ -13,7 +13,8 @@ FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
 
 ETH_P_ALL = 0x0003
 PACKET_OUTGOING = 4
-SOL_PACKET, PACKET_STATISTICS = 263, 6
+SOL_PACKET, PACKET_STATISTICS, PACKET_AUXDATA = 263, 6, 8
+TP_STATUS_CSUMNOTREADY = 8
 SO_RCVBUFFORCE = 33
 SO_TIMESTAMPNS = 35
 # About 80,000 small segments: the kernel charges each some 800 bytes.
@@ -47,7 +48,7 @@ class Segment:
     scale: int | None = None
     mss: int | None = None
     options: bytes | None = None
-    intact: bool = True  # the TCP checksum is right
+    intact: bool = True  # the TCP checksum is right, or will be once the device has completed it
     ttl: int = 64  # or hop limit
     tos: int = 0  # or traffic class
     dont_fragment: bool = True  # IPv4
@@ -71,8 +72,13 @@ class Segment:
         return self.flags & flags == flags
 
 
-def parse(packet: bytes, monotonic_ns: int = 0) -> Segment | None:
-    """A packet from its IP header on; None if it is not TCP. IPv6 extension headers are not looked behind."""
+def parse(packet: bytes, monotonic_ns: int = 0, *, partial: bool = False) -> Segment | None:
+    """A packet from its IP header on; None without a whole TCP segment. IPv6 extension headers are not looked behind.
+
+    `partial`: what should be the checksum is the sum of the pseudo-header, to be completed by a device (or never).
+    """
+    if len(packet) < (20 if packet[0] >> 4 == 4 else 40):
+        return None
     if packet[0] >> 4 == 4:
         if packet[9] != socket.IPPROTO_TCP:
             return None
@@ -90,8 +96,11 @@ def parse(packet: bytes, monotonic_ns: int = 0) -> Segment | None:
         first = int.from_bytes(packet[:4], "big")
         ttl, tos, label = packet[7], first >> 20 & 0xFF, first & 0xFFFFF
     part = packet[header:total]
-    source_port, destination_port, seq, ack, offset, flags, window = struct.unpack_from("!HHIIBBH", part)
+    if len(part) < 20 or len(packet) < total:
+        return None
+    source_port, destination_port, seq, ack, offset, flags, window, stated = struct.unpack_from("!HHIIBBHH", part)
     options = part[20 : (offset >> 4) * 4]
+    pseudo = pseudo_header(source, destination, len(part))
     plain = Segment(
         source=socket.inet_ntop(family, source),
         source_port=source_port,
@@ -103,7 +112,7 @@ def parse(packet: bytes, monotonic_ns: int = 0) -> Segment | None:
         window=window,
         payload=part[(offset >> 4) * 4 :],
         options=options,
-        intact=checksum(pseudo_header(source, destination, len(part)) + part) == 0,
+        intact=checksum(pseudo + part) == 0 or (partial and stated == checksum(pseudo) ^ 0xFFFF),
         ttl=ttl,
         tos=tos,
         dont_fragment=bool(fragment & 0x4000),
@@ -286,7 +295,7 @@ class Capture:
         wall_to_monotonic = time.monotonic_ns() - time.time_ns()
         while True:
             try:
-                packet, ancillary, _, source = self._sock.recvmsg(1 << 17, 64)
+                packet, ancillary, _, source = self._sock.recvmsg(1 << 17, 128)
             except BlockingIOError:
                 break
             # on lo every packet passes twice, out and in again
@@ -294,8 +303,11 @@ class Capture:
                 continue
             if source[1] not in (0x0800, 0x86DD):
                 continue
-            seconds, nanoseconds = struct.unpack("@qq", ancillary[0][2][:16])
-            segment = parse(packet, seconds * 1_000_000_000 + nanoseconds + wall_to_monotonic)
+            said = {(level, kind): value for level, kind, value in ancillary}
+            seconds, nanoseconds = struct.unpack("@qq", said[socket.SOL_SOCKET, SO_TIMESTAMPNS])
+            partial = struct.unpack_from("@I", said[SOL_PACKET, PACKET_AUXDATA])[0] & TP_STATUS_CSUMNOTREADY != 0
+            at = seconds * 1_000_000_000 + nanoseconds + wall_to_monotonic
+            segment = parse(packet, at, partial=partial)
             if segment:
                 self._segments.append(segment)
         _, dropped = struct.unpack("@II", self._sock.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))
@@ -316,6 +328,7 @@ def capture(ns: Namespace, device: str = "lo") -> Iterator[Capture]:
         sock.settimeout(0)
         sock.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, CAPTURE_BYTES)
         sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        sock.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
         with ns.entered():  # the device's name is looked up in the thread's namespace
             sock.bind((device, ETH_P_ALL))
         yield Capture(sock, device)
