@@ -12,7 +12,6 @@ from tests.load.duty import (
     FIN_WAIT2,
     GONE,
     NO_VESTIGIAL,
-    RESTARTED,
     STOCK,
     TIME_WAIT,
     VESTIGIAL,
@@ -109,7 +108,7 @@ def outcome(subject: Subject, case: Case) -> Outcome:
     before = subject.remaining()
     replies = [subject.send(sent) for sent in case.sent]
     after = subject.after()
-    return Outcome(replies, None if after.state == GONE else subject.remaining() > before + RESTARTED, after)
+    return Outcome(replies, None if after.state == GONE else subject.restarted(before), after)
 
 
 def assert_same(pair: tuple[Duty, Duty], case: Case) -> None:

@@ -188,6 +188,10 @@ class Subject:
         """Seconds until its timer fires."""
         return self.duty.remaining(self)
 
+    def restarted(self, before: float) -> bool:
+        """Its timer has been restarted since `before` was what remained."""
+        return self.remaining() > before + RESTARTED
+
 
 def _less(a: int, b: int) -> int:
     """How far `a` is after `b` in sequence space; negative if it is before."""
