@@ -26,8 +26,21 @@ from twctl.sockdiag import HEADER, SOCKID, TIMER_TIME_WAIT, SockDiag, exact_requ
 STOCK, VESTIGIAL = "stock", "vestigial"
 # Why no vestigial duty can be tested; None: it can.
 NO_VESTIGIAL: str | None = "mode vestigial is not available in this version"
-# The kernel's own time for every class, and room for what a test makes.
-CONFIG = "capacity = 1021\n[time_wait]\nloopback = 60\nlocal = 60\nremote = 60\n"
+# The kernel's own time for every class, and room for all that the tests make in a minute: peers on the tun are local.
+CONFIG = """
+[time_wait]
+loopback = 60
+local = 60
+remote = 60
+[capacity.ipv4]
+loopback = 257
+local = 8191
+remote = 257
+[capacity.ipv6]
+loopback = 257
+local = 8191
+remote = 257
+"""
 
 # What a session is found in. GONE: nobody knows the tuple.
 TIME_WAIT, FIN_WAIT2, GONE = "TIME_WAIT", "FIN_WAIT2", "gone"
