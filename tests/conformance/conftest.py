@@ -11,6 +11,13 @@ from tests.load.duty import NO_VESTIGIAL, STOCK, VESTIGIAL, Duty, duty
 Duties = Callable[..., Duty]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _root() -> None:
+    """Without it no test of this folder can run, and a forced run fails."""
+    if os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"):
+        pytest.skip("network namespaces need root; TWCTL_TEST_KERNEL=1 forces it")
+
+
 @pytest.fixture(
     scope="session",
     params=[
@@ -20,8 +27,6 @@ Duties = Callable[..., Duty]
 )
 def kind(request: pytest.FixtureRequest) -> str:
     """Who does the work of TIME_WAIT: the kernel, which is the oracle, or the guard."""
-    if os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"):
-        pytest.skip("network namespaces need root; TWCTL_TEST_KERNEL=1 forces it")
     return str(request.param)
 
 
