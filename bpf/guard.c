@@ -12,9 +12,9 @@
  * let pass, so that other filters on the device still see it.
  *
  * WHAT IT DOES NOT DO AS LINUX DOES. An answer goes back to where the segment came from and does not pass routing,
- * netfilter or conntrack; it has TOS 0, and none of the IP options of the segment. The window is known only as
- * it goes on the wire, so its last bytes below one unit of its scale count as outside. When ts_recent was set is known
- * as the timer's last start.
+ * netfilter or conntrack; it has none of the IP options of the segment. The window is known only as it goes on the
+ * wire, so its last bytes below one unit of its scale count as outside. When ts_recent was set is known as the timer's
+ * last start. Fragments are not put together: they pass.
  */
 #include "vestige.h"
 #include "table.h"
@@ -23,6 +23,10 @@
 
 #define PAWS_WINDOW_TICKS 895 /* 60 s: a RST is held against a timestamp for so long (TCP_PAWS_WINDOW) */
 #define NANOSECONDS_A_MILLISECOND 1000000
+#define ECN_IPV4 0x3u
+#define ECN_IPV6 0x300000u
+#define DSCP_IPV6 0xfc00000u
+#define FLOW_LABEL 0xfffffu
 #define NANOSECONDS_A_MICROSECOND 1000
 
 /* What became of a segment that had a vestige, or might have had one. */
@@ -93,6 +97,7 @@ ALWAYS_INLINE bool might_have_vestige(struct work *w)
 {
 	struct line *line = find_line(w, &w->session.tuple);
 
+	w->own_hash = w->hash;
 	return line && has_tag(w, line);
 }
 
@@ -163,7 +168,7 @@ ALWAYS_INLINE bool in_window(const struct work *w, const struct segment *s)
 /* tcp_oow_rate_limited(): of what could be half of an endless exchange of ACKs, few are answered. */
 ALWAYS_INLINE bool is_limited(const struct work *w, const struct segment *s)
 {
-	u64 now = bpf_ktime_get_ns(), key = w->hash, *last;
+	u64 now = bpf_ktime_get_ns(), key = w->own_hash, *last;
 	int jiffies = 0;
 
 	if (s->seq != s->end && !(s->flags & SYN))
@@ -290,7 +295,7 @@ ALWAYS_INLINE void judge(struct work *w, struct segment *s, struct verdict *v, e
 ALWAYS_INLINE void finish_session(struct work *w, u32 reason)
 {
 	struct line *line = line_at(w, w->home);
-	u64 key = w->hash;
+	u64 key = w->own_hash;
 
 	answered.delete(&key);
 	if (line)
@@ -302,13 +307,14 @@ ALWAYS_INLINE void change_session(struct work *w, const struct verdict *v)
 {
 	u32 class = class_of(w, slot_of(w->word)), zero = 0;
 	struct meta *m = meta.lookup(&zero);
+	u64 left = remaining(w->word, w->now);
 
-	if (!m || class >= CLASSES || (!v->changed && (!v->restart || !age_of(w))))
+	if (!m || class >= CLASSES)
 		return;
-	if (v->restart) {
+	if (v->restart && (v->changed || left < life_ticks(m->time_wait[class]))) {
 		vestige_restart(w, m->time_wait[class]);
-	} else {
-		w->expiry = w->now + remaining(w->word, w->now);
+	} else if (v->changed) {
+		w->expiry = w->now + left;
 		vestige_move(w, class);
 	}
 }
@@ -320,10 +326,20 @@ ALWAYS_INLINE u32 timestamp_now(const struct session *s)
 	return bpf_ktime_get_ns() / unit + s->ts_offset;
 }
 
+/* TOS of an IPv4 session's segments; nearly always there is none. */
+ALWAYS_INLINE u32 tos_of(const struct work *w)
+{
+	u64 key = w->own_hash;
+	u32 *found = tos.lookup(&key);
+
+	return found ? *found : 0;
+}
+
+/* An ACK has the marking of its connection, without ECN (RFC 3168 section 6.1.4); a RST the DSCP of what it answers. */
 ALWAYS_INLINE int answer(struct __sk_buff *skb, const struct work *w, struct segment *s, u32 reply)
 {
 	const struct session *session = &w->session;
-	struct answer a = { .flags = reply };
+	struct answer a = { .flags = reply, .marking = session->marking };
 
 	if (reply == ACK) {
 		a.seq = session->snd_nxt;
@@ -331,12 +347,21 @@ ALWAYS_INLINE int answer(struct __sk_buff *skb, const struct work *w, struct seg
 		a.window = session->window;
 		a.tsval = timestamp_now(session);
 		a.tsecr = session->ts_recent;
-	} else if (s->flags & ACK) {
+		if (is_ipv4(w))
+			a.marking = tos_of(w);
+		a.marking &= ~(is_ipv4(w) ? ECN_IPV4 : ECN_IPV6);
+		return send_answer(skb, w, s, &a);
+	}
+	if (s->malformed)
+		return TC_ACT_SHOT;
+	if (s->flags & ACK) {
 		a.seq = s->ack;
 	} else {
 		a.flags |= ACK;
 		a.ack = s->end;
 	}
+	a.marking = is_ipv4(w) ? s->in.ip4.tos & ~ECN_IPV4 :
+				 (a.marking & FLOW_LABEL) | (bpf_ntohl(s->in.ip6.version_class_label) & DSCP_IPV6);
 	return send_answer(skb, w, s, &a);
 }
 
@@ -366,7 +391,7 @@ ALWAYS_INLINE int face(struct __sk_buff *skb, struct work *w, struct segment *s)
 		count(ACTION_LIVE);
 		return TC_ACT_UNSPEC;
 	}
-	if (!read_rest(skb, s) || !read_buffer(skb, s)) {
+	if (!is_sound(skb, w, s) || !read_rest(skb, s) || !read_buffer(skb, s)) {
 		count(ACTION_UNPARSED);
 		return TC_ACT_UNSPEC;
 	}
@@ -416,7 +441,8 @@ ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
 	struct segment *s = the_segment();
 	enum parsed parsed;
 
-	if (!w || !s || skb->vlan_present) /* the VLAN's own device has the guard too */
+	/* a VLAN's own device has the guard too; VLAN 0 is only a priority */
+	if (!w || !s || (skb->vlan_present && skb->vlan_tci & VLAN_ID))
 		return TC_ACT_UNSPEC;
 	parsed = read_headers(skb, w, s);
 	if (parsed == FRAGMENT && ingress)

@@ -28,6 +28,18 @@ ALWAYS_INLINE u64 life_of(u32 netns, u32 class, int state, u64 jiffies)
 	return least < m->fin_wait2[class] ? least : m->fin_wait2[class];
 }
 
+/* What only the guard needs of a session that was just inserted. */
+ALWAYS_INLINE void remember(struct work *w)
+{
+	u64 key = w->own_hash;
+	u32 marking = w->session.marking;
+
+	if (w->session.bits & VESTIGE_SILENT)
+		COUNT(dropped[DROPPED_SIGNED]);
+	if (is_ipv4(w) && marking)
+		tos.update(&key, &marking);
+}
+
 /* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. */
 ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
 {
@@ -46,9 +58,10 @@ ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, 
 	class = classify(w);
 	if (class < CLASSES)
 		COUNT(entered[class][w->family % FAMILIES]);
-	if (netns & NETNS_GUARDED && w->session.bits & VESTIGE_SILENT)
-		COUNT(dropped[DROPPED_SIGNED]);
+	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, sk) : 0;
 	vestige_insert(w, class, life_of(netns, class, state, jiffies));
+	if (netns & NETNS_GUARDED)
+		remember(w);
 }
 
 /* How a connection that did not enter TIME_WAIT ended. A RST sets ECONNRESET (EPIPE in CLOSE_WAIT) before the event, the

@@ -86,6 +86,7 @@ struct segment {
 	u32 seq, end, ack;	/* end: seq and payload, SYN and FIN counted */
 	u32 tsval, has_timestamp;
 	u32 flags;
+	u32 malformed;		/* its TCP options are, and so is no RST sent */
 	u32 at, size;		/* a loop's position; one_to's own */
 	u32 summed;		/* sk_buff.ip_summed */
 	u64 sum;
@@ -94,6 +95,8 @@ struct segment {
 	u32 pseudo[10];		/* pseudo-header for the checksum */
 	u8 ethernet[2][6];
 };
+
+#define VLAN_ID 0xfff
 
 BPF_PERCPU_ARRAY(segments, struct segment, 1);
 
@@ -133,7 +136,7 @@ ALWAYS_INLINE enum parsed read_ipv4(struct __sk_buff *skb, struct segment *s)
 	if (ip->fragment & bpf_htons(IPV4_FRAGMENT))
 		return FRAGMENT;
 	header = (ip->version_length & 15) * 4;
-	if (ip->version_length >> 4 != 4 || header < sizeof(*ip))
+	if (ip->version_length >> 4 != 4 || header < sizeof(*ip) || s->network + bpf_ntohs(ip->total_length) > skb->len)
 		return UNPARSED;
 	s->transport = s->network + header;
 	s->length = bpf_ntohs(ip->total_length) - header;
@@ -142,27 +145,42 @@ ALWAYS_INLINE enum parsed read_ipv4(struct __sk_buff *skb, struct segment *s)
 	return bpf_skb_load_bytes(skb, s->transport, &s->in.tcp, sizeof(s->in.tcp)) ? UNPARSED : PARSED;
 }
 
-/* Hop-by-hop and destination options are skipped; with a routing header the destination is not the last one. */
+/* An extension header of 8 bytes whose options the stack would skip: padding, or what it does not know and may pass over
+ * (RFC 8200 section 4.2: the upper two bits are 0). */
+ALWAYS_INLINE bool is_harmless(const u8 *header)
+{
+	u8 first = header[2], second;
+
+	if (!first) /* Pad1: then all the rest, in whatever pieces */
+		return !(header[3] | header[4] | header[5] | header[6] | header[7]);
+	second = header[3] < 4 ? header[4 + header[3]] : 0;
+	return !(first & 0xc0) && header[3] <= 4 && !(header[3] < 4 && second & 0xc0);
+}
+
+/* Hop-by-hop options (which must come first), destination options and fragments that are the whole are skipped; with a
+ * routing header the destination is not the last one. */
 ALWAYS_INLINE enum parsed skip_extensions(struct __sk_buff *skb, struct segment *s)
 {
 	u8 next = s->in.ip6.next_header;
 
 #pragma unroll
 	for (int i = 0; i < EXTENSIONS; i++) {
-		u8 header[2]; /* next header, length in units of 8 bytes, the first not counted */
-		u32 bytes;
+		u8 header[8]; /* next header; length in units of 8 bytes, the first not counted; options or fragment offset */
 
-		if (next != NEXT_HOP_BY_HOP && next != NEXT_DESTINATION)
+		if (next == IPPROTO_TCP)
 			break;
 		if (bpf_skb_load_bytes(skb, s->transport, header, sizeof(header)))
 			return UNPARSED;
-		bytes = (header[1] + 1) * 8;
+		if (next == NEXT_FRAGMENT) {
+			if (header[2] | (header[3] & 0xf9))
+				return FRAGMENT;
+		} else if ((next != NEXT_DESTINATION && (next != NEXT_HOP_BY_HOP || i)) || header[1] || !is_harmless(header)) {
+			return UNPARSED;
+		}
 		next = header[0];
-		s->transport += bytes;
-		s->length -= bytes;
+		s->transport += sizeof(header);
+		s->length -= sizeof(header);
 	}
-	if (next == NEXT_FRAGMENT)
-		return FRAGMENT;
 	if (next != IPPROTO_TCP)
 		return UNPARSED;
 	return bpf_skb_load_bytes(skb, s->transport, &s->in.tcp, sizeof(s->in.tcp)) ? UNPARSED : PARSED;
@@ -176,6 +194,8 @@ ALWAYS_INLINE enum parsed read_ipv6(struct __sk_buff *skb, struct segment *s)
 		return NOT_TCP;
 	s->transport = s->network + sizeof(*ip);
 	s->length = bpf_ntohs(ip->payload_length);
+	if (s->transport + s->length > skb->len)
+		return UNPARSED;
 	if (ip->next_header == IPPROTO_TCP)
 		return PARSED;
 	if (ip->next_header != NEXT_HOP_BY_HOP && ip->next_header != NEXT_DESTINATION && ip->next_header != NEXT_FRAGMENT)
@@ -218,6 +238,16 @@ ALWAYS_INLINE u32 be32_at(const u8 *bytes)
 	return (u32)bytes[0] << 24 | bytes[1] << 16 | bytes[2] << 8 | bytes[3];
 }
 
+/* The kernel looks for keys in what it answers with a RST, and sends none where the options are malformed before less is left
+ * than a key takes (tcp_do_parse_auth_options, since 6.7). */
+#if defined(OFFSET_tcp_sock_ao_info)
+#define LEAST_KEY_BYTES 5
+#elif defined(OFFSET_tcp_sock_tcp_usec_ts)
+#define LEAST_KEY_BYTES 18
+#else
+#define LEAST_KEY_BYTES 64
+#endif
+
 /* As tcp_parse_options does: the last timestamp option counts, and one that is cut off ends the list. */
 ALWAYS_INLINE void read_timestamp(struct segment *s, u32 bytes)
 {
@@ -237,8 +267,10 @@ ALWAYS_INLINE void read_timestamp(struct segment *s, u32 bytes)
 			s->at = at + 1;
 			continue;
 		}
-		if (size < 2 || at + size > bytes)
+		if (size < 2 || at + size > bytes) {
+			s->malformed = bytes - at >= LEAST_KEY_BYTES;
 			return;
+		}
 		if (kind == OPTION_TIMESTAMP && size == OPTION_TIMESTAMP_BYTES && at <= OPTIONS_BYTES - OPTION_TIMESTAMP_BYTES) {
 			s->tsval = be32_at(&s->in.options[at + 2]);
 			s->has_timestamp = 1;
@@ -259,7 +291,7 @@ ALWAYS_INLINE bool read_rest(struct __sk_buff *skb, struct segment *s)
 {
 	u32 header = (s->in.tcp.offset >> 4) * 4, options = header - sizeof(s->in.tcp);
 
-	s->has_timestamp = 0;
+	s->has_timestamp = s->malformed = 0;
 	if (header < sizeof(s->in.tcp) || header > s->length || s->length > 0xffff)
 		return false;
 	if (options) {
@@ -332,22 +364,54 @@ ALWAYS_INLINE bool checksum_is_right(struct __sk_buff *skb, const struct work *w
 	return false;
 }
 
+/* What the IP layer drops before TCP sees it: a wrong checksum of the IPv4 header, options that run over its end. */
+ALWAYS_INLINE bool is_sound(struct __sk_buff *skb, const struct work *w, struct segment *s)
+{
+	u32 header = s->transport - s->network;
+
+	if (!is_ipv4(w))
+		return true;
+	__builtin_memset(s->chunk, 0, CHUNK_BYTES);
+	if (bpf_skb_load_bytes(skb, s->network, s->chunk, one_to(OPTIONS_SPACE, s, header)))
+		return false;
+	if (fold(bpf_csum_diff(NULL, 0, (u32 *)s->chunk, OPTIONS_SPACE, 0)) != 0xffff)
+		return false;
+	s->at = sizeof(struct ipv4_header);
+#pragma clang loop unroll(disable)
+	for (u32 i = 0; i < OPTIONS_BYTES; i++) {
+		u32 at = *(volatile u32 *)&s->at;
+		u8 kind, size;
+
+		if (at >= header || at >= OPTIONS_SPACE)
+			return true;
+		kind = s->chunk[at];
+		size = kind == OPTION_NOP ? 1 : s->chunk[at + 1];
+		if (kind == OPTION_END)
+			return true;
+		if (!size || (kind != OPTION_NOP && size < 2) || at + size > header)
+			return false;
+		s->at = at + size;
+	}
+	return true;
+}
+
 /* Fields of the answer that the verdict decides. */
 struct answer {
 	u32 seq, ack;
 	u32 tsval, tsecr;	/* no timestamp option if tsecr is 0 */
+	u32 marking;
 	u16 window;
 	u8 flags;
 };
 
-ALWAYS_INLINE void write_ipv4(const struct work *w, struct segment *s, u32 tcp_bytes)
+ALWAYS_INLINE void write_ipv4(const struct work *w, struct segment *s, u32 marking, u32 tcp_bytes)
 {
 	struct ipv4_header *ip = &s->out.ip4;
 	u8 ttl = 64;
 
 	READ(ttl, s->net, net_ipv4_sysctl_ip_default_ttl);
 	ip->version_length = 0x45;
-	ip->tos = 0;
+	ip->tos = marking;
 	ip->total_length = bpf_htons(sizeof(*ip) + tcp_bytes);
 	ip->id = 0;
 	ip->fragment = bpf_htons(IPV4_DONT_FRAGMENT);
@@ -359,7 +423,7 @@ ALWAYS_INLINE void write_ipv4(const struct work *w, struct segment *s, u32 tcp_b
 	ip->checksum = ~fold(bpf_csum_diff(NULL, 0, (u32 *)ip, sizeof(*ip), 0));
 }
 
-ALWAYS_INLINE void write_ipv6(const struct work *w, struct segment *s, u32 tcp_bytes)
+ALWAYS_INLINE void write_ipv6(const struct work *w, struct segment *s, u32 marking, u32 tcp_bytes)
 {
 	struct ipv6_header *ip = &s->out.ip6;
 	u64 inet6 = 0;
@@ -367,7 +431,7 @@ ALWAYS_INLINE void write_ipv6(const struct work *w, struct segment *s, u32 tcp_b
 
 	READ(inet6, s->device, net_device_ip6_ptr);
 	READ(hops, inet6, inet6_dev_cnf_hop_limit);
-	ip->version_class_label = bpf_htonl(0x60000000);
+	ip->version_class_label = bpf_htonl(0x60000000 | marking);
 	ip->payload_length = bpf_htons(tcp_bytes);
 	ip->next_header = IPPROTO_TCP;
 	ip->hop_limit = hops;
@@ -427,13 +491,15 @@ ALWAYS_INLINE int send_answer(struct __sk_buff *skb, const struct work *w, struc
 	u32 options = a->tsecr ? TIMESTAMPS_BYTES : 0, tcp_bytes = sizeof(struct tcp_header) + options;
 	u32 transport = s->network + (is_ipv4(w) ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header));
 
-	/* The kernel remembers where a partial checksum begins, and the answer has no IP options to reach that far. */
-	if (s->summed == CHECKSUM_PARTIAL && transport != s->transport)
+	if (skb->vlan_present && bpf_skb_vlan_pop(skb))
+		return TC_ACT_SHOT;
+	/* The answer has no IP options. What is in their place goes, so that the TCP header stays where the kernel knows it. */
+	if (transport != s->transport && bpf_skb_adjust_room(skb, (s32)(transport - s->transport), BPF_ADJ_ROOM_MAC, 0))
 		return TC_ACT_SHOT;
 	if (is_ipv4(w))
-		write_ipv4(w, s, tcp_bytes);
+		write_ipv4(w, s, a->marking, tcp_bytes);
 	else
-		write_ipv6(w, s, tcp_bytes);
+		write_ipv6(w, s, a->marking, tcp_bytes);
 	write_tcp(w, s, a, tcp_bytes);
 	if (bpf_skb_change_tail(skb, transport + tcp_bytes, 0) || (s->network && swap_ethernet(skb, s)) ||
 	    store_headers(skb, w, s, transport))

@@ -151,6 +151,26 @@ ALWAYS_INLINE bool is_signed(const void *sk)
 	return key != 0;
 }
 
+/* How the session's segments are marked. Without a label of its own the flow label is that of the transmit hash
+ * (ip6_make_flowlabel). */
+ALWAYS_INLINE u32 read_marking(const struct work *w, const void *sk)
+{
+	u32 label = 0, hash = 0;
+	u64 inet6 = 0;
+	u8 class = 0;
+
+	if (is_ipv4(w)) {
+		READ(class, sk, inet_sock_tos);
+		return class;
+	}
+	READ(inet6, sk, inet_sock_pinet6);
+	READ(class, inet6, ipv6_pinfo_tclass);
+	READ(label, inet6, ipv6_pinfo_flow_label);
+	READ(hash, sk, sock_sk_txhash);
+	label = label ? label : hash << 16 | hash >> 16;
+	return (u32)class << 20 | (bpf_ntohl(label) & 0xfffff);
+}
+
 /* The sequence state, equally valid at tcp_time_wait() and at the state event that it ends with. */
 ALWAYS_INLINE bool read_state(struct session *s, const void *sk)
 {

@@ -12,6 +12,8 @@
 #ifndef TWCTL_TABLE_H
 #define TWCTL_TABLE_H
 
+#define TOS_ENTRIES 16384
+
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* An array that user space maps. PINS: where the table is pinned already, for programs that are loaded after it. */
@@ -35,6 +37,7 @@ struct session {
 	u32 ts_recent, ts_offset;
 	u16 window;
 	u8 bits;
+	u32 marking;
 };
 
 struct work {
@@ -60,6 +63,13 @@ TABLE(struct ring, rings, CLASSES * FAMILIES);
 TABLE(struct cells, living, CLASSES * FAMILIES * LANES);
 TABLE(struct counters, counters, CPUS);
 TABLE(struct meta, meta, 1);
+
+/* The TOS of IPv4 sessions that have one, by the tuple's hash. */
+#ifdef PINS
+BPF_TABLE("lru_hash:" PINS "/tos", u64, u32, tos, TOS_ENTRIES);
+#else
+BPF_TABLE("lru_hash", u64, u32, tos, TOS_ENTRIES);
+#endif
 
 /* Who works: a program does not interrupt itself, but it does interrupt the others, so each has memory of its own. */
 enum worker { WORKER_BIRTH, WORKER_RESTART, WORKER_END, WORKER_RECONCILE, WORKER_GUARD, WORKERS };
@@ -257,6 +267,7 @@ ALWAYS_INLINE void write_record(const struct work *w, u32 slot)
 		v->remote_port = s->tuple.remote_port;
 		v->netns = s->tuple.netns;
 		v->scope = s->tuple.scope;
+		v->marking = s->marking;
 		COPY_STATE(v, s);
 	}
 }
@@ -299,8 +310,10 @@ ALWAYS_INLINE void read_record(struct work *w, u32 slot)
 	} else {
 		struct vestige6 *v = records_ipv6.lookup(&slot);
 
-		if (v)
-			COPY_STATE(&w->session, v);
+		if (!v)
+			return;
+		COPY_STATE(&w->session, v);
+		w->session.marking = v->marking;
 	}
 }
 
@@ -549,10 +562,16 @@ ALWAYS_INLINE bool publish(struct work *w, struct line *line, u64 fresh)
 	return true;
 }
 
-/* When the life that begins now ends. Rounded up to a tick, and one more for the part of a tick that has passed. */
+/* Rounded up to a tick, and one more for the part of a tick that has passed. */
+ALWAYS_INLINE u64 life_ticks(u64 nanoseconds)
+{
+	return (nanoseconds >> TICK_SHIFT) + 2;
+}
+
+/* When the life that begins now ends. */
 ALWAYS_INLINE void set_expiry(struct work *w, u64 nanoseconds)
 {
-	u64 ticks = (nanoseconds >> TICK_SHIFT) + 2;
+	u64 ticks = life_ticks(nanoseconds);
 
 	if (ticks > HORIZON_TICKS) {
 		COUNT(dropped[DROPPED_HORIZON]);

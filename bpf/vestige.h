@@ -43,6 +43,9 @@
  * again. The living are the sum of the cells whose period has not passed; what has expired is what was inserted, less
  * the living, less what ended early. A cell's upper half says which period it counts, so that it can be used again.
  *
+ * WHAT ELSE A SEGMENT IN THE NAME OF A SESSION NEEDS. An IPv4 record has no room for its TOS, which hardly any session
+ * sets: those that do have it in a small hash of its own, by the tuple's hash; the least recently used goes.
+ *
  * UNITS AND BYTE ORDER. Addresses and ports stand as on the wire, everything else in host order: sequence numbers and
  * timestamps modulo 2^32, the window as it goes on the wire (already shifted).
  *
@@ -93,7 +96,7 @@ struct vestige6 {
 	u8 netns;
 	u8 bits;
 	u32 scope;			/* interface index, for link-local addresses */
-	u32 reserved;
+	u32 marking;			/* traffic class << 20 | flow label, as in the header */
 };
 
 #define LINE_WORDS 8

@@ -48,6 +48,11 @@ REQUIRED = (
     "inet_timewait_sock.tw_substate",
     "inet_timewait_sock.tw_timer",
     "tcp_timewait_sock.tw_ts_recent",
+    "inet_sock.tos",
+    "inet_sock.pinet6",
+    "ipv6_pinfo.tclass",
+    "ipv6_pinfo.flow_label",
+    "sock.sk_txhash",
 )
 # Absent where the kernel is older or built without: microsecond timestamps (6.7), TCP-MD5, TCP-AO (6.7).
 OPTIONAL = ("tcp_sock.tcp_usec_ts", "tcp_sock.md5sig_info", "tcp_sock.ao_info")

@@ -85,7 +85,7 @@ RING = struct.Struct(f"=QIII44x{BLOCKS}Q")
 META_FIELDS = "QQQQIIQQQQQQ"
 META = struct.Struct(f"={META_FIELDS}")
 ENROLMENT = struct.Struct("=Q56s")
-VESTIGE = {"ipv4": struct.Struct("=4s4s2s2sIIIIHBB"), "ipv6": struct.Struct("=16s16s2s2sIIIIHBBI4x")}
+VESTIGE = {"ipv4": struct.Struct("=4s4s2s2sIIIIHBB"), "ipv6": struct.Struct("=16s16s2s2sIIIIHBBII")}
 FIN_WAIT2, TIMESTAMPS, USEC, SILENT = 1, 2, 4, 8
 GUARDED = 0x100  # NETNS_GUARDED
 

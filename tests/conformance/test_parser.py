@@ -190,8 +190,13 @@ def test_odd_packets(duties: Duties, how: Odd, family: str) -> None:
     """A repeated FIN that the stack takes gets the ACK and restarts the timer; one that it drops does nothing."""
     subject = duties().aged(family=family)
     before = subject.remaining()
-    expected = [subject.acknowledgment()] if how.answered else []
-    assert expected == write(subject, *how.wrap(build(subject.segment(AGAIN))))
+    replies = write(subject, *how.wrap(build(subject.segment(AGAIN))))
+    if how.name == "in two fragments" and subject.duty.watch:
+        # the guard does not put fragments together: the stack does, and knows no such connection
+        assert [RST] == [each.flags for each in replies]
+        assert not subject.restarted(before)
+        return
+    assert ([subject.acknowledgment()] if how.answered else []) == replies
     assert After(TIME_WAIT) == subject.after()
     assert how.answered == subject.restarted(before)
 

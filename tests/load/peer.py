@@ -101,6 +101,7 @@ class TunPeer:
         self._queues: dict[Tuple, list[Segment]] = {}
         self._connections: dict[Tuple, Connection] = {}
         self._ports = 40000
+        self._dialled = 0
 
     @staticmethod
     def clock() -> int:
@@ -180,10 +181,13 @@ class TunPeer:
         connection.expect(ACK)
         return connection
 
-    def dial(
-        self, family: str, port: int = 9000, *, timestamps: bool = True, isn: int = 1_000_000
-    ) -> tuple[socket.socket, Connection]:
-        """A client socket of the kernel, connected to the peer. `family`: ipv4, ipv6 or mapped."""
+    def dial(self, family: str, *, timestamps: bool = True, isn: int = 1_000_000) -> tuple[socket.socket, Connection]:
+        """A client socket of the kernel, connected to the peer. `family`: ipv4, ipv6 or mapped.
+
+        Each has a port of the peer's for itself: where no TIME_WAIT socket holds it, the kernel may use its own again.
+        """
+        self._dialled += 1
+        port = 1024 + self._dialled % 60000
         kernel, own = self.addresses(family)
         sock = self.ns.socket(socket.AF_INET if family == "ipv4" else socket.AF_INET6)
         sock.settimeout(0)
