@@ -1,9 +1,14 @@
 """When memory counts as short, on a /proc of our own."""
 
+import os
+import socket
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.load import wait_until
 from twctl.pressure import Pressure
 
 
@@ -59,3 +64,26 @@ def test_the_psi_trigger_is_in_the_kernel_s_words(proc: Path) -> None:
     assert (proc / "pressure/memory").read_bytes() == b"some 150000 1000000\0"
     pressure.close()
     pressure.close()
+
+
+def test_pressure_lasts_a_second_from_the_trigger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """POLLPRI, which a socket gives for an urgent byte, means pressure at once, and for a second after it is over."""
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        kernel = stack.enter_context(socket.create_connection(server.getsockname()))
+        trigger = stack.enter_context(server.accept()[0])
+        monkeypatch.setattr(os, "open", lambda *_: os.dup(trigger.fileno()))
+        pressure = Pressure(150, tcp_memory=False)
+        monkeypatch.undo()
+        stack.callback(pressure.close)
+        assert kernel.recv(64) == b"some 150000 1000000\0"
+        assert pressure.watching[0] == "PSI above 150 ms a second"
+        kernel.send(b"in order")
+        assert not pressure.now()
+        kernel.send(b"!", socket.MSG_OOB)
+        wait_until(pressure.now, what="the trigger fires")
+        trigger.recv(1, socket.MSG_OOB)
+        assert pressure.now()
+        fired = time.monotonic()
+        wait_until(lambda: not pressure.now(), what="it is over")
+        assert 0.9 <= time.monotonic() - fired <= 1.1

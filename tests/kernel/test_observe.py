@@ -1,6 +1,7 @@
 """Mode observe on the real kernel: which closes make a vestige, and what it holds."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -327,3 +328,46 @@ def test_a_route_moves_the_next_session(host: Host) -> None:
     host.client.ip("route", "del", *detour)
     time.sleep(1)
     assert class_of_next() == "local"
+
+
+def test_lost_route_notifications_are_made_good(probe: str) -> None:
+    """After a queue of notifications has overflowed, routes are read anew, once, counted, and decide the next class."""
+    with ExitStack() as stack:
+        both = stack.enter_context(link(QUIET))
+        one = stack.enter_context(daemon(both.client, probe=probe))
+        assert one.process
+        assert class_of_next(both, one) == "local"
+        assert one.metric("twctl_route_resyncs_total") == 0
+        one.process.send_signal(signal.SIGSTOP)
+        stack.callback(one.process.send_signal, signal.SIGCONT)
+        for turn in range(11):
+            if notifications_lost(both.client):
+                break
+            change = "del" if turn % 2 else "add"
+            lines = (f"route {change} 198.18.{n >> 8}.{n & 255}/32 via {both.server_ipv4}\n" for n in range(10007))
+            batch = ["ip", "-n", both.client.name, "-batch", "-"]
+            subprocess.run(batch, input="".join(lines), text=True, check=True)
+        assert notifications_lost(both.client)
+        detour = (f"{both.server_ipv4}/32", "via", both.server_ipv4, "onlink", "dev", both.device)
+        both.client.ip("route", "add", *detour)  # this notification is lost for certain
+        one.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: one.metric("twctl_route_resyncs_total") > 0, what="read anew", timeout=20)
+        prefixes = partial(one.metric, "twctl_classifier_prefixes", family="ipv4", **{"class": "remote"})
+        wait_until(lambda: prefixes() == 1, what="the lost route is known")
+        assert class_of_next(both, one) == "remote"
+        assert one.metric("twctl_route_resyncs_total") == 1
+        both.client.ip("route", "del", *detour)
+        wait_until(lambda: prefixes() == 0, what="the next notification comes")
+        assert class_of_next(both, one) == "local"
+
+
+def notifications_lost(ns: Namespace) -> bool:
+    """Whether a netlink socket of the namespace has dropped something: the column Drops."""
+    title, *lines = (line.split() for line in ns.read("netlink").splitlines())
+    return any(int(words[title.index("Drops")]) for words in lines)
+
+
+def class_of_next(both: Link, one: Daemon) -> str:
+    """The class of a session over the link that closes now."""
+    end = paths.fin_wait2(paths.over_link(both), 1, CLIENT)[0].client
+    return next(vestige.klass.label for vestige in one.table() if vestige.local_port == end.local_port)

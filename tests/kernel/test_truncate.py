@@ -1,20 +1,29 @@
 """Mode truncate and draining on the real kernel: what goes, when, and what is never touched."""
 
+import json
 import os
+import re
 import signal
 import socket
+import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.load import counters, paths, wait_until
 from tests.load.closes import run
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, link, namespace
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED
+from twctl.classes import Class
+from twctl.cli import app
+from twctl.daemon import main
+from twctl.sockdiag import SockDiag
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -199,25 +208,138 @@ def test_sysctls_are_put_back_by_stop_by_release_and_by_the_next_start(ns: Names
         assert [before[0], "0"] == now()
 
 
-def test_tcp_memory_pressure_drains_and_leaves_live_connections_alone(ns: Namespace) -> None:
-    """With tcp_mem's threshold reached, TIME_WAIT sockets go within a second; a connection goes on."""
-    tcp_mem = Path("/proc/sys/net/ipv4/tcp_mem")  # of the whole machine: put back at once
-    usual = tcp_mem.read_text()
+class TcpMemory:
+    """A tcp_mem that one daemon sees: the real one is the whole machine's."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._path.touch()
+        self.threshold(2**31 - 1)
+
+    def threshold(self, pages: int) -> None:
+        """Where pressure begins; in place, at one length: the daemon reads when it likes, and what it has mounted."""
+        with self._path.open("r+") as file:
+            file.write(f"0 {pages:10} {2**31 - 1}\n")
+
+    @contextmanager
+    def daemon(self, ns: Namespace) -> Iterator[Daemon]:
+        """A daemon in mode truncate that truncates nothing: it drains."""
+        config = "reconcile_interval = 0\n[time_wait]\nloopback = 60\nlocal = 60\n"
+        with daemon(ns, mode="truncate", config=config) as one:
+            one.kill()  # it has mounted bpffs where there was none: that mount is seen from both sides
+            mount = 'mount --bind "$0" /proc/sys/net/ipv4/tcp_mem && exec "$@"'
+            one.prefix = ("unshare", "--mount", "sh", "-c", mount, str(self._path))
+            one.start()
+            yield one
+
+
+def test_under_tcp_memory_pressure_the_nearest_go_first_and_only_while_it_lasts(tmp_path: Path) -> None:
+    """Loopback sessions go within a second, the rest of them and local ones not before pressure is back."""
+    memory = TcpMemory(tmp_path / "tcp_mem")
     with ExitStack() as stack:
-        one = stack.enter_context(daemon(ns, mode="truncate", config="[time_wait]\nloopback = 60\n"))
-        closes(ns, 101, 20000)
-        server = stack.enter_context(ns.socket(socket.AF_INET))
-        server.bind(("127.0.0.1", 0))
-        server.listen()
-        client = stack.enter_context(ns.socket(socket.AF_INET))
-        client.connect(server.getsockname())
-        peer = stack.enter_context(server.accept()[0])
-        stack.callback(tcp_mem.write_text, usual)
-        tcp_mem.write_text(f"0 0 {usual.split()[2]}")
+        both = stack.enter_context(link({**QUIET, "net.ipv4.tcp_tw_reuse": 0}))
+        client, server = connection(stack, both.client)
+        one = stack.enter_context(memory.daemon(both.client))
+        options = ("--inline", "--threads", "1", "--port", "21000-21003")
+        run(both.client, "--count", "20011", "--close", "client", *options)
+        paths.fin_wait2(paths.over_link(both), N, CLIENT)
+        assert counters.time_wait_count(both.client) == 20011 + N
+
+        memory.threshold(0)
         started = time.monotonic()
-        wait_until(lambda: counters.time_wait_count(ns) == 0, what="drained")
-        assert time.monotonic() - started < 1.5
-        tcp_mem.write_text(usual)
+        wait_until(lambda: counters.time_wait_count(both.client) < 20011 + N, what="draining begins")
+        assert time.monotonic() - started <= 1
+        memory.threshold(2**31 - 1)
+        time.sleep(0.5)  # several times what lies between two batches
+        left = counters.time_wait_count(both.client)
+        assert N < left < 20011 + N
+        assert drained(one) == {"loopback": 20011 + N - left, "local": 0, "remote": 0}
+        time.sleep(1)
+        assert left == counters.time_wait_count(both.client)
+
+        memory.threshold(0)
+        wait_until(lambda: counters.time_wait_count(both.client) == 0, what="all are drained", timeout=20)
+        wait_until(lambda: drained(one) == {"loopback": 20011, "local": N, "remote": 0}, what="counted")
         client.sendall(b"still here")
-        assert peer.recv(64) == b"still here"
-        wait_until(lambda: one.metric("twctl_time_wait_ended_total", reason="drained") == 101, what="counted")
+        assert server.recv(64) == b"still here"
+
+
+def connection(stack: ExitStack, ns: Namespace) -> tuple[socket.socket, socket.socket]:
+    """The two ends of a live connection over lo."""
+    listener = stack.enter_context(ns.socket(socket.AF_INET))
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    client = stack.enter_context(ns.socket(socket.AF_INET))
+    client.connect(listener.getsockname())
+    return client, stack.enter_context(listener.accept()[0])
+
+
+def drained(one: Daemon) -> dict[str, float]:
+    """Sessions that ended as drained, by class."""
+    name = "twctl_time_wait_ended_total"
+    return {klass.label: one.metric(name, reason="drained", **{"class": klass.label}) for klass in Class}
+
+
+def test_the_daemon_says_what_tells_it_of_pressure(ns: Namespace) -> None:
+    """PSI where the kernel has it, else why not; and TCP's memory."""
+    with daemon(ns, mode="truncate") as one:
+        said = re.search(r"draining under pressure: (.+), TCP memory\n", one.log)
+        assert said
+        off = r"PSI off \(.+; boot with psi=1\)"
+        assert re.fullmatch(f"PSI above 150 ms a second|{off}", said[1])
+        if not Path("/proc/pressure/memory").exists():
+            assert re.fullmatch(off, said[1])
+
+
+def test_a_route_moves_new_sessions_and_leaves_those_that_are_there() -> None:
+    """A session keeps the class, and so the time, that its peer had when it closed, in either direction."""
+    with ExitStack() as stack:
+        both = stack.enter_context(link(QUIET))
+        one = stack.enter_context(daemon(both.client, mode="truncate", config=SHORT))
+        detour = (f"{both.server_ipv4}/32", "via", both.server_ipv4, "onlink", "dev", both.device)
+        started = time.monotonic()
+        paths.fin_wait2(paths.over_link(both), N, CLIENT)
+        done = time.monotonic()
+        both.client.ip("route", "add", *detour)
+        wait_until(lambda: far_prefixes(one) == 1, what="the route is known")
+        paths.fin_wait2(paths.over_link(both), 29, CLIENT)
+        assert counters.time_wait_count(both.client) == N + 29
+        wait_until(lambda: counters.time_wait_count(both.client) == 29, what="what was local goes", timeout=10)
+        assert started + 3 - 0.02 <= time.monotonic() <= done + 3.5
+
+        both.client.ip("route", "del", *detour)
+        wait_until(lambda: far_prefixes(one) == 0, what="the route is gone")
+        started = time.monotonic()
+        paths.fin_wait2(paths.over_link(both), 31, CLIENT)
+        assert {"local": 31, "remote": 29} == Counter(vestige.klass.label for vestige in one.table())
+        wait_until(lambda: counters.time_wait_count(both.client) == 29, what="what is local again goes", timeout=10)
+        assert time.monotonic() - started >= 3 - 0.02
+        assert {"remote": 29} == Counter(vestige.klass.label for vestige in one.table())
+
+
+def far_prefixes(one: Daemon) -> float:
+    """Prefixes that are remote inside of nearer ones."""
+    return one.metric("twctl_classifier_prefixes", family="ipv4", **{"class": "remote"})
+
+
+def test_a_kernel_that_does_not_destroy_is_told_by_check_and_by_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`check` says so and still passes; mode truncate ends with one line and leaves nothing pinned."""
+    pins = Path(f"/sys/fs/bpf/twctl-test-refused-{os.getpid()}")
+    monkeypatch.setattr(SockDiag, "destroy", lambda _, requests: len(requests))  # as with EOPNOTSUPP to each
+    reason = (
+        "this kernel does not destroy TIME_WAIT sockets "
+        "(mode truncate needs Linux 6.0 and CONFIG_INET_DIAG_DESTROY=y; use mode observe)"
+    )
+    checked = CliRunner().invoke(app, ["check", "--pins", str(pins)])
+    assert (0, f"less truncate   {reason}") == (checked.exit_code, checked.stdout.splitlines()[-1])
+    file = tmp_path / "twctl.toml"
+    file.write_text(f'mode = "truncate"\npins = "{pins}"\n')
+    monkeypatch.setattr(sys, "argv", ["twctl", json.dumps({"file": str(file), "options": {}})])
+    try:
+        assert main() == 1
+        assert [reason] == [record.getMessage() for record in caplog.records]
+        assert not (pins / "current").exists()
+    finally:
+        assert twctl("release", "--pins", str(pins)).returncode == 0

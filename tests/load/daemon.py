@@ -28,7 +28,10 @@ def twctl(*words: str) -> "subprocess.CompletedProcess[str]":
 
 @dataclass
 class Daemon:
-    """`twctl run` over some namespaces, with pins and a log of its own. `config`: TOML text."""
+    """`twctl run` over some namespaces, with pins and a log of its own. `config`: TOML text.
+
+    `prefix`: words before the command, of something that ends by executing the words after it.
+    """
 
     namespaces: tuple[Namespace, ...]
     probe: str = "tracepoint"
@@ -38,6 +41,7 @@ class Daemon:
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="twctl-test-")))
     process: "subprocess.Popen[bytes] | None" = None
     port: int = 0
+    prefix: tuple[str, ...] = ()
 
     @property
     def options(self) -> list[str]:
@@ -51,7 +55,7 @@ class Daemon:
         command = [sys.executable, "-m", "twctl", "run", *self.options, *names, "--listen", "127.0.0.1:0"]
         with (self.folder / "log").open("ab") as log:
             before = log.tell()
-            self.process = subprocess.Popen([*command, "--probe", self.probe], stderr=log, stdout=log)
+            self.process = subprocess.Popen([*self.prefix, *command, "--probe", self.probe], stderr=log, stdout=log)
         wait_until(lambda: self._serving(before), what="the daemon serves", timeout=START_SECONDS)
 
     def _serving(self, before: int) -> bool:
