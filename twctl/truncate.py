@@ -101,9 +101,10 @@ class Reaper:
 
         Returns how many were destroyed, and seconds until the next can be due.
         """
-        destroyed, wait = self._revisit(klass, limits), max(limits.time_wait[klass], TICK)
+        least = min(limits.time_wait[klass], limits.fin_wait2[klass])
+        destroyed, wait = self._revisit(klass, limits), max(least, TICK)
         for family in FAMILIES:
-            for dues, until in self._walk(klass, family, limits.time_wait[klass]):
+            for dues, until in self._walk(klass, family, least):
                 wait = min(wait, until)
                 destroyed += self._handle(klass, family, dues, limits)
                 if destroyed >= most:

@@ -82,6 +82,19 @@ def test_a_fin_wait2_socket_waits_for_its_own_time(ns: Namespace) -> None:
         assert one.metric("twctl_time_wait_ended_total", reason="truncated") == 101 + N
 
 
+def test_a_fin_wait2_socket_may_go_before_time_wait_does(ns: Namespace) -> None:
+    """Where `[fin_wait2]` is the shorter time, it ends FIN_WAIT2 alone."""
+    config = "[time_wait]\nloopback = 5\n[fin_wait2]\nloopback = 1\n"
+    with daemon(ns, mode="truncate", config=config), paths.orphan_fin_wait2(paths.over_lo(ns), N, CLIENT):
+        orphaned = time.monotonic()
+        closes(ns, 101, 21000)
+        closed = time.monotonic()
+        wait_until(lambda: counters.time_wait_count(ns) == 101, what="FIN_WAIT2 goes")
+        assert 1 - 0.1 <= time.monotonic() - orphaned <= 2.5
+        wait_until(lambda: counters.time_wait_count(ns) == 0, what="TIME_WAIT goes", timeout=10)
+        assert 5 - 0.1 <= time.monotonic() - closed <= 5.5
+
+
 def test_a_storm_on_few_tuples_harms_no_live_connection() -> None:
     """Of 200,003 connections on 1,000 client ports, reused as fast as possible, none fails and no RST is sent."""
     with ExitStack() as stack:
