@@ -174,8 +174,6 @@ class Reaper:
 
         Where the probe sees restarts, the vestige moves with them, and a walk will find it in its new place.
         """
-        if self._reason is not Reason.TRUNCATED:
-            return
         unseen = answer.state == TCP_FIN_WAIT2 and not self._table.probe
         wait = min(-over, FIN_WAIT2_POLL) if unseen else -over
         if wait < KERNEL_TIME_WAIT:

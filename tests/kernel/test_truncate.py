@@ -277,6 +277,18 @@ def test_under_tcp_memory_pressure_the_nearest_go_first_and_only_while_it_lasts(
         assert server.recv(64) == b"still here"
 
 
+def test_what_was_in_fin_wait2_is_drained_once_its_fin_has_come(ns: Namespace, tmp_path: Path) -> None:
+    """While pressure lasts; until then orphans in FIN_WAIT2 stay, although sessions born later go."""
+    memory = TcpMemory(tmp_path / "tcp_mem")
+    with memory.daemon(ns) as one:
+        memory.threshold(0)
+        with paths.orphan_fin_wait2(paths.over_lo(ns), N, CLIENT):
+            closes(ns, 101, 21000)
+            wait_until(lambda: counters.time_wait_count(ns) == N, what="TIME_WAIT is drained")
+        wait_until(lambda: counters.time_wait_count(ns) == 0, what="what was FIN_WAIT2 is drained")
+        wait_until(lambda: drained(one)["loopback"] == 101 + N, what="counted")
+
+
 def connection(stack: ExitStack, ns: Namespace) -> tuple[socket.socket, socket.socket]:
     """The two ends of a live connection over lo."""
     listener = stack.enter_context(ns.socket(socket.AF_INET))
