@@ -99,16 +99,25 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
         state.guard_devices = lambda: sum(len(guard.devices) for guard in guards)
         state.guard_reattached = lambda: sum(guard.reattached for guard in guards)
         reconciler = Reconciler(table, {namespace.index: namespace.diag for namespace in namespaces})
+        limits = Limits(config.time_wait, _fin_wait2(config))
+
+        def mended() -> None:
+            if config.mode is Mode.TRUNCATE:
+                reaper.take_up(reconciler.marks(), limits)
+
         with table.exclusive():
             _report(reconciler.round(end=False), "took over")
+            mended()
         server = Server(config.listen, config.tls, _registry(table, state))
         undo.callback(server.close)
         log.info("%s with the %s probe, metrics on port %d", _DOING[config.mode], state.probe, server.port)
-        tasks: list[_Task] = [_Reconciling(table, reconciler, state, config, leaving.seconds if leaving else 0.0)]
+        comparing = _Reconciling(table, reconciler, state, config, mended)
+        comparing.wait(leaving.seconds if leaving else 0.0)
+        tasks: list[_Task] = [comparing]
         tasks += [_Guarding(guard) for guard in guards]
         tasks += [leaving] if leaving else []
         if config.mode is Mode.TRUNCATE:
-            tasks.append(_Truncating(table, reaper, Limits(config.time_wait, _fin_wait2(config))))
+            tasks.append(_Truncating(table, reaper, limits))
             tasks.append(_draining(table, namespaces, config, undo))
         following = _loop(signals, [*map(_Following, namespaces), *guards], tasks, reread)
     if following is None:
@@ -331,15 +340,24 @@ class _Task(Protocol):
 
 
 class _Reconciling:
-    """Compare with the kernel's list where the probe does not see ends; zero expired words everywhere."""
+    """Compare with the kernel's list where the probe does not see ends; zero expired words everywhere.
 
-    def __init__(self, table: Table, reconciler: Reconciler, state: DaemonState, config: Config, quiet: float) -> None:
-        self._table, self._reconciler, self._state = table, reconciler, state
+    mended: called after each comparison, which may have put sessions into the table.
+    """
+
+    def __init__(
+        self, table: Table, reconciler: Reconciler, state: DaemonState, config: Config, mended: Callable[[], None]
+    ) -> None:
+        self._table, self._reconciler, self._state, self._mended = table, reconciler, state, mended
         # Of what the guard keeps the kernel has no list.
         seen = state.probe == "fentry" or config.mode is Mode.VESTIGIAL
         self._comparing = config.reconcile_interval > 0 and not seen
         self._interval = config.reconcile_interval if self._comparing else SWEEP_SECONDS
-        self._quiet = max(quiet, self._interval)  # the start has just done it; before that the guard has its own
+        self._quiet = self._interval  # the start has just done it
+
+    def wait(self, seconds: float) -> None:
+        """Not before then: until a guard that is leaving is gone, the kernel does not have all sessions."""
+        self._quiet = max(self._quiet, seconds)
 
     def run(self) -> float:
         if self._quiet:
@@ -356,6 +374,7 @@ class _Reconciling:
             self._state.reconcile_errors += 1
             log.warning("cannot compare the table with the kernel's list: %s", os.strerror(error.errno or 0))
             return 0.0
+        self._mended()
         self._state.reconciliations += 1
         self._state.drift = {"missing": drift.missing, "stale": drift.stale}
         _report(drift, "reconciled")

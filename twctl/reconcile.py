@@ -79,6 +79,11 @@ class Reconciler:
         adopted, restarted, _ = OUTBOX_HEADER.unpack_from(self._outbox)
         return Drift(adopted, restarted, stale, time.thread_time() - started)
 
+    def marks(self) -> dict[tuple[Class, str], int]:
+        """Numbers of the births that were next when the last round began."""
+        keys = [(klass, family) for klass in Class for family in FAMILIES]
+        return dict(zip(keys, self._marks[: len(keys)], strict=True))
+
     def sweep(self) -> float:
         """Zero the expired words, without asking the kernel for anything; returns seconds of CPU time."""
         started = time.thread_time()

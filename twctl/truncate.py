@@ -120,13 +120,32 @@ class Reaper:
         head, _, capacity = self._table.ring(klass, family)[:3]
         tail = max(self._tails.get((klass, family), 0), head - capacity)
         while tail < head:
-            looked = self._collect.run(FAMILIES.index(family), klass, tail, least)
-            tail, count, age = DUES_HEADER.unpack_from(self._dues)
+            looked, tail, age, found = self._look(klass, family, tail, least)
             self._tails[klass, family] = tail
-            found = [Due._make(DUE.unpack_from(self._dues, DUES_HEADER.size + i * DUE.size)) for i in range(count)]
             yield found, (least - age + 1) * TICK if age else math.inf
             if age or not looked:
                 return
+
+    def take_up(self, marks: Mapping[tuple[Class, str], int], limits: Limits) -> None:
+        """Destroy what is due among the births since `marks` (birth numbers), and come back to the rest in time.
+
+        For sessions that a comparison with the kernel put there: they are older than their places say, and the walk
+        would come too late.
+        """
+        for (klass, family), mark in marks.items():
+            if min(limits.time_wait[klass], limits.fin_wait2[klass]) >= KERNEL_TIME_WAIT:
+                continue
+            head, tail, looked = self._table.ring(klass, family)[0], mark, 1
+            while tail < head and looked:
+                looked, tail, _, dues = self._look(klass, family, tail, 0)
+                self._handle(klass, family, dues, limits)
+
+    def _look(self, klass: Class, family: str, tail: int, least: int) -> tuple[int, int, int, list[Due]]:
+        """Return slots looked at, the next birth, the age + 1 of what was too young (0: nothing), and what was not."""
+        looked = self._collect.run(FAMILIES.index(family), klass, tail, least)
+        tail, count, age = DUES_HEADER.unpack_from(self._dues)
+        found = [Due._make(DUE.unpack_from(self._dues, DUES_HEADER.size + i * DUE.size)) for i in range(count)]
+        return looked, tail, age, found
 
     def _revisit(self, klass: Class, limits: Limits) -> int:
         """Look again at the sockets that were not due."""

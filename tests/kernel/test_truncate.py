@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,35 @@ def test_a_fin_wait2_socket_may_go_before_time_wait_does(ns: Namespace) -> None:
         assert 1 - 0.1 <= time.monotonic() - orphaned <= 2.5
         wait_until(lambda: counters.time_wait_count(ns) == 0, what="TIME_WAIT goes", timeout=10)
         assert 5 - 0.1 <= time.monotonic() - closed <= 5.5
+
+
+def test_sessions_from_before_the_start_go_at_their_own_age(ns: Namespace) -> None:
+    """Not a class's time after the daemon found them."""
+    closes(ns, N, 20000)
+    first = time.monotonic()
+    time.sleep(1)
+    closes(ns, 29, 21000)
+    second = time.monotonic()
+    with daemon(ns, mode="truncate", config="[time_wait]\nloopback = 7\n"):
+        serving = time.monotonic()
+        wait_until(lambda: counters.time_wait_count(ns) == 29, what="the older go", timeout=20)
+        assert first + 7 - 0.1 <= time.monotonic() <= max(serving, first + 7) + 0.5
+        wait_until(lambda: counters.time_wait_count(ns) == 0, what="the younger go", timeout=20)
+        assert second + 7 - 0.1 <= time.monotonic() <= max(serving, second + 7) + 0.5
+
+
+def test_a_comparison_in_between_makes_no_session_late(ns: Namespace) -> None:
+    """A session whose FIN came late moves to the newest place when a comparison finds that; its time does not."""
+    with daemon(ns, mode="truncate", config="reconcile_interval = 4\n[time_wait]\nloopback = 6\n") as one:
+        compared = partial(one.metric, "twctl_reconciliations_total")
+        wait_until(lambda: compared() == 1, what="a comparison", timeout=20)
+        with paths.orphan_fin_wait2(paths.over_lo(ns), N, CLIENT):
+            time.sleep(0.5)
+        done = time.monotonic()
+        wait_until(lambda: compared() == 2, what="the next", timeout=20)
+        assert time.monotonic() < done + 6
+        wait_until(lambda: counters.time_wait_count(ns) == 0, what="all go", timeout=20)
+        assert done + 6 - 0.1 <= time.monotonic() <= done + 6.5
 
 
 def test_a_storm_on_few_tuples_harms_no_live_connection() -> None:
