@@ -1,5 +1,6 @@
 """When memory counts as short, on a /proc of our own."""
 
+import errno
 import os
 import socket
 import time
@@ -63,6 +64,25 @@ def test_the_psi_trigger_is_in_the_kernel_s_words(proc: Path) -> None:
     pressure = Pressure(150, tcp_memory=False, proc=proc)
     assert (proc / "pressure/memory").read_bytes() == b"some 150000 1000000\0"
     pressure.close()
+    pressure.close()
+
+
+def test_without_cap_sys_resource_the_window_is_2_s(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the stall in twice the time, where the kernel refuses a window of 1 s with EINVAL."""
+    (proc / "pressure").mkdir()
+    (proc / "pressure/memory").write_text("")
+    write = os.write
+
+    def kernel(fd: int, text: bytes) -> int:
+        if text.endswith(b" 1000000\0"):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return write(fd, text)
+
+    monkeypatch.setattr(os, "write", kernel)
+    pressure = Pressure(150, tcp_memory=False, proc=proc)
+    monkeypatch.undo()
+    assert (proc / "pressure/memory").read_bytes() == b"some 300000 2000000\0"
+    assert pressure.watching[0] == "PSI above 150 ms a second"
     pressure.close()
 
 

@@ -1,12 +1,10 @@
 """Memory pressure: what the kernel says of the whole machine (PSI) and of TCP's own memory."""
 
+import errno
 import os
 import select
 import time
 from pathlib import Path
-
-WINDOW_MS = 1000  # of a PSI trigger; the kernel takes 500 ms to 10 s
-HOLD_SECONDS = 1.0  # a trigger fires at most once a window
 
 
 class Pressure:
@@ -17,7 +15,7 @@ class Pressure:
 
     def __init__(self, stall_ms: int, *, tcp_memory: bool, proc: Path = Path("/proc")) -> None:
         self._proc, self._tcp_memory = proc, tcp_memory
-        self._fd, self._poll, self._until = -1, select.poll(), 0.0
+        self._fd, self._poll, self._until, self._hold = -1, select.poll(), 0.0, 0
         self.watching = [
             *self._watch_psi(stall_ms),
             "TCP memory" if tcp_memory else "TCP memory off (pressure.tcp_memory)",
@@ -28,17 +26,33 @@ class Pressure:
             return ["PSI off (pressure.psi_stall)"]
         try:
             self._fd = os.open(self._proc / "pressure/memory", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.write(self._fd, f"some {stall_ms * 1000} {WINDOW_MS * 1000}\0".encode())
+            self._hold = self._trigger(stall_ms)
         except OSError as error:
             self.close()
             return [f"PSI off ({error.strerror}; boot with psi=1)"]
         self._poll.register(self._fd, select.POLLPRI)
         return [f"PSI above {stall_ms} ms a second"]
 
+    def _trigger(self, stall_ms: int) -> int:
+        """Set the trigger; return its window (s), in which it fires at most once. Raises OSError.
+
+        Without CAP_SYS_RESOURCE the kernel takes only multiples of 2 s, else EINVAL (psi_trigger_create()).
+        """
+        try:
+            return self._set(stall_ms, 1)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        return self._set(stall_ms, 2)
+
+    def _set(self, stall_ms: int, window: int) -> int:
+        os.write(self._fd, f"some {window * stall_ms * 1000} {window * 1_000_000}\0".encode())
+        return window
+
     def now(self) -> bool:
-        """Whether memory is short, or was within the last second."""
+        """Whether memory is short, or was within the trigger's last window."""
         if self._fd >= 0 and self._poll.poll(0):
-            self._until = time.monotonic() + HOLD_SECONDS
+            self._until = time.monotonic() + self._hold
         return time.monotonic() < self._until or (self._tcp_memory and self._tcp_is_short())
 
     def _tcp_is_short(self) -> bool:
