@@ -32,7 +32,8 @@ def _status(one: Daemon, field: str) -> int:
     raise LookupError(field)
 
 
-def _cpu_seconds(one: Daemon) -> float:
+def cpu_seconds(one: Daemon) -> float:
+    """What the process has used so far, user and system."""
     assert one.process
     fields = Path(f"/proc/{one.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -40,9 +41,9 @@ def _cpu_seconds(one: Daemon) -> float:
 
 def _memory_and_cpu() -> dict[str, Any]:
     with namespace(ROOMY) as ns, daemon(ns, config=CAPACITY) as one:
-        before, started = _cpu_seconds(one), time.monotonic()
+        before, started = cpu_seconds(one), time.monotonic()
         closes(ns, "--seconds", "60", "--rate", "10000", "--close", "client", *SOURCES)
-        share = (_cpu_seconds(one) - before) / (time.monotonic() - started)
+        share = (cpu_seconds(one) - before) / (time.monotonic() - started)
         resident = _status(one, "VmRSS") / 1024
         assert one.process
         llvm = "LLVM" in Path(f"/proc/{one.process.pid}/maps").read_text()
