@@ -59,8 +59,8 @@ ALWAYS_INLINE void fill_request(const struct work *w, struct diag_request *r)
 	r->cookie[0] = r->cookie[1] = ~0U; /* INET_DIAG_NOCOOKIE */
 }
 
-/* If the slot's vestige is alive, its request goes into the dues. */
-ALWAYS_INLINE void add_due(struct work *w, struct dues *dues, u32 slot)
+/* If the slot's vestige is alive, its request goes into the dues. False if it is not, or not yet. */
+ALWAYS_INLINE bool add_due(struct work *w, struct dues *dues, u32 slot)
 {
 	u64 at, n = dues->count, word;
 	struct line *line;
@@ -69,11 +69,11 @@ ALWAYS_INLINE void add_due(struct work *w, struct dues *dues, u32 slot)
 	read_tuple(w, slot, &w->other);
 	line = find_line(w, &w->other);
 	if (!line)
-		return;
+		return false;
 	at = word_of_slot(w, line, slot);
 	word = line->word[at];
 	if (slot_of(word) != slot || !remaining(word, w->now))
-		return;
+		return false;
 	asm("" : "+r"(n)); /* clang knows that it is in bounds, the verifier has to see it */
 	due = &dues->due[n % DUE_SLOTS];
 	fill_request(w, &due->request);
@@ -82,7 +82,11 @@ ALWAYS_INLINE void add_due(struct work *w, struct dues *dues, u32 slot)
 	due->index = at;
 	due->netns = w->other.netns;
 	dues->count = n + 1;
+	return true;
 }
+
+/* A slot that was just handed out may still hold an old record and its old start: not to be passed over. */
+#define IN_FLIGHT (WORKERS * CPUS)
 
 /* args: family, class, birth number to begin at, least age in ticks. What is due goes into the dues, at most as many as
  * slots were looked at. Returns how many slots were. */
@@ -116,7 +120,8 @@ int collect(struct bpf_raw_tracepoint_args *ctx)
 			dues->age = age + 1;
 			break;
 		}
-		add_due(w, dues, slot);
+		if (!add_due(w, dues, slot) && ring->head - birth <= IN_FLIGHT)
+			break;
 		dues->next = birth + 1;
 	}
 	return looked;
