@@ -74,31 +74,12 @@ ALWAYS_INLINE void count(u32 action)
 	struct actions *mine = actions.lookup(&cpu);
 
 	if (mine && action < ACTIONS)
-		__sync_fetch_and_add(&mine->count[action], 1);
+		mine->count[action]++;
 }
 
 ALWAYS_INLINE bool after(u32 a, u32 b)
 {
 	return (s32)(b - a) < 0;
-}
-
-/* Whether a line has the tuple's tag at all: the look-up that nearly every packet ends with, without reading the clock. */
-ALWAYS_INLINE bool has_tag(const struct work *w, const struct line *line)
-{
-	u64 tag = w->hash & TAG_MASK, found = 0;
-
-#pragma unroll
-	for (int i = 0; i < LINE_WORDS; i++)
-		found |= less((line->word[i] >> 24 & TAG_MASK) ^ tag, 1);
-	return found;
-}
-
-ALWAYS_INLINE bool might_have_vestige(struct work *w)
-{
-	struct line *line = find_line(w, &w->session.tuple);
-
-	w->own_hash = w->hash;
-	return line && has_tag(w, line);
 }
 
 /* Copies the record of the vestige that was found; false if it changed meanwhile. */
@@ -377,14 +358,14 @@ ALWAYS_INLINE int execute(struct __sk_buff *skb, struct work *w, struct segment 
 	return v->reply ? answer(skb, w, s, v->reply) : TC_ACT_SHOT;
 }
 
-/* A segment that might have a vestige: whether it has, and what then becomes of it. */
+/* A segment that has a vestige, and perhaps a live socket. */
 ALWAYS_INLINE int face(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
 	u32 zero = 0;
 	struct verdict *v = verdicts.lookup(&zero);
 	enum presence presence;
 
-	if (!v || !vestige_find(w))
+	if (!v)
 		return TC_ACT_UNSPEC;
 	presence = socket_for(skb, w);
 	if (presence == PRESENCE_LIVE) {
@@ -422,9 +403,10 @@ ALWAYS_INLINE bool is_safe(const struct work *w, const struct segment *s)
 	return (s32)(s->tsval - last) > 0;
 }
 
+/* A local SYN that has a vestige. */
 ALWAYS_INLINE int release(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
-	if (!vestige_find(w) || !read_rest(skb, s))
+	if (!read_rest(skb, s))
 		return TC_ACT_UNSPEC;
 	if (!read_vestige(w) || !is_safe(w, s)) {
 		count(ACTION_HELD);
@@ -435,24 +417,55 @@ ALWAYS_INLINE int release(struct __sk_buff *skb, struct work *w, struct segment 
 	return TC_ACT_UNSPEC;
 }
 
+/* The rest of the tuple, which no header says. */
+ALWAYS_INLINE bool has_vestige(struct __sk_buff *skb, struct work *w, u32 classid)
+{
+	struct tuple *t = &w->session.tuple;
+
+	t->netns = netns_of(classid);
+	if (!is_ipv4(w))
+		t->scope = is_link_local(t->remote) ? skb->ifindex : 0;
+	return vestige_find(w);
+}
+
+/* A packet that a glance did not settle: whether it is a segment with a vestige, and its headers. */
+ALWAYS_INLINE bool look_closer(struct __sk_buff *skb, struct work *w, struct segment *s, u32 classid, enum parsed parsed,
+			       bool ingress)
+{
+	enum parsed now;
+
+	s->network = network_offset(classid);
+	now = read_headers(skb, w, s);
+	if (now == FRAGMENT && ingress)
+		count(ACTION_FRAGMENT);
+	if (now == UNPARSED && ingress)
+		count(ACTION_UNPARSED);
+	if (now != PARSED || !matters(s->in.tcp.flags, ingress))
+		return false;
+	if (parsed == PARSED) /* found already */
+		return true;
+	if (is_ipv4(w))
+		set_tuple4(&w->session.tuple, &s->in.ip4, &s->in.tcp, ingress);
+	else
+		set_tuple6(&w->session.tuple, &s->in.ip6, &s->in.tcp, ingress);
+	return has_vestige(skb, w, classid);
+}
+
 ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
 {
 	struct work *w = work_of(WORKER_GUARD);
-	struct segment *s = the_segment();
+	struct segment *s;
+	u32 classid = skb->tc_classid;
 	enum parsed parsed;
 
 	/* a VLAN's own device has the guard too; VLAN 0 is only a priority */
-	if (!w || !s || (skb->vlan_present && skb->vlan_tci & VLAN_ID))
+	if (!w || (skb->vlan_present && skb->vlan_tci & VLAN_ID))
 		return TC_ACT_UNSPEC;
-	parsed = read_headers(skb, w, s);
-	if (parsed == FRAGMENT && ingress)
-		count(ACTION_FRAGMENT);
-	if (parsed == UNPARSED && ingress)
-		count(ACTION_UNPARSED);
-	if (parsed != PARSED || (!ingress && (s->in.tcp.flags & (SYN | ACK)) != SYN))
+	parsed = glance(skb, w, network_offset(classid), ingress);
+	if (parsed == NOT_TCP || (parsed == PARSED && !has_vestige(skb, w, classid)))
 		return TC_ACT_UNSPEC;
-	set_tuple(skb, w, s, ingress);
-	if (!might_have_vestige(w))
+	s = the_segment();
+	if (!s || !look_closer(skb, w, s, classid, parsed, ingress))
 		return TC_ACT_UNSPEC;
 	return ingress ? face(skb, w, s) : release(skb, w, s);
 }

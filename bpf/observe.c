@@ -35,7 +35,7 @@ ALWAYS_INLINE void remember(struct work *w)
 	u32 marking = w->session.marking;
 
 	if (w->session.bits & VESTIGE_SILENT)
-		COUNT(dropped[DROPPED_SIGNED]);
+		COUNT(WORKER_BIRTH, dropped[DROPPED_SIGNED]);
 	if (is_ipv4(w) && marking)
 		tos.update(&key, &marking);
 }
@@ -50,14 +50,14 @@ ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, 
 	if (!w)
 		return;
 	if (READ(port, sk, inet_sock_inet_sport) || !read_state(&w->session, sk)) {
-		COUNT(dropped[DROPPED_UNREADABLE]);
+		COUNT(WORKER_BIRTH, dropped[DROPPED_UNREADABLE]);
 		return;
 	}
 	read_tuple_from(w, common, port, netns);
 	w->session.bits |= state == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
 	class = classify(w);
 	if (class < CLASSES)
-		COUNT(entered[class][w->family % FAMILIES]);
+		COUNT(WORKER_BIRTH, entered[class][w->family % FAMILIES]);
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, sk) : 0;
 	vestige_insert(w, class, life_of(netns, class, state, jiffies));
 	if (netns & NETNS_GUARDED)
@@ -134,7 +134,7 @@ ALWAYS_INLINE void closed(const void *sk, int from)
 		     into == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : fin_wait2_jiffies(sk, &common));
 #endif
 	if (into == TCP_CLOSE)
-		COUNT(closed[ending(from, error)]);
+		COUNT(WORKER_BIRTH, closed[ending(from, error)]);
 }
 
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)

@@ -2,8 +2,8 @@
 /*
  * From a packet to a segment, and from a verdict to the segment that answers it.
  *
- * Each packet of each live connection goes through read_tuple_of, so it is one copy of the headers and little more. What
- * only a segment with a vestige needs (options, checksum) is read by read_rest afterwards.
+ * Each packet of each live connection is looked at, so the usual ones are read where they lie (glance). Only what is odd, or
+ * has a vestige, is copied (read_headers), and only for a verdict are options and checksum read (read_rest).
  */
 #ifndef TWCTL_PACKET_H
 #define TWCTL_PACKET_H
@@ -109,21 +109,88 @@ ALWAYS_INLINE struct segment *the_segment(void)
 
 /* The class ID that the guard's filter was attached with says what the packet does not: the namespace's index, and whether
  * the device has Ethernet headers. So one program serves all namespaces, also where bpf_get_netns_cookie is missing. */
-ALWAYS_INLINE u32 netns_of(struct __sk_buff *skb)
+ALWAYS_INLINE u32 netns_of(u32 classid)
 {
-	return (skb->tc_classid >> 1) - 1;
+	return (classid >> 1) - 1;
 }
 
-ALWAYS_INLINE u32 network_offset(struct __sk_buff *skb)
+ALWAYS_INLINE u32 network_offset(u32 classid)
 {
-	return skb->tc_classid & 1 ? ETHERNET_BYTES : 0;
+	return classid & 1 ? ETHERNET_BYTES : 0;
 }
 
 /* What a TC program returns (linux/pkt_cls.h): go on with the next filter; drop. */
 #define TC_ACT_UNSPEC -1
 #define TC_ACT_SHOT 2
 
-enum parsed { PARSED, NOT_TCP, FRAGMENT, UNPARSED };
+enum parsed { PARSED, NOT_TCP, FRAGMENT, UNPARSED, ODD };
+
+/* The tuple of a segment that comes in (its destination is local), or goes out. */
+ALWAYS_INLINE void set_tuple4(struct tuple *t, const struct ipv4_header *ip, const struct tcp_header *tcp, bool ingress)
+{
+	t->local[0] = ingress ? ip->destination : ip->source;
+	t->remote[0] = ingress ? ip->source : ip->destination;
+	t->local_port = ingress ? tcp->destination : tcp->source;
+	t->remote_port = ingress ? tcp->source : tcp->destination;
+}
+
+ALWAYS_INLINE void set_tuple6(struct tuple *t, const struct ipv6_header *ip, const struct tcp_header *tcp, bool ingress)
+{
+	__builtin_memcpy(t->local, ingress ? ip->destination : ip->source, sizeof(t->local));
+	__builtin_memcpy(t->remote, ingress ? ip->source : ip->destination, sizeof(t->remote));
+	t->local_port = ingress ? tcp->destination : tcp->source;
+	t->remote_port = ingress ? tcp->source : tcp->destination;
+}
+
+/* Going out, only a SYN that opens a connection matters. */
+ALWAYS_INLINE bool matters(u8 flags, bool ingress)
+{
+	return ingress || (flags & (SYN | ACK)) == SYN;
+}
+
+/* The usual packet, where it lies: headers in one piece, no IP options or extension headers. NOT_TCP also where the
+ * segment does not matter; ODD where a closer look is needed. */
+ALWAYS_INLINE enum parsed glance4(struct __sk_buff *skb, struct work *w, u32 network, bool ingress)
+{
+	void *end = (void *)(long)skb->data_end;
+	struct ipv4_header *ip = (void *)(long)skb->data + network;
+	struct tcp_header *tcp = (void *)(ip + 1);
+
+	if ((void *)(tcp + 1) > end || ip->version_length != 0x45)
+		return ODD;
+	if (ip->protocol != IPPROTO_TCP)
+		return NOT_TCP;
+	if (ip->fragment & bpf_htons(IPV4_FRAGMENT))
+		return ODD;
+	if (!matters(tcp->flags, ingress))
+		return NOT_TCP;
+	set_tuple4(&w->session.tuple, ip, tcp, ingress);
+	return PARSED;
+}
+
+ALWAYS_INLINE enum parsed glance6(struct __sk_buff *skb, struct work *w, u32 network, bool ingress)
+{
+	void *end = (void *)(long)skb->data_end;
+	struct ipv6_header *ip = (void *)(long)skb->data + network;
+	struct tcp_header *tcp = (void *)(ip + 1);
+
+	if ((void *)(tcp + 1) > end || ip->next_header != IPPROTO_TCP)
+		return ODD;
+	if (!matters(tcp->flags, ingress))
+		return NOT_TCP;
+	set_tuple6(&w->session.tuple, ip, tcp, ingress);
+	return PARSED;
+}
+
+ALWAYS_INLINE enum parsed glance(struct __sk_buff *skb, struct work *w, u32 network, bool ingress)
+{
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		w->family = FAMILY_IPV4;
+		return glance4(skb, w, network, ingress);
+	}
+	w->family = FAMILY_IPV6;
+	return skb->protocol == bpf_htons(ETH_P_IPV6) ? glance6(skb, w, network, ingress) : NOT_TCP;
+}
 
 ALWAYS_INLINE enum parsed read_ipv4(struct __sk_buff *skb, struct segment *s)
 {
@@ -203,34 +270,10 @@ ALWAYS_INLINE enum parsed read_ipv6(struct __sk_buff *skb, struct segment *s)
 	return skip_extensions(skb, s);
 }
 
-ALWAYS_INLINE enum parsed read_headers(struct __sk_buff *skb, struct work *w, struct segment *s)
+/* A copy of the headers, whatever they look like. */
+ALWAYS_INLINE enum parsed read_headers(struct __sk_buff *skb, const struct work *w, struct segment *s)
 {
-	s->network = network_offset(skb);
-	if (skb->protocol == bpf_htons(ETH_P_IP)) {
-		w->family = FAMILY_IPV4;
-		return read_ipv4(skb, s);
-	}
-	w->family = FAMILY_IPV6;
-	return skb->protocol == bpf_htons(ETH_P_IPV6) ? read_ipv6(skb, s) : NOT_TCP;
-}
-
-/* The tuple of a segment that comes in (its destination is local), or goes out. */
-ALWAYS_INLINE void set_tuple(struct __sk_buff *skb, struct work *w, const struct segment *s, bool ingress)
-{
-	struct tuple *t = &w->session.tuple;
-	const struct headers *in = &s->in;
-
-	if (is_ipv4(w)) {
-		t->local[0] = ingress ? in->ip4.destination : in->ip4.source;
-		t->remote[0] = ingress ? in->ip4.source : in->ip4.destination;
-	} else {
-		__builtin_memcpy(t->local, ingress ? in->ip6.destination : in->ip6.source, sizeof(t->local));
-		__builtin_memcpy(t->remote, ingress ? in->ip6.source : in->ip6.destination, sizeof(t->remote));
-		t->scope = is_link_local(t->remote) ? skb->ifindex : 0;
-	}
-	t->local_port = ingress ? in->tcp.destination : in->tcp.source;
-	t->remote_port = ingress ? in->tcp.source : in->tcp.destination;
-	t->netns = netns_of(skb);
+	return is_ipv4(w) ? read_ipv4(skb, s) : read_ipv6(skb, s);
 }
 
 ALWAYS_INLINE u32 be32_at(const u8 *bytes)

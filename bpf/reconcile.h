@@ -198,7 +198,7 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 	adopted_session(&w->session, substate_of(m));
 	class = classify(w);
 	if (vestige_insert(w, class, nanoseconds) && class < CLASSES) {
-		COUNT(adopted[class][w->family % FAMILIES]);
+		COUNT(WORKER_RECONCILE, adopted[class][w->family % FAMILIES]);
 		out->adopted++;
 	}
 	return 0;

@@ -149,7 +149,7 @@ enum dropped {
 	DROPPED,
 };
 
-/* One for each CPU, so that counting does not move cache lines between them. Sums are taken by the readers. */
+/* One for each worker of each CPU, so that counting neither waits nor moves cache lines. Sums are taken by the readers. */
 struct counters {
 	u64 entered[CLASSES][FAMILIES];
 	u64 adopted[CLASSES][FAMILIES];		/* taken over from the kernel's own list, not seen being born */
@@ -172,7 +172,7 @@ struct meta {
 	u64 guard;	/* identity of the guard that is loaded; 0: none */
 	u32 probe;	/* 0 tracepoint, 1 fentry */
 	u32 mode;	/* 0 observe, 1 truncate, 2 vestigial; the daemon's, as it was last */
-	u64 time_wait[CLASSES], fin_wait2[CLASSES]; /* ns */
+	u64 time_wait[CLASSES + 1], fin_wait2[CLASSES + 1]; /* ns; room for what two bits can say */
 };
 
 /* What the probes know of an enrolled namespace: its index, and whether the guard does TIME_WAIT's duty there. */

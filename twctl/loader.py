@@ -23,7 +23,7 @@ from twctl import btf, libbpf
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.layout import BLOCKS, FAMILIES, Layout, bpf_folder, guard_identity, source
-from twctl.table import META, RING, Table
+from twctl.table import LIVES, META, RING, Table
 
 CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
@@ -222,7 +222,7 @@ def _prepare(maps: dict[str, int], request: Request, probe: str, seed: int) -> N
         value = RING.pack(0, ring.base, ring.capacity, ring.block_shift, *(0 for _ in range(BLOCKS)))
         libbpf.map_update(maps["rings"], struct.pack("=I", i), value)
     known = (layout.identity(request.probe), time.monotonic_ns(), seed, 0, PROBES.index(probe), 0)
-    meta = META.pack(*known, *(0 for _ in Class), *(0 for _ in Class))
+    meta = META.pack(*known, *[0] * 2 * LIVES)
     libbpf.map_update(maps["meta"], bytes(4), meta)
 
 

@@ -82,11 +82,13 @@ COUNTERS: dict[str, tuple[int, ...]] = {
 }
 RING = struct.Struct(f"=QIII44x{BLOCKS}Q")
 # identity, loaded, seed, guard, probe, mode, lives
-META_FIELDS = "QQQQIIQQQQQQ"
+META_FIELDS = "QQQQIIQQQQQQQQ"
 META = struct.Struct(f"={META_FIELDS}")
+LIVES = 4  # places in each array of struct meta; there are three classes
 ENROLMENT = struct.Struct("=Q56s")
 VESTIGE = {"ipv4": struct.Struct("=4s4s2s2sIIIIHBB"), "ipv6": struct.Struct("=16s16s2s2sIIIIHBBII")}
 FIN_WAIT2, TIMESTAMPS, USEC, SILENT = 1, 2, 4, 8
+WORKERS = 5  # enum worker (table.h): each counts for itself, on each CPU
 GUARDED = 0x100  # NETNS_GUARDED
 
 
@@ -177,13 +179,14 @@ class Table:
     @property
     def lives(self) -> tuple[int, ...]:
         """How long vestiges of guarded namespaces live (ns): TIME_WAIT by class, then FIN_WAIT2 by class."""
-        return META.unpack_from(self._meta)[6:]
+        lives = META.unpack_from(self._meta)[6:]
+        return (*lives[: len(Class)], *lives[LIVES : LIVES + len(Class)])
 
     def set_lives(self, time_wait: Mapping[Class, float], fin_wait2: Mapping[Class, float]) -> None:
         """Set how long vestiges of guarded namespaces live (s)."""
-        lives = (int(times[klass] * 1e9) for times in (time_wait, fin_wait2) for klass in Class)
-        for i, nanoseconds in enumerate(lives):
-            self._set_meta(6 + i, nanoseconds)
+        for i, times in enumerate((time_wait, fin_wait2)):
+            for klass in Class:
+                self._set_meta(6 + i * LIVES + klass, int(times[klass] * 1e9))
 
     def _set_meta(self, field: int, value: int) -> None:
         """Write one field alone: the programs read the others meanwhile."""
@@ -238,7 +241,7 @@ class Table:
 
     @cached_property
     def _counters(self) -> mmap.mmap:
-        return self.map("counters", self._counter_bytes * possible_cpus())
+        return self.map("counters", self._counter_bytes * WORKERS * possible_cpus())
 
     @cached_property
     def _counter_bytes(self) -> int:
@@ -248,7 +251,7 @@ class Table:
         """Sum the counters of all CPUs."""
         numbers = self._counter_bytes // 8
         view = memoryview(self._counters).cast("Q")
-        sums = [sum(view[i : numbers * possible_cpus() : numbers]) & 2**64 - 1 for i in range(numbers)]
+        sums = [sum(view[i : numbers * WORKERS * possible_cpus() : numbers]) & 2**64 - 1 for i in range(numbers)]
         values, offset = {}, 0
         for name, shape in COUNTERS.items():
             values[name] = tuple(sums[offset : offset + _product(shape)])

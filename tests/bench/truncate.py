@@ -33,14 +33,15 @@ WAYS = (
     ("local", 2, "40000 44999"),
 )
 FEW = 5000
+REUSE, PORTS = "net.ipv4.tcp_tw_reuse", "net.ipv4.ip_local_port_range"
 
 
 def run(seconds: int = SECONDS) -> dict[str, Any]:
     """Every figure, and its ratio to stock's of the same run."""
     results = {}
     for klass, reuse, ports in WAYS:
-        truncate = _toward_one_server(klass, reuse, ports, seconds, truncating=True)
-        stock = _toward_one_server(klass, reuse, ports, seconds, truncating=False)
+        truncate = toward_one_server(klass, {REUSE: reuse, PORTS: ports}, seconds, mode="truncate")
+        stock = toward_one_server(klass, {REUSE: reuse, PORTS: ports}, seconds)
         what = f"toward one server over {seconds} s, {klass}, {truncate['ports']} ports, tcp_tw_reuse {reuse}"
         results[f"connections a second once the ports are used up, {what}"] = _rates(klass, truncate, stock)
         results[f"kernel memory at the end, {what}"] = _memory(truncate, stock)
@@ -71,13 +72,12 @@ def _memory(truncate: Mapping[str, float], stock: Mapping[str, float]) -> dict[s
     }
 
 
-def _toward_one_server(klass: str, reuse: int, ports: str, seconds: int, *, truncating: bool) -> dict[str, float]:
-    """One run of one client thread against one server thread; the rate is that of the last two thirds."""
-    sysctls = {
-        "net.ipv4.tcp_rfc1337": 1,
-        "net.ipv4.tcp_tw_reuse": reuse,
-        "net.ipv4.ip_local_port_range": ports,
-    }
+def toward_one_server(klass: str, sysctls: Mapping[str, object], seconds: int, mode: str = "") -> dict[str, Any]:
+    """One run of one client thread against one server thread; the rate is that of the last two thirds.
+
+    mode: of the daemon that watches the client; empty: none does.
+    """
+    sysctls = {"net.ipv4.tcp_rfc1337": 1, PORTS: "32768 60999", **sysctls}
     with ExitStack() as stack:
         if klass == "local":
             both = stack.enter_context(link(sysctls))
@@ -86,12 +86,19 @@ def _toward_one_server(klass: str, reuse: int, ports: str, seconds: int, *, trun
             options.append("--connect")
         else:
             client, options = stack.enter_context(namespace(sysctls)), ["--close", "client"]
-        if truncating:
-            stack.enter_context(daemon(client, mode="truncate"))
+        watching = stack.enter_context(daemon(client, mode=mode)) if mode else None
         report = closes(client, *options, "--seconds", str(seconds), timeout=seconds + 60)
-        low, high = map(int, ports.split())
+        low, high = map(int, str(sysctls[PORTS]).split())
         rate = statistics.mean(report["series"][seconds // 3 :])
-        return {"per_second": rate, "ports": high - low + 1} | _held(client)
+        vestiges = watching.metric("twctl_time_wait_sessions") if watching else 0
+        found: dict[str, Any] = {
+            "per_second": rate,
+            "ports": high - low + 1,
+            "vestiges": vestiges,
+            "failed": report["failed"],
+        }
+        found |= _held(client) | report["connect_us"]
+        return found
 
 
 def _at_a_steady_rate() -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import ssl
+import struct
 import subprocess
 import urllib.error
 import urllib.request
@@ -21,7 +22,21 @@ from twctl import btf, reconcile, truncate
 from twctl.classes import Class
 from twctl.layout import FAMILIES, Layout, bpf_folder, source
 from twctl.loader import compile_flags
-from twctl.table import CLOSES, COUNTERS, DROPPED, ENROLMENT, META, RING, VESTIGE, Reason
+from twctl.table import (
+    ACTIONS,
+    CLOSES,
+    COUNTERS,
+    DROPPED,
+    ENROLMENT,
+    GUARDED,
+    LIVES,
+    META,
+    META_FIELDS,
+    RING,
+    VESTIGE,
+    WORKERS,
+    Reason,
+)
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -117,7 +132,6 @@ BAD = (
     (("classify", "10.0.0.1", "--netns", "twctl-test-none"), 1),
     (("run", "--listen", "here"), 1),
     (("run", "--config", "/nowhere.toml"), 1),
-    (("run", "--mode", "vestigial", "--pins", "/sys/fs/bpf/twctl-test-none"), 1),
 )
 
 
@@ -195,8 +209,12 @@ def test_python_sees_the_layout_that_is_compiled() -> None:
     os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
     types = btf.Btf()
     sizes = dict.fromkeys(Class, 256)
-    flags = compile_flags(Layout({"ipv4": sizes, "ipv6": sizes}), btf.macros(types))
+    layout = Layout({"ipv4": sizes, "ipv6": sizes})
+    flags, guard_flags = (compile_flags(layout, btf.macros(types, each)) for each in (btf.REQUIRED, btf.GUARD))
     types.close()
+    actions = [f'_Static_assert(ACTION_{name.upper()} == {i}, "{name}");' for i, name in enumerate(ACTIONS)]
+    actions.append(f'_Static_assert(ACTIONS == {len(ACTIONS)}, "actions");')
+    assert bcc.BPF(text="\n".join([source("guard.c"), *actions]).encode(), cflags=guard_flags) is not None
     text = source("observe.c").replace(
         "RAW_TRACEPOINT_PROBE(inet_sock_set_state)", "int unused(struct bpf_raw_tracepoint_args *ctx)"
     )
@@ -232,7 +250,9 @@ def assertions() -> Iterator[str]:
     yield offset_of("vestige6", "snd_nxt", 36)
     yield offset_of("vestige6", "scope", 56)
     yield offset_of("ring", "expiry", 64)
-    yield offset_of("meta", "mode", 20)
+    for i, name in enumerate(("identity", "loaded", "seed", "guard", "probe", "mode", "time_wait")):
+        yield offset_of("meta", name, struct.calcsize(f"={META_FIELDS[:i]}"))
+    yield offset_of("meta", "fin_wait2", struct.calcsize(f"={META_FIELDS[: 6 + LIVES]}"))
     offset = 0
     for name, shape in COUNTERS.items():
         yield offset_of("counters", name, offset)
@@ -246,4 +266,5 @@ def assertions() -> Iterator[str]:
     ):
         for i, name in enumerate(names):
             yield f'_Static_assert({enum}_{name.upper()} == {i}, "{number} {name}");'
+    yield f'_Static_assert(WORKERS == {WORKERS} && NETNS_GUARDED == {GUARDED}, "workers");'
     yield '_Static_assert(HORIZON_TICKS == 16383 && TICK_SHIFT == 26 && PERIODS == 2048, "ticks");'

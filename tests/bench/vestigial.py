@@ -1,0 +1,65 @@
+"""Vestigial against stock, tcp_tw_reuse=1 and no TIME_WAIT at all: one client closing first toward one server.
+
+As root, `python -m tests.bench.vestigial [SECONDS]` runs it alone, shorter or longer.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from tests.bench.truncate import REUSE, toward_one_server
+from twctl.classes import Class
+from twctl.layout import FAMILIES, Layout
+
+SECONDS = 90  # the last two thirds are one whole life of a stock socket
+BUCKETS = "net.ipv4.tcp_max_tw_buckets"
+# What is set, and which mode watches.
+WAYS: dict[str, tuple[Mapping[str, object], str]] = {
+    "stock": ({}, ""),
+    "tcp_tw_reuse=1": ({REUSE: 1}, ""),
+    "no TIME_WAIT": ({BUCKETS: 0}, ""),
+    "vestigial": ({}, "vestigial"),
+}
+GOALS = {"stock": 30.0, "tcp_tw_reuse=1": 1.0, "no TIME_WAIT": 0.95}
+
+
+def run(seconds: int = SECONDS) -> dict[str, Any]:
+    """Rates and their ratios, latency of connect(), memory."""
+    runs = {name: toward_one_server("local", sysctls, seconds, mode) for name, (sysctls, mode) in WAYS.items()}
+    ours = runs["vestigial"]
+    results: dict[str, Any] = {}
+    for name, goal in GOALS.items():
+        ratio = ours["per_second"] / max(1.0, runs[name]["per_second"])
+        results[f"connections a second toward one server, the last {seconds - seconds // 3} s, against {name}"] = {
+            "vestigial": round(ours["per_second"]),
+            name: round(runs[name]["per_second"]),
+            "ratio": round(ratio, 2),
+            "goal": goal,
+            "met": ratio >= goal,
+        }
+    for name, each in runs.items():
+        results[f"connect(), {name}"] = {f"{percent} us": each[percent] for percent in ("p50", "p99", "p999")} | {
+            "failed": each["failed"]
+        }
+    return results | _memory(runs)
+
+
+def _memory(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    ours, stock = runs["vestigial"], runs["stock"]
+    layout = Layout({family: dict.fromkeys(Class, 65536) for family in FAMILIES})
+    each = layout.bytes("ipv4") / layout.slots("ipv4")
+    return {
+        "kernel memory of a session": {
+            "vestige B": round(each, 1),
+            "stock B": round(stock["bytes"] / max(1, stock["sockets"])),
+            "vestiges": ours["vestiges"],
+            "sockets left by vestigial": ours["sockets"],
+            "goal": 48,
+            "met": each <= 48.01,
+        }
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(*map(int, sys.argv[1:])), indent=1))
