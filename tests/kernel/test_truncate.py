@@ -388,7 +388,8 @@ def test_a_kernel_that_does_not_destroy_is_told_by_check_and_by_run(
         "(mode truncate needs Linux 6.0 and CONFIG_INET_DIAG_DESTROY=y; use mode observe)"
     )
     checked = CliRunner().invoke(app, ["check", "--pins", str(pins)])
-    assert (0, f"less truncate   {reason}") == (checked.exit_code, checked.stdout.splitlines()[-1])
+    assert checked.exit_code == 0
+    assert f"less truncate   {reason}" in checked.stdout.splitlines()
     file = tmp_path / "twctl.toml"
     file.write_text(f'mode = "truncate"\npins = "{pins}"\n')
     monkeypatch.setattr(sys, "argv", ["twctl", json.dumps({"file": str(file), "options": {}})])
