@@ -215,6 +215,7 @@ def test_only_enrolled_namespaces_are_seen_and_each_keeps_its_own_tuple(probe: s
             assert len(one.table()) == 2 * N
 
 
+@pytest.mark.vm
 def test_a_session_leaves_the_table_when_the_kernel_drops_it(probe: str) -> None:
     """A FIN_WAIT2 mini-socket of 2 s is in both until its timer fires, and in neither afterwards."""
     with namespace({**QUIET, "net.ipv4.tcp_fin_timeout": 2}) as ns, daemon(ns, probe=probe) as one:
@@ -228,6 +229,7 @@ def test_a_session_leaves_the_table_when_the_kernel_drops_it(probe: str) -> None
         wait_until(lambda: one.metric("twctl_time_wait_ended_total", reason="expired") == N, what="23 expired")
 
 
+@pytest.mark.vm
 def test_a_tuple_that_is_born_again_ends_its_older_vestige(probe: str) -> None:
     """Two closes on each of 23 tuples leave 23 vestiges and 23 sessions that ended as reused."""
     with namespace({**QUIET, "net.ipv4.tcp_tw_reuse": 1}) as ns, daemon(ns, probe=probe) as one:
@@ -236,6 +238,7 @@ def test_a_tuple_that_is_born_again_ends_its_older_vestige(probe: str) -> None:
         assert (N, N) == (len(one.table()), one.metric("twctl_time_wait_ended_total", reason="reused"))
 
 
+@pytest.mark.vm("fentry")
 def test_destroyed_sockets_leave_the_table(probe: str) -> None:
     """23 sockets that `ss -K` destroys end as destroyed where the kernel tells, else as unknown a little later."""
     with namespace(QUIET) as ns, daemon(ns, probe=probe, config="reconcile_interval = 0.5") as one:
@@ -254,6 +257,7 @@ def destroy(ns: Namespace, port: str) -> int:
     return len(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines())
 
 
+@pytest.mark.vm("fentry")
 def test_a_late_fin_makes_fin_wait2_time_wait(probe: str) -> None:
     """The record follows the mini-socket: at once where the kernel tells, else at the next comparison."""
     with namespace(QUIET) as ns, daemon(ns, probe=probe, config="reconcile_interval = 0.5") as one:

@@ -48,12 +48,12 @@ def closes(ns: Namespace, count: int, port: int) -> None:
     run(ns, "--count", str(count), "--close", "client", "--inline", "--threads", "1", "--port", str(port))
 
 
-@pytest.mark.parametrize("family", [IPV4, IPV6, MAPPED])
-def test_sessions_go_at_their_class_s_time_and_others_stay(family: str) -> None:
+@pytest.mark.parametrize("family", [pytest.param(IPV4, marks=pytest.mark.vm), IPV6, MAPPED])
+def test_sessions_go_at_their_class_s_time_and_others_stay(probe: str, family: str) -> None:
     """Loopback sessions leave the kernel after 1 s, local ones after 3 s, neither early nor 0.5 s late."""
     with ExitStack() as stack:
         both = stack.enter_context(link(QUIET))
-        one = stack.enter_context(daemon(both.client, mode="truncate", config=SHORT))
+        one = stack.enter_context(daemon(both.client, probe=probe, mode="truncate", config=SHORT))
         started = time.monotonic()
         paths.fin_wait2(paths.over_lo(both.client, family), N, CLIENT)
         near = time.monotonic()

@@ -1,0 +1,85 @@
+"""In the guest: the tests marked `vm`, for each mode and probe that `twctl check` allows; tests/vm/run makes the table.
+
+What is found is told on lines of its own, as it is found, so that a time limit or a dying kernel takes nothing back.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.load.daemon import twctl
+
+SIGN = "twctl-cell: "
+MODES, PROBES = ("observe", "truncate", "vestigial"), ("fentry", "tracepoint")
+NEEDED = ("root", "BTF", "bpffs", "sock_diag")  # lines of `twctl check` without which nothing works
+
+
+def tell(mode: str, probe: str, result: str, detail: str) -> None:
+    """One fact for the table: passed or failed with the test, refused with the reason."""
+    os.write(1, f"\n{SIGN}{json.dumps([mode, probe, result, detail])}\n".encode())
+
+
+def refusals() -> dict[str, str]:
+    """Modes and probes that this kernel refuses, with the reason."""
+    done = twctl("check", "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    if not lines:
+        return dict.fromkeys(PROBES, f"twctl check says nothing: {done.stderr.strip().splitlines()[-1:]}")
+    bad = {line["what"]: line["reason"] for line in lines if line["verdict"] != "ok"}
+    nothing = next((bad[what] for what in NEEDED if what in bad), None)
+    return bad if nothing is None else dict.fromkeys(PROBES, nothing)
+
+
+class Cells:
+    """A plugin for pytest: leaves only what is chosen for a probe, tells how it went."""
+
+    def __init__(self, probe: str) -> None:
+        self._probe = probe
+
+    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
+        """Keep what is marked, for this probe."""
+        kept = [item for item in items if self._chosen(item)]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+    def _chosen(self, item: pytest.Item) -> bool:
+        mark = item.get_closest_marker("vm")
+        if mark is None or self._probe not in (mark.args or PROBES):
+            return False
+        assert isinstance(item, pytest.Function)
+        return item.callspec.params["probe"] == self._probe
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test that was skipped here has failed: it was chosen to run."""
+        if report.when == "call" or report.outcome != "passed":
+            mode = Path(report.location[0]).stem.removeprefix("test_")
+            tell(mode, self._probe, "passed" if report.outcome == "passed" else "failed", report.nodeid)
+
+
+def run(probe: str, modes: list[str]) -> int:
+    """Run the chosen tests of these modes; returns pytest's exit status."""
+    os.environ["TWCTL_TEST_FENTRY"] = "1"  # asked already; and limits for an emulated machine
+    files = [f"tests/kernel/test_{mode}.py" for mode in modes]
+    return int(pytest.main(["-q", "-p", "no:cacheprovider", "--durations=0", *files], plugins=[Cells(probe)]))
+
+
+def main() -> int:
+    """Ask, run both probes side by side (each compiles for a long time on one CPU), tell."""
+    refused = refusals()
+    running = []
+    for probe in PROBES:
+        reasons = {mode: refused.get(probe) or refused.get(mode) for mode in MODES}
+        for mode, reason in reasons.items():
+            if reason:
+                tell(mode, probe, "refused", reason)
+        if allowed := [mode for mode, reason in reasons.items() if not reason]:
+            running.append(subprocess.Popen([sys.executable, "-m", "tests.vm.cells", probe, *allowed]))
+    return max([each.wait() for each in running], default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1], sys.argv[2:]) if sys.argv[1:] else main())
