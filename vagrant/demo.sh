@@ -13,7 +13,7 @@ closes=1000 wait=12
 client=twctl-demo-client near=twctl-demo-near far=twctl-demo-far
 pins=/sys/fs/bpf/twctl-demo
 addresses=(127.0.0.1 10.88.0.2 10.99.0.2)
-shown='^twctl_(time_wait_(entered|ended|sessions)|kernel_time_wait_sockets|closed_without.*passive)'
+shown='^twctl_(time_wait_(ended|sessions)|kernel_time_wait_sockets)'
 folder=$(mktemp -d)
 children=()
 
@@ -107,7 +107,8 @@ show() {
     serve $client
     serve $near
     serve $far
-    "$root/.venv/bin/twctl" run --mode "$mode" --netns $client --pins $pins --listen 127.0.0.1:0 2>"$folder/log" &
+    : >"$folder/log" # not the port of the mode before
+    "$root/.venv/bin/twctl" run --mode "$mode" --netns $client --pins $pins --listen 127.0.0.1:0 2>>"$folder/log" &
     children+=($!)
     metrics=$(port $!)
     close_all
@@ -120,7 +121,7 @@ show() {
         grep -vE '^[a-z]+ +ipv[46]( +0){3} |^[a-z]+( +0){3}$' | sed 's/^./    &/'
     echo
     echo "of http://127.0.0.1:$metrics/metrics:"
-    scrape "$metrics" | grep -E "$shown" | grep -v ' 0\.0$' | sed 's/^/    /'
+    scrape "$metrics" | grep -E "$shown" | grep -vE '}.* 0\.0$' | sed 's/^/    /'
     cleanup
 }
 

@@ -229,7 +229,6 @@ def test_a_session_leaves_the_table_when_the_kernel_drops_it(probe: str) -> None
         wait_until(lambda: one.metric("twctl_time_wait_ended_total", reason="expired") == N, what="23 expired")
 
 
-@pytest.mark.vm
 def test_a_tuple_that_is_born_again_ends_its_older_vestige(probe: str) -> None:
     """Two closes on each of 23 tuples leave 23 vestiges and 23 sessions that ended as reused."""
     with namespace({**QUIET, "net.ipv4.tcp_tw_reuse": 1}) as ns, daemon(ns, probe=probe) as one:
