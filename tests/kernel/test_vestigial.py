@@ -41,5 +41,6 @@ def test_closes_leave_vestiges_and_no_sockets_and_a_late_fin_is_acknowledged(pro
             answer = connection.expect(ACK)
             assert (session.seen.snd_nxt, session.seen.rcv_nxt) == (answer.seq, answer.ack)
         assert resets == counters.tcp(ns)["OutRsts"]
+        assert N == one.metric("twctl_guard_segments_total", action="acknowledged")
         assert one.stop() == 0
         assert ns.sysctl("net.ipv4.tcp_max_tw_buckets") != "0"
