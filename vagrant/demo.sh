@@ -118,10 +118,10 @@ show() {
     echo
     echo "\$ twctl status      # rows of zeros left out"
     "$root/.venv/bin/twctl" status --pins $pins |
-        grep -vE '^[a-z]+ +ipv[46]( +0){3} |^[a-z]+( +0){3}$' | sed 's/^./    &/'
+        grep -vE '^[a-z]+ +ipv[46]( +0){3} |^[a-z]+( +0){3}$'
     echo
     echo "of http://127.0.0.1:$metrics/metrics:"
-    scrape "$metrics" | grep -E "$shown" | grep -vE '}.* 0\.0$' | sed 's/^/    /'
+    scrape "$metrics" | grep -E "$shown" | grep -vE '}.* 0\.0$'
     cleanup
 }
 
