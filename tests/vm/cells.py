@@ -55,6 +55,8 @@ class Cells:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """A test that was skipped here has failed: it was chosen to run."""
         if report.when == "call" or report.outcome != "passed":
+            if report.failed:
+                os.write(1, f"\n{report.longreprtext}".encode())  # pytest says it at the end, which may not come
             mode = Path(report.location[0]).stem.removeprefix("test_")
             tell(mode, self._probe, "passed" if report.outcome == "passed" else "failed", report.nodeid)
 
@@ -70,7 +72,7 @@ def main() -> int:
             if reason:
                 tell(mode, probe, "refused", reason)
         if files := [f"tests/kernel/test_{mode}.py" for mode, reason in reasons.items() if not reason]:
-            options = ("-q", "-p", "no:cacheprovider", "--durations=0", "--durations-min=5")
+            options = ("-q", "--tb=short", "-p", "no:cacheprovider", "--durations=0", "--durations-min=5")
             statuses.append(int(pytest.main([*options, *files], plugins=[Cells(probe)])))
     return max(statuses, default=0)
 
