@@ -8,7 +8,7 @@ from twctl.kernel import SocketBytes
 from twctl.layout import FAMILIES, LANES
 from twctl.metrics import Sums
 from twctl.status import Freed, freed, text
-from twctl.table import COUNTERS, TICK, Counters, Reason, decode
+from twctl.table import ACTIONS, COUNTERS, TICK, Counters, Reason, decode
 
 TIMES = {Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0}
 ONE = decode("ipv4", IPV4, klass=Class.LOCAL, expires_in=50, age=11, names={})
@@ -82,8 +82,12 @@ def test_the_status_fits_80_columns() -> None:
         "sessions": big,
         "kernel_sockets": None,
         "table_bytes": 10**9,
+        "stock_bytes": 10**9,
+        "guard": dict.fromkeys(ACTIONS, 10**9) | {"raced": 0},
         "would_free": {"truncate": {"sessions": big, "ports": 28232, "bytes": 10**9}},
     }
     lines = text(found).splitlines()
     assert max(map(len, lines)) <= 80
     assert "LOST: contention 1" in lines
+    assert any(line.startswith("guard: acknowledged 1000000000") for line in lines)
+    assert not any("raced" in line for line in lines)

@@ -1,6 +1,7 @@
 """What `twctl status` tells: counts by class, table against kernel, and what the other modes would have freed."""
 
 import dataclasses
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -69,9 +70,15 @@ def status(table: Table, time_wait: Mapping[Class, float], *, daemon: bool, pins
         "dropped": dict(zip(DROPPED, sums.counters.values["dropped"], strict=True)),
         "sessions": would_free["vestigial"].sessions,
         "kernel_sockets": _kernel_sockets(table),
+        "guard": table.actions() if table.guard else None,
         "table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
+        "stock_bytes": would_free["vestigial"].bytes + _record_bytes(sums),
         "would_free": {mode: dataclasses.asdict(row) for mode, row in would_free.items()},
     }
+
+
+def _record_bytes(sums: Sums) -> int:
+    return sum(sums.sessions(klass, family) * RECORD_BYTES[family] for klass in Class for family in FAMILIES)
 
 
 def _class_row(table: Table, sums: Sums, klass: Class, family: str) -> dict[str, Any]:
@@ -112,13 +119,23 @@ def text(status: Mapping[str, Any]) -> str:
         "",
         f"sessions in the table {status['sessions']}, TIME_WAIT sockets in the kernel {kernel}",
         f"no TIME_WAIT: {closed}",
-        f"memory of the table {_mib(status['table_bytes'])}",
+        (
+            f"memory of the table {_mib(status['table_bytes'])}, "
+            f"of stock sockets for its sessions {_mib(status['stock_bytes'])}"
+        ),
+        *_guard(status["guard"]),
         *(f"LOST: {why} {count}" for why, count in status["dropped"].items() if count),
         "",
         "would have been freed by now:",
         *_columns(["mode", "sessions", "ports", "memory"], _would_free(status["would_free"])),
     ]
     return "\n".join(lines)
+
+
+def _guard(actions: Mapping[str, int] | None) -> Iterator[str]:
+    if actions is not None:
+        done = ", ".join(f"{action} {count}" for action, count in actions.items() if count)
+        yield from textwrap.wrap(f"guard: {done or 'nothing to do yet'}", 80, subsequent_indent="  ")
 
 
 def _columns(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
