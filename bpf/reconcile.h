@@ -8,6 +8,7 @@
  *   adopt   inserts a session that the table does not have.
  *   sweep   walks lines: zeroes expired words, and puts into the outbox the live words whose vestige was there before
  *           the list was asked for and was not seen in it.
+ *   epoch   finds out when jiffies were 0.
  *   finish  ends one such vestige, after the daemon has asked the kernel for exactly this tuple.
  *
  * One round at a time: the daemon's thread is the only one that runs them.
@@ -266,6 +267,18 @@ int finish(struct bpf_raw_tracepoint_args *ctx)
 	line = line_at(w, ctx->args[1]);
 	return line && remaining(word, w->now) &&
 	       vestige_end(w, &line->word[ctx->args[2] % LINE_WORDS], word, ctx->args[4]);
+}
+
+/* args: 1 to begin, 0 to go on. Between two jiffies the difference to the clock grows; its least is the epoch. */
+int epoch(struct bpf_raw_tracepoint_args *ctx)
+{
+	u64 seen = bpf_ktime_get_ns() - bpf_jiffies64() * JIFFY_NANOSECONDS;
+	u32 zero = 0;
+	struct meta *m = meta.lookup(&zero);
+
+	if (m && (ctx->args[0] || (s64)(seen - m->epoch) < 0))
+		m->epoch = seen;
+	return 0;
 }
 
 #endif

@@ -49,7 +49,7 @@ struct work {
 	u64 tagged;		/* a bit for each live word of a line with the tag */
 	u64 candidate, spare;	/* indexes into a line: in_line's own, chosen */
 	u64 line, home;		/* lines by number: last looked at; the found word's */
-	u64 word, slot;		/* found; occupied */
+	u64 word, slot, block;	/* found; taken, and its block of the ring */
 	u32 reason, worker;
 };
 
@@ -154,10 +154,14 @@ ALWAYS_INLINE struct ring *ring_of(const struct work *w, u32 class)
 	return rings.lookup(&i);
 }
 
-/* Not the coarse clock, at a tenth of the price: tracing programs may not read it. */
+/* From jiffies, which the kernel derives from CLOCK_MONOTONIC (tick_do_update_jiffies64). The coarse clock would be as cheap,
+ * but tracing programs may not read it. */
 ALWAYS_INLINE u64 tick_now(void)
 {
-	return bpf_ktime_get_ns() >> TICK_SHIFT;
+	u32 zero = 0;
+	struct meta *m = meta.lookup(&zero);
+
+	return m ? (bpf_jiffies64() * JIFFY_NANOSECONDS + m->epoch) >> TICK_SHIFT : 0;
 }
 
 /* 1 if a < b, for values below 2^63. Arithmetic instead of a branch: eight words a line are eight doublings of the paths
@@ -546,29 +550,35 @@ ALWAYS_INLINE void raise_expiry(u64 *latest, u64 expiry)
 	__sync_fetch_and_add(latest, HORIZON_TICKS); /* two lost races: too late is safe, it only costs a look */
 }
 
-/* Takes the next slot of a class's ring, writes the session's record there and plans its life. What is to be published
- * stands in w->fresh. */
-ALWAYS_INLINE void occupy_slot(struct work *w, u32 class)
+/* Takes the next slot of a class's ring. */
+ALWAYS_INLINE struct ring *take_slot(struct work *w, u32 class)
 {
 	struct ring *ring = ring_of(w, class);
-	u64 birth, lap, block;
+	u64 birth, lap;
 	u32 offset;
-	u16 *start;
 
 	if (!ring)
-		return;
+		return NULL;
 	birth = __sync_fetch_and_add(&ring->head, 1);
 	lap = birth / ring->capacity;
 	offset = birth - lap * ring->capacity;
-	block = lap * (BLOCKS / 2) + (offset >> ring->block_shift);
+	w->block = lap * (BLOCKS / 2) + (offset >> ring->block_shift);
 	w->slot = ring->base + offset;
-	if (ring->expiry[(block - BLOCKS / 2) % BLOCKS] >= w->now)
+	return ring;
+}
+
+/* Writes the session's record into the slot that was taken, and plans its life. */
+ALWAYS_INLINE void occupy_slot(struct work *w, struct ring *ring, u32 class)
+{
+	u16 *start;
+
+	if (ring->expiry[(w->block - BLOCKS / 2) % BLOCKS] >= w->now)
 		evict_slot(w, w->slot);
 	write_record(w, w->slot);
 	start = start_at(w, w->slot);
 	if (start)
 		*start = w->now;
-	raise_expiry(&ring->expiry[block % BLOCKS], w->expiry);
+	raise_expiry(&ring->expiry[w->block % BLOCKS], w->expiry);
 	plan_life(w, class);
 }
 
@@ -623,17 +633,20 @@ ALWAYS_INLINE void set_expiry(struct work *w, u64 nanoseconds)
 /* w->session enters the table, for so long. */
 ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 nanoseconds)
 {
+	struct ring *ring;
 	struct line *line;
 	u64 fresh;
 
 	set_expiry(w, nanoseconds);
+	ring = take_slot(w, class);
 	line = find_line(w, &w->session.tuple);
-	if (!line)
+	if (!ring || !line)
 		return false;
-	*(volatile u64 *)&line->word[0]; /* on its way from memory while the record is written */
+	/* On its way from memory while the record is written. No locked instruction may come before that: it would wait. */
+	*(volatile u64 *)&line->word[0];
 	w->home = w->line;
 	w->own_hash = w->hash;
-	occupy_slot(w, class);
+	occupy_slot(w, ring, class);
 	w->hash = w->own_hash;
 	line = line_at(w, w->home);
 	if (!line)
@@ -650,11 +663,14 @@ ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 nanoseconds)
  * w->expiry. w->session is what its record will hold: a record is never changed where others read it. */
 ALWAYS_INLINE bool vestige_move(struct work *w, u32 class)
 {
+	struct ring *ring = take_slot(w, class);
 	u64 ended = w->word, fresh;
 	struct line *line;
 	bool moved = false;
 
-	occupy_slot(w, class);
+	if (!ring)
+		return false;
+	occupy_slot(w, ring, class);
 	line = line_at(w, w->home);
 	fresh = (w->expiry & TICK_MASK) << 40 | (ended & TAG_MASK << 24) | w->slot;
 	w->word = fresh; /* if it ended meanwhile, the new slot's life is taken back */

@@ -29,7 +29,7 @@ CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
-RECONCILERS = ("take", "adopt", "sweep", "finish", "collect")
+RECONCILERS = ("take", "adopt", "sweep", "finish", "collect", "epoch")
 GUARDS = ("guard_ingress", "guard_egress")
 
 
@@ -221,7 +221,7 @@ def _prepare(maps: dict[str, int], request: Request, probe: str, seed: int) -> N
         ring = layout.ring(family, klass)
         value = RING.pack(0, ring.base, ring.capacity, ring.block_shift, *(0 for _ in range(BLOCKS)))
         libbpf.map_update(maps["rings"], struct.pack("=I", i), value)
-    known = (layout.identity(request.probe), time.monotonic_ns(), seed, 0, PROBES.index(probe), 0)
+    known = (layout.identity(request.probe), time.monotonic_ns(), seed, 0, 0, PROBES.index(probe), 0)
     meta = META.pack(*known, *[0] * 2 * LIVES)
     libbpf.map_update(maps["meta"], bytes(4), meta)
 
@@ -238,7 +238,19 @@ def _load(request: Request) -> Loaded:
     loaded, answer = _attach(request, seed)
     _prepare(loaded.maps(), request, answer.probe, seed)
     _pin(loaded, Path(request.pins))
+    _find_epoch(libbpf.Program(Path(request.pins, "programs", "epoch")))
     return answer
+
+
+def _find_epoch(program: libbpf.Program) -> None:
+    """Look at jiffies and clock more than once in a jiffy, over three of them: one look is soon after a step."""
+    jiffy = time.clock_getres(CLOCK_MONOTONIC_COARSE)
+    program.run(1)
+    end = time.monotonic() + 3 * jiffy
+    while time.monotonic() < end:
+        time.sleep(jiffy / 16)
+        program.run(0)
+    program.close()
 
 
 def _load_guard(request: GuardRequest) -> None:

@@ -81,8 +81,8 @@ COUNTERS: dict[str, tuple[int, ...]] = {
     "dropped": (len(DROPPED),),
 }
 RING = struct.Struct(f"=QIII44x{BLOCKS}Q")
-# identity, loaded, seed, guard, probe, mode, lives
-META_FIELDS = "QQQQIIQQQQQQQQ"
+# identity, loaded, seed, guard, epoch, probe, mode, lives
+META_FIELDS = "QQQQQIIQQQQQQQQ"
 META = struct.Struct(f"={META_FIELDS}")
 LIVES = 4  # places in each array of struct meta; there are three classes
 ENROLMENT = struct.Struct("=Q56s")
@@ -150,7 +150,7 @@ class Table:
         if not (current / "maps").is_dir():
             raise TwctlError(f"no table is pinned at {current}", "start 'twctl run' as root first")
         self._meta = self.map("meta", META.size)
-        self.identity, self.loaded_ns, self.seed, _, self.probe = META.unpack_from(self._meta)[:5]
+        self.identity, self.loaded_ns, self.seed, _, _, self.probe = META.unpack_from(self._meta)[:6]
         self._rings = self.map("rings", RING.size * len(Class) * len(FAMILIES))
         capacity: dict[str, dict[Class, int]] = {family: {} for family in FAMILIES}
         for klass in Class:
@@ -161,11 +161,11 @@ class Table:
     @property
     def mode(self) -> str:
         """What the daemon does, or did when it last ran."""
-        return MODES[META.unpack_from(self._meta)[5]]
+        return MODES[META.unpack_from(self._meta)[6]]
 
     @mode.setter
     def mode(self, mode: str) -> None:
-        self._set_meta(5, MODES.index(mode))
+        self._set_meta(6, MODES.index(mode))
 
     @property
     def guard(self) -> int:
@@ -179,14 +179,14 @@ class Table:
     @property
     def lives(self) -> tuple[int, ...]:
         """How long vestiges of guarded namespaces live (ns): TIME_WAIT by class, then FIN_WAIT2 by class."""
-        lives = META.unpack_from(self._meta)[6:]
+        lives = META.unpack_from(self._meta)[7:]
         return (*lives[: len(Class)], *lives[LIVES : LIVES + len(Class)])
 
     def set_lives(self, time_wait: Mapping[Class, float], fin_wait2: Mapping[Class, float]) -> None:
         """Set how long vestiges of guarded namespaces live (s)."""
         for i, times in enumerate((time_wait, fin_wait2)):
             for klass in Class:
-                self._set_meta(6 + i * LIVES + klass, int(times[klass] * 1e9))
+                self._set_meta(7 + i * LIVES + klass, int(times[klass] * 1e9))
 
     def _set_meta(self, field: int, value: int) -> None:
         """Write one field alone: the programs read the others meanwhile."""

@@ -6,6 +6,7 @@ import re
 import ssl
 import struct
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from twctl.table import (
     VESTIGE,
     WORKERS,
     Reason,
+    Table,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -223,6 +225,21 @@ def test_python_sees_the_layout_that_is_compiled() -> None:
         bcc.BPF(text=f"{text}\n{size_of('vestige4', 33)}".encode(), cflags=flags)
 
 
+def test_the_epoch_of_the_jiffies_is_found(place: tuple[Link, Daemon]) -> None:
+    """What a later look finds is no earlier by more than a millisecond: a vestige's time is the clock's."""
+    table = Table(place[1].pins / "current", writable=True)
+    field = META_FIELDS.index("I") - 1
+
+    def epoch() -> int:
+        return int(META.unpack_from(table.map("meta", META.size))[field])
+
+    before, program = epoch(), table.program("epoch")
+    for _ in range(101):
+        time.sleep(0.0003)
+        program.run(0)
+    assert 0 <= before - epoch() <= 1_000_000
+
+
 def size_of(name: str, size: int) -> str:
     """A line that compiles only if it is true."""
     return f'_Static_assert(sizeof(struct {name}) == {size}, "{name}");'
@@ -250,9 +267,9 @@ def assertions() -> Iterator[str]:
     yield offset_of("vestige6", "snd_nxt", 36)
     yield offset_of("vestige6", "scope", 56)
     yield offset_of("ring", "expiry", 64)
-    for i, name in enumerate(("identity", "loaded", "seed", "guard", "probe", "mode", "time_wait")):
+    for i, name in enumerate(("identity", "loaded", "seed", "guard", "epoch", "probe", "mode", "time_wait")):
         yield offset_of("meta", name, struct.calcsize(f"={META_FIELDS[:i]}"))
-    yield offset_of("meta", "fin_wait2", struct.calcsize(f"={META_FIELDS[: 6 + LIVES]}"))
+    yield offset_of("meta", "fin_wait2", struct.calcsize(f"={META_FIELDS[: 7 + LIVES]}"))
     offset = 0
     for name, shape in COUNTERS.items():
         yield offset_of("counters", name, offset)
