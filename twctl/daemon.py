@@ -158,11 +158,20 @@ def _table(pins: Pins, config: Config) -> Table:
                 log.info("took over the pinned table at %s: same layout", pins.current)
                 return table
         log.info("replacing the pinned table at %s: other layout, capacity or probe", pins.current)
+        _say_what_is_forgotten(pins.current)
     sizes = {family: {klass.label: layout.capacity[family][klass] for klass in Class} for family in FAMILIES}
     loaded = pins.load(loader.Request(str(pins.root / "next"), sizes, config.probe))
     if loaded.refused:
         log.info("fentry is not available: %s", loaded.refused)
     return Table(pins.current, writable=True)
+
+
+def _say_what_is_forgotten(folder: Path) -> None:
+    """Of the sessions in a table that is replaced the kernel tells those that have sockets; the guard's are lost."""
+    with contextlib.suppress(TwctlError, OSError):
+        table = Table(folder)
+        if table.guard and (lost := sum(table.living(time.monotonic_ns()).values())):
+            log.warning("%d sessions that only the guard knew are forgotten", lost)
 
 
 def _indexes(table: Table, cookies: dict[str | None, int]) -> dict[str | None, int]:

@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -39,7 +40,7 @@ with part_of("pyroute2"):
 # linux/if_link.h, rtnetlink.h, pkt_cls.h, pkt_sched.h
 IFLA_IFNAME, IFLA_LINKINFO, IFLA_INFO_SLAVE_KIND, IFLA_XDP, IFLA_XDP_ATTACHED = 3, 18, 4, 43, 2
 TCA_KIND, TCA_OPTIONS = 1, 2
-TCA_BPF_CLASSID, TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS = 3, 6, 7, 8
+TCA_BPF_CLASSID, TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS, TCA_BPF_ID = 3, 6, 7, 8, 11
 TCA_BPF_FLAG_ACT_DIRECT = 1
 TC_H_CLSACT = 0xFFFFFFF1
 CLSACT_HANDLE = 0xFFFF0000
@@ -71,13 +72,14 @@ class Device(NamedTuple):
 
 
 class Filter(NamedTuple):
-    """A TC filter: where, and what."""
+    """A TC filter: where, and what; program: its number, 0 for other kinds than bpf."""
 
     parent: int
     priority: int
     handle: int
     kind: str
     name: str
+    program: int
 
 
 class Guard:
@@ -97,6 +99,7 @@ class Guard:
             self._programs = {parent: libbpf.obj_get(table / "programs" / name) for parent, name in PROGRAMS.items()}
             for fd in self._programs.values():
                 undo.callback(os.close, fd)
+            self._ids = {parent: libbpf.program_id(fd) for parent, fd in self._programs.items()}
             self._undo = undo.pop_all()
         self.devices: dict[int, str] = {}
         self.reattached = 0
@@ -173,7 +176,7 @@ class Guard:
             return
         try:
             present = filters(self._requests, device.number)
-            missing = NAMES.keys() - {each.parent for each in present if each.name == NAMES[each.parent]}
+            missing = NAMES.keys() - {each.parent for each in present if self._is_ours(each)}
             if missing:
                 self._attach(device, missing)
         except OSError as error:
@@ -183,6 +186,10 @@ class Guard:
             raise TwctlError(f"the guard cannot be attached to {device.name}: {error.strerror}", hint) from error
         self.reattached += len(missing) if device.number in self.devices else 0
         self.devices[device.number] = device.name
+
+    def _is_ours(self, found: Filter) -> bool:
+        """The very program, and not that of an earlier version."""
+        return found.name == NAMES[found.parent] and found.program == self._ids[found.parent]
 
     def _attach(self, device: Device, missing: set[int]) -> None:
         self._make_qdisc(device.number)
@@ -305,7 +312,10 @@ def _decode_filter(buffer: bytearray, message: Message) -> Filter:
     found = attributes_of(buffer, message.start + 36, message.end)
     options = _nested(found.get(TCA_OPTIONS, b""))
     kind = _string(found.get(TCA_KIND, b""))
-    return Filter(parent, info >> 16, handle, kind, _string(options.get(TCA_BPF_NAME, b"")) if kind == "bpf" else "")
+    if kind != "bpf":
+        return Filter(parent, info >> 16, handle, kind, "", 0)
+    program = int.from_bytes(options.get(TCA_BPF_ID, b""), sys.byteorder)
+    return Filter(parent, info >> 16, handle, kind, _string(options.get(TCA_BPF_NAME, b"")), program)
 
 
 def _decode_qdisc(buffer: bytearray, message: Message) -> tuple[int, int, str]:

@@ -85,6 +85,17 @@ def obj_pin(fd: int, path: os.PathLike[str] | str) -> None:
     _checked(libbpf().bpf_obj_pin(fd, os.fsencode(path)), os.fspath(path))
 
 
+def program_id(fd: int) -> int:
+    """The number that the kernel gave a program.
+
+    :raises OSError: if it is not told.
+    """
+    info = (ctypes.c_uint32 * 64)()  # struct bpf_prog_info: type, id, ...
+    size = ctypes.c_uint32(ctypes.sizeof(info))
+    _checked(libbpf().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size)), "bpf_obj_get_info_by_fd")
+    return info[1]
+
+
 def map_update(fd: int, key: bytes, value: bytes) -> None:
     """Set one element.
 

@@ -72,10 +72,12 @@ def _memory(truncate: Mapping[str, float], stock: Mapping[str, float]) -> dict[s
     }
 
 
-def toward_one_server(klass: str, sysctls: Mapping[str, object], seconds: int, mode: str = "") -> dict[str, Any]:
+def toward_one_server(
+    klass: str, sysctls: Mapping[str, object], seconds: int, mode: str = "", fixed: int = 0
+) -> dict[str, Any]:
     """One run of one client thread against one server thread; the rate is that of the last two thirds.
 
-    mode: of the daemon that watches the client; empty: none does.
+    mode: of the daemon that watches the client; empty: none does. fixed: connections a second; 0: as fast as can be.
     """
     sysctls = {"net.ipv4.tcp_rfc1337": 1, PORTS: "32768 60999", **sysctls}
     with ExitStack() as stack:
@@ -87,7 +89,11 @@ def toward_one_server(klass: str, sysctls: Mapping[str, object], seconds: int, m
         else:
             client, options = stack.enter_context(namespace(sysctls)), ["--close", "client"]
         watching = stack.enter_context(daemon(client, mode=mode)) if mode else None
+        if fixed:
+            options += ["--rate", str(fixed)]
+        before = cpu_ticks()
         report = closes(client, *options, "--seconds", str(seconds), timeout=seconds + 60)
+        idle, all_ = (after - earlier for after, earlier in zip(cpu_ticks(), before, strict=True))
         low, high = map(int, str(sysctls[PORTS]).split())
         rate = statistics.mean(report["series"][seconds // 3 :])
         vestiges = watching.metric("twctl_time_wait_sessions") if watching else 0
@@ -96,9 +102,16 @@ def toward_one_server(klass: str, sysctls: Mapping[str, object], seconds: int, m
             "ports": high - low + 1,
             "vestiges": vestiges,
             "failed": report["failed"],
+            "idle": idle / all_,
         }
         found |= _held(client) | report["connect_us"]
         return found
+
+
+def cpu_ticks(stat: Path = Path("/proc/stat")) -> tuple[int, int]:
+    """Idle time of all CPUs and time altogether, since the start."""
+    times = [int(word) for word in stat.read_text().splitlines()[0].split()[1:9]]
+    return times[3] + times[4], sum(times)
 
 
 def _at_a_steady_rate() -> dict[str, Any]:

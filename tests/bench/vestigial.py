@@ -12,6 +12,7 @@ from tests.bench.truncate import REUSE, toward_one_server
 from twctl.classes import Class
 from twctl.layout import FAMILIES, Layout
 
+RATE, RATE_SECONDS = 1000, 10  # within what stock has ports for
 SECONDS = 90  # the last two thirds are one whole life of a stock socket
 BUCKETS = "net.ipv4.tcp_max_tw_buckets"
 # What is set, and which mode watches.
@@ -42,7 +43,15 @@ def run(seconds: int = SECONDS) -> dict[str, Any]:
         results[f"connect(), {name}"] = {f"{percent} us": each[percent] for percent in ("p50", "p99", "p999")} | {
             "failed": each["failed"]
         }
-    return results | _memory(runs)
+    return results | _memory(runs) | _idle()
+
+
+def _idle() -> dict[str, Any]:
+    """Share of both CPUs that is idle at a rate that all can do, on the same machine one after the other."""
+    runs = {
+        name: toward_one_server("local", sysctls, RATE_SECONDS, mode, RATE) for name, (sysctls, mode) in WAYS.items()
+    }
+    return {f"CPU idle at {RATE:,} connections a second": {name: round(each["idle"], 3) for name, each in runs.items()}}
 
 
 def _memory(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, Namespace, link, namespace
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SERVER
 from tests.load.segments import RST, capture
+from twctl.table import Table
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -122,6 +123,29 @@ def test_a_restart_keeps_vestiges_and_guard(ns: Namespace) -> None:
         assert (N, 0, BOTH) == (len(one.table()), buckets(ns), guarded(ns, "lo"))
         assert one.stop() == 0
         assert before == buckets(ns)
+
+
+def test_another_guard_takes_the_place_of_the_last(ns: Namespace) -> None:
+    """Of another version: its programs are exchanged on each device, and are not counted as taken away."""
+    with daemon(ns, mode="vestigial") as one:
+        before = programs(ns)
+        one.kill()
+        Table(one.pins / "current", writable=True).guard = 1
+        one.start()
+        after = programs(ns)
+        assert (2, 2, set()) == (len(before), len(after), before & after)
+        assert BOTH == guarded(ns, "lo")
+        assert one.metric("twctl_guard_reattached_total") == 0
+
+
+def programs(ns: Namespace) -> set[int]:
+    """Numbers of the programs on lo."""
+    found = set()
+    for side in ("ingress", "egress"):
+        command = ns.command("tc", "-j", "filter", "show", "dev", "lo", side)
+        rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        found |= {row["options"]["prog"]["id"] for row in rows if "options" in row}
+    return found
 
 
 def test_a_new_device_gets_the_guard(ns: Namespace) -> None:
