@@ -36,6 +36,10 @@ class FakeTable:
         self.meanwhile()
         return alive
 
+    def nested(self) -> int:
+        """No event came inside of another."""
+        return 0
+
     def actions(self) -> dict[str, int]:
         """No guard was ever loaded."""
         return dict.fromkeys(ACTIONS, 0)

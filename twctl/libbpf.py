@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 
 from twctl.errors import TwctlError
 
@@ -85,15 +86,25 @@ def obj_pin(fd: int, path: os.PathLike[str] | str) -> None:
     _checked(libbpf().bpf_obj_pin(fd, os.fsencode(path)), os.fspath(path))
 
 
-def program_id(fd: int) -> int:
-    """The number that the kernel gave a program.
+def _info(fd: int) -> bytes:
+    """What the kernel tells of an object (struct bpf_prog_info, bpf_link_info, ...); 0 where it is older than we are.
 
     :raises OSError: if it is not told.
     """
-    info = (ctypes.c_uint32 * 64)()  # struct bpf_prog_info: type, id, ...
+    info = ctypes.create_string_buffer(256)
     size = ctypes.c_uint32(ctypes.sizeof(info))
     _checked(libbpf().bpf_obj_get_info_by_fd(fd, info, ctypes.byref(size)), "bpf_obj_get_info_by_fd")
-    return info[1]
+    return info.raw
+
+
+def program_id(fd: int) -> int:
+    """The number that the kernel gave a program; raises OSError."""
+    return int(struct.unpack_from("=I", _info(fd), 4)[0])
+
+
+def misses(program: int) -> int:
+    """How often the kernel did not run a program because it was just interrupting itself; raises OSError."""
+    return int(struct.unpack_from("=Q", _info(program), 208)[0])
 
 
 def map_update(fd: int, key: bytes, value: bytes) -> None:

@@ -168,6 +168,10 @@ class _Object:
             name.decode() if isinstance(name, bytes) else name: fd for group in groups for name, fd in group.items()
         }
 
+    def probes(self) -> dict[str, int]:
+        """The programs that are attached: name and descriptor."""
+        return {name.decode(): function.fd for name, function in self.bpf.funcs.items() if b"__" in name}
+
     def maps(self) -> dict[str, int]:
         """Maps: name and descriptor. Not through BPF[name]: its JSON of two-dimensional arrays is broken."""
         return {name: _bcc().lib.bpf_table_fd(self.bpf.module, name.encode()) for name in MAPS}
@@ -227,7 +231,11 @@ def _prepare(maps: dict[str, int], request: Request, probe: str, seed: int) -> N
 
 
 def _pin(loaded: _Object, pins: Path) -> None:
-    for folder, descriptors in (("maps", loaded.maps()), ("programs", loaded.programs), ("links", loaded.links())):
+    for folder, descriptors in (
+        ("maps", loaded.maps()),
+        ("programs", loaded.programs | loaded.probes()),
+        ("links", loaded.links()),
+    ):
         (pins / folder).mkdir(mode=0o700)
         for name, fd in descriptors.items():
             libbpf.obj_pin(fd, pins / folder / name)

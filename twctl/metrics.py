@@ -170,6 +170,7 @@ class TwctlCollector(Collector):
         )
         counters = self._table.counters()
         dropped = [((why,), counters.get("dropped", i)) for i, why in enumerate(DROPPED)]
+        dropped.append((("nested",), self._table.nested()))
         dropped.append((("prefix",), self._state.prefixes_refused()))
         text = "What the table could not take: births and prefixes lost, lives cut short, look-ups left incomplete."
         yield _counter("twctl_table_dropped", text, dropped, "reason")

@@ -67,7 +67,7 @@ def status(table: Table, time_wait: Mapping[Class, float], *, daemon: bool, pins
             klass.label: {reason.name.lower(): sums.ended(klass, reason) for reason in Reason} for klass in Class
         },
         "closed_without_time_wait": dict(zip(CLOSES, sums.counters.values["closed"], strict=True)),
-        "dropped": dict(zip(DROPPED, sums.counters.values["dropped"], strict=True)),
+        "dropped": dict(zip(DROPPED, sums.counters.values["dropped"], strict=True)) | {"nested": table.nested()},
         "sessions": would_free["vestigial"].sessions,
         "kernel_sockets": _kernel_sockets(table),
         "guard": table.actions() if table.guard else None,

@@ -258,6 +258,18 @@ class Table:
             offset += _product(shape)
         return Counters(values)
 
+    @cached_property
+    def _probes(self) -> list[int]:
+        """Descriptors of the programs that are attached: bcc begins their names with how they are."""
+        return [libbpf.obj_get(pin) for pin in (self._pins / "programs").iterdir() if "__" in pin.name]
+
+    def nested(self) -> int:
+        """Events that the probes did not see, as they came on a CPU in the middle of another one.
+
+        The kernel runs no program a second time inside of itself. The events of all namespaces count.
+        """
+        return sum(libbpf.misses(program) for program in self._probes)
+
     def actions(self) -> dict[str, int]:
         """What the guard did to how many segments; all 0 where none was ever loaded."""
         if not self.guard:
