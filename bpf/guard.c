@@ -42,7 +42,7 @@ enum action {
 	ACTION_LIVE,		/* has a live socket after all */
 	ACTION_DAMAGED,		/* its checksum is wrong */
 	ACTION_UNANSWERABLE,	/* signed (TCP-MD5, TCP-AO), or of a session whose sequence numbers nobody saw */
-	ACTION_RACED,		/* its vestige changed while it was looked at: dropped, the peer sends it again */
+	ACTION_RACED,		/* its vestige was just being made, or changed: dropped, the peer sends it again */
 	ACTION_FRAGMENT,	/* passed: no ports to look for */
 	ACTION_UNPARSED,	/* passed: headers that cannot be followed */
 	ACTIONS,
@@ -451,6 +451,17 @@ ALWAYS_INLINE bool look_closer(struct __sk_buff *skb, struct work *w, struct seg
 	return has_vestige(skb, w, classid);
 }
 
+/* The connection is just passing into its vestige (observe.c, will_close): the FIN comes again. */
+ALWAYS_INLINE bool is_between(struct __sk_buff *skb, const struct work *w)
+{
+	u64 key = w->hash;
+
+	if (!(w->flags & FIN) || !closing.lookup(&key) || socket_for(skb, w) == PRESENCE_LIVE)
+		return false;
+	count(ACTION_RACED);
+	return true;
+}
+
 ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
 {
 	struct work *w = work_of(WORKER_GUARD);
@@ -462,8 +473,10 @@ ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
 	if (!w || (skb->vlan_present && skb->vlan_tci & VLAN_ID))
 		return TC_ACT_UNSPEC;
 	parsed = glance(skb, w, network_offset(classid), ingress);
-	if (parsed == NOT_TCP || (parsed == PARSED && !has_vestige(skb, w, classid)))
+	if (parsed == NOT_TCP)
 		return TC_ACT_UNSPEC;
+	if (parsed == PARSED && !has_vestige(skb, w, classid))
+		return ingress && is_between(skb, w) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	s = the_segment();
 	if (!s || !look_closer(skb, w, s, classid, parsed, ingress))
 		return TC_ACT_UNSPEC;

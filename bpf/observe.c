@@ -38,6 +38,7 @@ ALWAYS_INLINE void remember(struct work *w)
 		COUNT(WORKER_BIRTH, dropped[DROPPED_SIGNED]);
 	if (is_ipv4(w) && marking)
 		tos.update(&key, &marking);
+	closing.delete(&key);
 }
 
 /* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. */
@@ -137,10 +138,36 @@ ALWAYS_INLINE void closed(const void *sk, int from)
 		COUNT(WORKER_BIRTH, closed[ending(from, error)]);
 }
 
+#ifndef PROBE_FENTRY
+/* The state event of a close comes when the socket is gone already, and for a moment there is neither socket nor vestige. So
+ * what may close next is noted before, and the guard lets no FIN through to a kernel that would answer with a RST. */
+ALWAYS_INLINE void will_close(const void *sk)
+{
+	struct work *w = work_of(WORKER_BIRTH);
+	struct common common;
+	u32 *netns, one = 1;
+	u16 port = 0;
+	u64 key;
+
+	if (!w || read_common(&common, sk) || READ(port, sk, inet_sock_inet_sport))
+		return;
+	netns = enrolled(&common);
+	if (!netns || !(*netns & NETNS_GUARDED))
+		return;
+	read_tuple_from(w, &common, port, *netns);
+	key = hash_of(w, &w->session.tuple);
+	closing.update(&key, &one);
+}
+#endif
+
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
 	if (ctx->args[2] == TCP_CLOSE)
 		closed((void *)ctx->args[0], ctx->args[1]);
+#ifndef PROBE_FENTRY
+	else if (ctx->args[2] == TCP_FIN_WAIT2 || ctx->args[2] == TCP_CLOSING)
+		will_close((void *)ctx->args[0]);
+#endif
 	return 0;
 }
 

@@ -164,6 +164,7 @@ ALWAYS_INLINE enum parsed glance4(struct __sk_buff *skb, struct work *w, u32 net
 		return ODD;
 	if (!matters(tcp->flags, ingress))
 		return NOT_TCP;
+	w->flags = tcp->flags;
 	set_tuple4(&w->session.tuple, ip, tcp, ingress);
 	return PARSED;
 }
@@ -178,6 +179,7 @@ ALWAYS_INLINE enum parsed glance6(struct __sk_buff *skb, struct work *w, u32 net
 		return ODD;
 	if (!matters(tcp->flags, ingress))
 		return NOT_TCP;
+	w->flags = tcp->flags;
 	set_tuple6(&w->session.tuple, ip, tcp, ingress);
 	return PARSED;
 }

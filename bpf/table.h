@@ -12,7 +12,7 @@
 #ifndef TWCTL_TABLE_H
 #define TWCTL_TABLE_H
 
-#define TOS_ENTRIES 16384
+#define NOTED 16384
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
@@ -51,6 +51,7 @@ struct work {
 	u64 line, home;		/* lines by number: last looked at; the found word's */
 	u64 word, slot, block;	/* found; taken, and its block of the ring */
 	u32 reason, worker;
+	u32 flags;	/* TCP flags of the segment (guard) */
 };
 
 /* Who works: a program does not interrupt itself, but it does interrupt the others, so each has memory of its own. (Where one
@@ -68,11 +69,13 @@ TABLE(struct cells, living, CLASSES * FAMILIES * LANES);
 TABLE(struct counters, counters, CPUS * WORKERS);
 TABLE(struct meta, meta, 1);
 
-/* The TOS of IPv4 sessions that have one, by the tuple's hash. */
+/* By the tuple's hash, for guarded namespaces: the TOS of IPv4 sessions that have one; connections in FIN_WAIT2 or CLOSING. */
 #ifdef PINS
-BPF_TABLE("lru_hash:" PINS "/tos", u64, u32, tos, TOS_ENTRIES);
+BPF_TABLE("lru_hash:" PINS "/tos", u64, u32, tos, NOTED);
+BPF_TABLE("lru_hash:" PINS "/closing", u64, u32, closing, NOTED);
 #else
-BPF_TABLE("lru_hash", u64, u32, tos, TOS_ENTRIES);
+BPF_TABLE("lru_hash", u64, u32, tos, NOTED);
+BPF_TABLE("lru_hash", u64, u32, closing, NOTED);
 #endif
 
 BPF_PERCPU_ARRAY(works, struct work, WORKERS);

@@ -179,7 +179,7 @@ class _Object:
 
 MAPS = (
     *(f"{part}_{family}" for part in ("records", "lines", "starts", "seen", "classes") for family in FAMILIES),
-    *("rings", "living", "counters", "namespaces", "inbox", "outbox", "marks", "meta", "enrolments", "dues_map", "tos"),
+    *("rings", "living", "counters", "namespaces", "inbox", "outbox", "marks", "meta", "enrolments", "dues_map", "tos", "closing"),
 )
 
 

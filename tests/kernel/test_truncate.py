@@ -338,6 +338,7 @@ def drained(one: Daemon) -> dict[str, float]:
 def test_the_daemon_says_what_tells_it_of_pressure(ns: Namespace) -> None:
     """PSI where the kernel has it, else why not; and TCP's memory."""
     with daemon(ns, mode="truncate") as one:
+        wait_until(lambda: "draining under pressure" in one.log, what="the line")
         said = re.search(r"draining under pressure: (.+), TCP memory\n", one.log)
         assert said
         off = r"PSI off \(.+; boot with psi=1\)"
