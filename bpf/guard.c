@@ -125,7 +125,10 @@ ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work 
 		return PRESENCE_NONE;
 	state = sk->state;
 	bpf_sk_release(sk);
-	return state == TCP_LISTEN ? PRESENCE_LISTENER : PRESENCE_LIVE;
+	if (state == TCP_LISTEN)
+		return PRESENCE_LISTENER;
+	/* its SYN is held back as long as there is a vestige: what arrives is meant for that */
+	return state == TCP_SYN_SENT ? PRESENCE_NONE : PRESENCE_LIVE;
 }
 
 /* tcp_paws_reject(): the timestamp is older than the last one. */
@@ -389,12 +392,15 @@ ALWAYS_INLINE int face(struct __sk_buff *skb, struct work *w, struct segment *s)
 }
 
 /* Whether the peer will take a local SYN for a new one: its sequence number is beyond the last, or its timestamp is newer than
- * any that the old connection can have sent. */
+ * any that the old connection can have sent. In FIN_WAIT2 never: the peer's end is still open, would answer with an ACK, and our
+ * RST to that would break it (as tcp_twsk_unique() refuses it to connect()). */
 ALWAYS_INLINE bool is_safe(const struct work *w, const struct segment *s)
 {
 	u64 age = age_of(w), unit = w->session.bits & VESTIGE_USEC ? NANOSECONDS_A_MICROSECOND : NANOSECONDS_A_MILLISECOND;
 	u32 last;
 
+	if (w->session.bits & VESTIGE_FIN_WAIT2)
+		return false;
 	if (w->session.bits & VESTIGE_SILENT || after(s->seq, w->session.snd_nxt))
 		return true;
 	if (!s->has_timestamp || !(w->session.bits & VESTIGE_TIMESTAMPS) || age < 2)

@@ -12,8 +12,8 @@
 #define AF_INET6 10
 #define IPPROTO_TCP 6
 
-enum { TCP_ESTABLISHED = 1, TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_TIME_WAIT = 6, TCP_CLOSE = 7, TCP_CLOSE_WAIT = 8,
-       TCP_LAST_ACK = 9, TCP_LISTEN = 10, TCP_CLOSING = 11 };
+enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_TIME_WAIT = 6, TCP_CLOSE = 7,
+       TCP_CLOSE_WAIT = 8, TCP_LAST_ACK = 9, TCP_LISTEN = 10, TCP_CLOSING = 11 };
 
 /* Reads `into` from a field of a kernel structure; not 0 if that memory cannot be read. */
 #define READ(into, from, struct_field) \
