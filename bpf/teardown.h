@@ -108,39 +108,39 @@ ALWAYS_INLINE void taken_by_time_wait(const void *sk, int state, int timeo)
 	born(sk, &common, *netns, state, jiffies);
 }
 
-int kfunc__tcp_time_wait(unsigned long long *ctx)
+KFUNC_PROBE(tcp_time_wait)
 {
 	taken_by_time_wait((void *)ctx[0], ctx[1], ctx[2]);
 	return 0;
 }
 
-int kfunc____inet_twsk_schedule(unsigned long long *ctx)
+KFUNC_PROBE(__inet_twsk_schedule)
 {
 	if ((u8)ctx[2])
 		restarted((void *)ctx[0], (u32)ctx[1]);
 	return 0;
 }
 
-int kfunc__tw_timer_handler(unsigned long long *ctx)
+KFUNC_PROBE(tw_timer_handler)
 {
 	give_verdict(ctx[0] - OFFSET_inet_timewait_sock_tw_timer, REASON_EXPIRED);
 	return 0;
 }
 
-int kfunc__inet_twsk_kill(unsigned long long *ctx)
+KFUNC_PROBE(inet_twsk_kill)
 {
 	over((void *)ctx[0], take_verdict(ctx[0]));
 	return 0;
 }
 
-int kfunc__tcp_timewait_state_process(unsigned long long *ctx)
+KFUNC_PROBE(tcp_timewait_state_process)
 {
 	give_verdict(ctx[0], REASON_RESET);
 	return 0;
 }
 
 /* The result follows the arguments, and how many there are differs between kernels. */
-int kretfunc__tcp_timewait_state_process(unsigned long long *ctx)
+KRETFUNC_PROBE(tcp_timewait_state_process)
 {
 	u32 status = ctx[ARGUMENTS_tcp_timewait_state_process];
 
@@ -151,7 +151,7 @@ int kretfunc__tcp_timewait_state_process(unsigned long long *ctx)
 	return 0;
 }
 
-int kretfunc__tcp_twsk_unique(unsigned long long *ctx)
+KRETFUNC_PROBE(tcp_twsk_unique)
 {
 	if ((u32)ctx[ARGUMENTS_tcp_twsk_unique] == 1)
 		give_verdict(ctx[1], REASON_REUSED);
