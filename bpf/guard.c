@@ -457,12 +457,15 @@ ALWAYS_INLINE bool look_closer(struct __sk_buff *skb, struct work *w, struct seg
 	return has_vestige(skb, w, classid);
 }
 
-/* The connection is just passing into its vestige (observe.c, will_close): the FIN comes again. */
+/* The connection is just passing into its vestige (observe.c, will_close): the peer sends this again. */
 ALWAYS_INLINE bool is_between(struct __sk_buff *skb, const struct work *w)
 {
-	u64 key = w->hash;
+	u64 key = w->hash, *connections;
+	u32 part = key % PENDING;
 
-	if (!(w->flags & FIN) || !closing.lookup(&key) || socket_for(skb, w) == PRESENCE_LIVE)
+	connections = pending.lookup(&part);
+	if (!connections || !*connections || w->flags & SYN || !closing.lookup(&key) ||
+	    socket_for(skb, w) == PRESENCE_LIVE)
 		return false;
 	count(ACTION_RACED);
 	return true;

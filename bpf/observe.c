@@ -35,30 +35,29 @@ ALWAYS_INLINE void remember(struct work *w)
 	u32 marking = w->session.marking;
 
 	if (w->session.bits & VESTIGE_SILENT)
-		COUNT(WORKER_BIRTH, dropped[DROPPED_SIGNED]);
+		COUNT(w->worker, dropped[DROPPED_SIGNED]);
 	if (is_ipv4(w) && marking)
 		tos.update(&key, &marking);
-	closing.delete(&key);
 }
 
 /* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. */
-ALWAYS_INLINE void born(const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
+ALWAYS_INLINE void born(u32 worker, const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
 {
-	struct work *w = work_of(WORKER_BIRTH);
+	struct work *w = work_of(worker);
 	u16 port = 0;
 	u32 class;
 
 	if (!w)
 		return;
 	if (READ(port, sk, inet_sock_inet_sport) || !read_state(&w->session, sk)) {
-		COUNT(WORKER_BIRTH, dropped[DROPPED_UNREADABLE]);
+		COUNT(worker, dropped[DROPPED_UNREADABLE]);
 		return;
 	}
 	read_tuple_from(w, common, port, netns);
 	w->session.bits |= state == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
 	class = classify(w);
 	if (class < CLASSES)
-		COUNT(WORKER_BIRTH, entered[class][w->family % FAMILIES]);
+		COUNT(worker, entered[class][w->family % FAMILIES]);
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, sk) : 0;
 	vestige_insert(w, class, life_of(netns, class, state, jiffies));
 	if (netns & NETNS_GUARDED)
@@ -104,12 +103,58 @@ ALWAYS_INLINE int passes_into(const void *sk, u64 flags, int from, int error)
 	return (flags & SOCK_DEAD) && linger2 >= 0 && !error ? TCP_FIN_WAIT2 : TCP_CLOSE;
 }
 
+/* The state event of a close comes when the socket is gone already, and for a moment there is neither socket nor vestige. So
+ * what may close next is noted before, and the guard lets nothing through to a kernel that would answer with a RST. */
+ALWAYS_INLINE u64 note_key(struct work *w, const struct common *common, u16 port, u32 netns, s64 change)
+{
+	u64 key, *count;
+	u32 part;
+
+	read_tuple_from(w, common, port, netns);
+	key = hash_of(w, &w->session.tuple);
+	part = key % PENDING;
+	count = pending.lookup(&part);
+	if (count)
+		__sync_fetch_and_add(count, change);
+	return key;
+}
+
+ALWAYS_INLINE void will_close(u32 worker, const void *sk)
+{
+	struct work *w = work_of(worker);
+	struct common common;
+	u32 *netns, one = 1;
+	u16 port = 0;
+	u64 key;
+
+	if (!w || read_common(&common, sk) || READ(port, sk, inet_sock_inet_sport))
+		return;
+	netns = enrolled(&common);
+	if (!netns || !(*netns & NETNS_GUARDED))
+		return;
+	key = note_key(w, &common, port, *netns, 1);
+	closing.update(&key, &one);
+}
+
+/* It has closed; if it has a vestige, that is there now. */
+ALWAYS_INLINE void has_closed(u32 worker, const void *sk, const struct common *common, u32 netns)
+{
+	struct work *w = work_of(worker);
+	u16 port = 0;
+	u64 key;
+
+	if (!w || !(netns & NETNS_GUARDED) || READ(port, sk, inet_sock_inet_sport))
+		return;
+	key = note_key(w, common, port, netns, -1);
+	closing.delete(&key);
+}
+
 #ifdef PROBE_FENTRY
 /* The socket that tcp_time_wait() took on this CPU: its state event follows, bottom halves disabled all the while. */
 BPF_PERCPU_ARRAY(taken, u64, 1);
 #endif
 
-ALWAYS_INLINE void closed(const void *sk, int from)
+ALWAYS_INLINE void closed(u32 worker, const void *sk, int from)
 {
 	struct common common;
 	u16 protocol = 0;
@@ -131,45 +176,80 @@ ALWAYS_INLINE void closed(const void *sk, int from)
 #else
 	into = passes_into(sk, COMMON(&common, u64, skc_flags), from, error);
 	if (into != TCP_CLOSE)
-		born(sk, &common, *netns, into,
+		born(worker, sk, &common, *netns, into,
 		     into == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : fin_wait2_jiffies(sk, &common));
+	if (from == TCP_FIN_WAIT2 || from == TCP_CLOSING)
+		has_closed(worker, sk, &common, *netns);
 #endif
 	if (into == TCP_CLOSE)
-		COUNT(WORKER_BIRTH, closed[ending(from, error)]);
+		COUNT(worker, closed[ending(from, error)]);
 }
 
-#ifndef PROBE_FENTRY
-/* The state event of a close comes when the socket is gone already, and for a moment there is neither socket nor vestige. So
- * what may close next is noted before, and the guard lets no FIN through to a kernel that would answer with a RST. */
-ALWAYS_INLINE void will_close(const void *sk)
+/* The kernel runs no program inside of itself, and a close in process context can be interrupted by another one. So the same
+ * is attached twice: whichever runs first for an event leaves a mark and does the work, the other takes the mark away. If one is
+ * interrupted, the other works for the event that came between; its mark stays, until all places are taken and it is the oldest. */
+#define MARKS 16
+struct handled {
+	u64 event[MARKS], next;
+};
+
+BPF_PERCPU_ARRAY(handled, struct handled, 1);
+
+ALWAYS_INLINE bool is_first(u64 event)
 {
-	struct work *w = work_of(WORKER_BIRTH);
-	struct common common;
-	u32 *netns, one = 1;
-	u16 port = 0;
-	u64 key;
+	u32 zero = 0;
+	struct handled *h = handled.lookup(&zero);
+	u64 at;
 
-	if (!w || read_common(&common, sk) || READ(port, sk, inet_sock_inet_sport))
-		return;
-	netns = enrolled(&common);
-	if (!netns || !(*netns & NETNS_GUARDED))
-		return;
-	read_tuple_from(w, &common, port, *netns);
-	key = hash_of(w, &w->session.tuple);
-	closing.update(&key, &one);
+	if (!h)
+		return false;
+	at = h->next;
+#pragma unroll
+	for (int i = 0; i < MARKS; i++) {
+		if (h->event[i] == event) {
+			h->event[i] = 0;
+			return false;
+		}
+		at = h->event[i] ? at : i;
+	}
+	h->next = at + 1;
+	h->event[at % MARKS] = event;
+	return true;
 }
+
+ALWAYS_INLINE void state_changed(u32 worker, struct bpf_raw_tracepoint_args *ctx)
+{
+	const void *sk = (void *)ctx->args[0];
+	u64 from = ctx->args[1], to = ctx->args[2];
+
+	if (to != TCP_CLOSE && to != TCP_FIN_WAIT2 && to != TCP_CLOSING)
+		return;
+#ifdef PROBE_FENTRY
+	if (to == TCP_CLOSE)
+		closed(worker, sk, from);
+#else
+	if (!is_first((u64)sk << 8 | from << 4 | to))
+		return;
+	if (to == TCP_CLOSE)
+		closed(worker, sk, from);
+	else
+		will_close(worker, sk);
 #endif
+}
 
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
-	if (ctx->args[2] == TCP_CLOSE)
-		closed((void *)ctx->args[0], ctx->args[1]);
-#ifndef PROBE_FENTRY
-	else if (ctx->args[2] == TCP_FIN_WAIT2 || ctx->args[2] == TCP_CLOSING)
-		will_close((void *)ctx->args[0]);
-#endif
+	state_changed(WORKER_BIRTH, ctx);
 	return 0;
 }
+
+#ifndef PROBE_FENTRY
+int again__inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	state_changed(WORKER_AGAIN, ctx);
+	return 0;
+}
+#endif
 
 #ifdef PROBE_FENTRY
 #include "teardown.h"

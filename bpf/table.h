@@ -56,7 +56,7 @@ struct work {
 
 /* Who works: a program does not interrupt itself, but it does interrupt the others, so each has memory of its own. (Where one
  * did, the kernel would not run it a second time.) */
-enum worker { WORKER_BIRTH, WORKER_RESTART, WORKER_END, WORKER_RECONCILE, WORKER_GUARD, WORKERS };
+enum worker { WORKER_BIRTH, WORKER_AGAIN, WORKER_RESTART, WORKER_END, WORKER_RECONCILE, WORKER_GUARD, WORKERS };
 
 TABLE(struct vestige4, records_ipv4, SLOTS_IPV4);
 TABLE(struct vestige6, records_ipv6, SLOTS_IPV6);
@@ -68,6 +68,10 @@ TABLE(struct ring, rings, CLASSES * FAMILIES);
 TABLE(struct cells, living, CLASSES * FAMILIES * LANES);
 TABLE(struct counters, counters, CPUS * WORKERS);
 TABLE(struct meta, meta, 1);
+
+/* How many connections are in `closing`, by PENDING parts of the hash: what keeps other segments from a look into it. */
+#define PENDING 4096
+TABLE(u64, pending, PENDING);
 
 /* By the tuple's hash, for guarded namespaces: the TOS of IPv4 sessions that have one; connections in FIN_WAIT2 or CLOSING. */
 #ifdef PINS

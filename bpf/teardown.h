@@ -105,7 +105,7 @@ ALWAYS_INLINE void taken_by_time_wait(const void *sk, int state, int timeo)
 	mine = taken.lookup(&zero);
 	if (mine)
 		*mine = (u64)sk;
-	born(sk, &common, *netns, state, jiffies);
+	born(WORKER_BIRTH, sk, &common, *netns, state, jiffies);
 }
 
 KFUNC_PROBE(tcp_time_wait)

@@ -30,6 +30,7 @@ LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige w
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
 RECONCILERS = ("take", "adopt", "sweep", "finish", "collect", "epoch")
+AGAIN = "again__inet_sock_set_state"
 GUARDS = ("guard_ingress", "guard_egress")
 
 
@@ -159,12 +160,15 @@ class _Object:
 
     def __init__(self, flags: list[str], probe: str) -> None:
         flags = [*flags, "-DPROBE_FENTRY"] if probe == "fentry" else flags
-        self.bpf, self.programs = _compile("observe.c", flags, RECONCILERS, "RAW_TRACEPOINT", f"{probe} probe")
+        again = () if probe == "fentry" else (AGAIN,)
+        programs = (*RECONCILERS, *again)
+        self.bpf, self.programs = _compile("observe.c", flags, programs, "RAW_TRACEPOINT", f"{probe} probe")
+        self._again = {name: _attach_raw_tracepoint(self.programs[name]) for name in again}
 
     def links(self) -> dict[str, int]:
         """Attached programs: name and descriptor of the link."""
         groups = (self.bpf.raw_tracepoint_fds, self.bpf.kfunc_entry_fds, self.bpf.kfunc_exit_fds)
-        return {
+        return self._again | {
             name.decode() if isinstance(name, bytes) else name: fd for group in groups for name, fd in group.items()
         }
 
@@ -177,9 +181,31 @@ class _Object:
         return {name: _bcc().lib.bpf_table_fd(self.bpf.module, name.encode()) for name in MAPS}
 
 
+def _attach_raw_tracepoint(program: int) -> int:
+    """Attach a second program to the tracepoint, which bcc itself would not; returns the link's descriptor."""
+    fd = int(_bcc().lib.bpf_attach_raw_tracepoint(program, b"inet_sock_set_state"))
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), AGAIN)
+    return fd
+
+
 MAPS = (
     *(f"{part}_{family}" for part in ("records", "lines", "starts", "seen", "classes") for family in FAMILIES),
-    *("rings", "living", "counters", "namespaces", "inbox", "outbox", "marks", "meta", "enrolments", "dues_map", "tos", "closing"),
+    *(
+        "rings",
+        "living",
+        "counters",
+        "namespaces",
+        "inbox",
+        "outbox",
+        "marks",
+        "meta",
+        "enrolments",
+        "dues_map",
+        "tos",
+        "closing",
+        "pending",
+    ),
 )
 
 

@@ -88,7 +88,7 @@ LIVES = 4  # places in each array of struct meta; there are three classes
 ENROLMENT = struct.Struct("=Q56s")
 VESTIGE = {"ipv4": struct.Struct("=4s4s2s2sIIIIHBB"), "ipv6": struct.Struct("=16s16s2s2sIIIIHBBII")}
 FIN_WAIT2, TIMESTAMPS, USEC, SILENT = 1, 2, 4, 8
-WORKERS = 5  # enum worker (table.h): each counts for itself, on each CPU
+WORKERS = 6  # enum worker (table.h): each counts for itself, on each CPU
 GUARDED = 0x100  # NETNS_GUARDED
 
 
@@ -259,16 +259,23 @@ class Table:
         return Counters(values)
 
     @cached_property
-    def _probes(self) -> list[int]:
-        """Descriptors of the programs that are attached: bcc begins their names with how they are."""
-        return [libbpf.obj_get(pin) for pin in (self._pins / "programs").iterdir() if "__" in pin.name]
+    def _probes(self) -> dict[str, list[int]]:
+        """Programs that are attached (descriptors), by what to: they are pinned as HOW__WHAT."""
+        programs: dict[str, list[int]] = {}
+        for pin in (self._pins / "programs").iterdir():
+            how, separator, what = pin.name.partition("__")
+            place = f"{how} {what}" if "func" in how else what  # entry and exit of a function are two
+            if separator:
+                programs.setdefault(place, []).append(libbpf.obj_get(pin))
+        return programs
 
     def nested(self) -> int:
         """Events that the probes did not see, as they came on a CPU in the middle of another one.
 
-        The kernel runs no program a second time inside of itself. The events of all namespaces count.
+        The kernel runs no program a second time inside of itself. Of two at one place one sees it (observe.c,
+        is_first). The events of all namespaces count.
         """
-        return sum(libbpf.misses(program) for program in self._probes)
+        return sum(libbpf.misses(programs[0]) for programs in self._probes.values() if len(programs) == 1)
 
     def actions(self) -> dict[str, int]:
         """What the guard did to how many segments; all 0 where none was ever loaded."""
