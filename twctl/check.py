@@ -146,7 +146,8 @@ def _guard(pins: Path) -> Line:
         return Line("vestigial", Verdict.LESS, error.message, error.hint)
     if found:
         return Line("vestigial", Verdict.LESS, "; ".join(found), "mode vestigial needs --force here")
-    return Line("vestigial", Verdict.OK, "the guard loads, and nothing here keeps packets from it")
+    reason = "the guard loads, and nothing here keeps packets from it (it cannot answer for TCP-MD5 and TCP-AO)"
+    return Line("vestigial", Verdict.OK, reason)
 
 
 @contextlib.contextmanager

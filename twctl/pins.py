@@ -116,7 +116,8 @@ class Pins:
             self.root.rmdir()
             self.unlock()
         # maps.debug and progs.debug are the kernel's own.
-        left = [pin for pin in self.root.parent.iterdir() if pin.suffix != ".debug"]
+        pins = self.root.parent.iterdir() if self.root.parent.exists() else ()
+        left = [pin for pin in pins if pin.suffix != ".debug"]
         if mount_of(self.root.parent)[1] == MOUNTED_BY_US and not left:
             subprocess.run(["umount", self.root.parent], check=False, capture_output=True)  # noqa: S603, S607
 
