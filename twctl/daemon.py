@@ -26,6 +26,7 @@ from twctl.guard import Guard
 from twctl.kernel import FinTimeout, Sockstat
 from twctl.layout import FAMILIES, NAMESPACES, Layout, guard_identity
 from twctl.metrics import DaemonState, TwctlCollector
+from twctl.notify import Notifier
 from twctl.obstacles import obstacles
 from twctl.pins import Pins
 from twctl.pressure import Pressure
@@ -68,10 +69,11 @@ class Namespace:
     fin_timeout: FinTimeout
 
 
-def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
+def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier) -> Config | None:
     """Do what the mode says until SIGINT or SIGTERM (returns None), or until SIGHUP brings another configuration.
 
-    reread: reads the configuration again; None where it cannot be used, and what was goes on.
+    reread: reads the configuration again; None where it cannot be used, and what was goes on. notifier: hears of it
+    when all is in force, and not before.
 
     :raises TwctlError: if something that is needed cannot be had; then nothing new is left pinned.
     """
@@ -110,7 +112,7 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
             mended()
         server = Server(config.listen, config.tls, _registry(table, state))
         undo.callback(server.close)
-        log.info("%s with the %s probe, metrics on port %d", _DOING[config.mode], state.probe, server.port)
+        log.info("%s", doing := f"{_DOING[config.mode]} with the {state.probe} probe, metrics on port {server.port}")
         comparing = _Reconciling(table, reconciler, state, config, mended)
         comparing.wait(leaving.seconds if leaving else 0.0)
         tasks: list[_Task] = [comparing]
@@ -119,7 +121,11 @@ def run(config: Config, reread: Callable[[], Config | None]) -> Config | None:
         if config.mode is Mode.TRUNCATE:
             tasks.append(_Truncating(table, reaper, limits))
             tasks.append(_draining(table, namespaces, config, undo))
-        following = _loop(signals, [*map(_Following, namespaces), *guards], tasks, reread)
+        tasks += [_Reporting(notifier)] if notifier.watchdog else []
+        notifier.ready(doing)
+        following = _loop(signals, [*map(_Following, namespaces), *guards], tasks, _rereading(reread, notifier, doing))
+        if following is None:
+            notifier.stopping("stopping")
     if following is None:
         log.info("stopped; the probes go on, 'twctl release' removes them")
     return following
@@ -131,13 +137,15 @@ def main() -> int:
     The argument is JSON: the configuration file (or null) and the command line's options.
     """
     request = json.loads(sys.argv[1])
+    notifier = Notifier(os.environ)
     logging.basicConfig(level=logging.INFO, format="twctl: %(message)s", stream=sys.stderr)
     file = Path(request["file"]) if request["file"] else None
     try:
         config: Config | None = load(file, request["options"]).config
         while config:
-            config = run(config, lambda: _reread(file, request["options"]))
+            config = run(config, lambda: _reread(file, request["options"]), notifier)
     except TwctlError as error:
+        notifier.status(str(error))
         log.error("%s", error)  # noqa: TRY400 - one line, no traceback
         return 1
     return 0
@@ -288,6 +296,19 @@ def _reread(file: Path | None, options: dict[str, object]) -> Config | None:
         return None
 
 
+def _rereading(reread: Callable[[], Config | None], notifier: Notifier, doing: str) -> Callable[[], Config | None]:
+    """Tell that the configuration is read, and that all is as it was where it cannot be used."""
+
+    def tell() -> Config | None:
+        notifier.reloading()
+        following = reread()
+        if following is None:
+            notifier.ready(f"{doing}; a later configuration was refused")
+        return following
+
+    return tell
+
+
 def _state(config: Config, table: Table, namespaces: list[Namespace], reaper: Reaper) -> DaemonState:
     def prefixes() -> dict[tuple[Class, str], int]:
         counts = [namespace.tries.counts() for namespace in namespaces]
@@ -399,6 +420,17 @@ class _Guarding:
     def run(self) -> float:
         self._guard.attach()
         return GUARD_SECONDS
+
+
+class _Reporting:
+    """Tell the service manager that the loop goes round: twice in the time after which it would end us."""
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+
+    def run(self) -> float:
+        self._notifier.alive()
+        return self._notifier.watchdog / 2
 
 
 class _Leaving:

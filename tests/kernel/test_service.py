@@ -1,0 +1,122 @@
+"""The daemon under a service manager: ready when all is in force, alive in between, and told of a reload."""
+
+import os
+import select
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.load.daemon import Daemon, daemon
+from tests.load.netns import Namespace, namespace
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
+    reason="BPF needs root; TWCTL_TEST_KERNEL=1 forces it",
+)
+
+TOLD_SECONDS = 120.0  # 2 s; under emulation a minute
+WATCHDOG_SECONDS = 2.0
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """The socket of a service manager; what is started meanwhile finds it in its environment."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", str(round(WATCHDOG_SECONDS * 1e6)))
+        yield sock
+
+
+@pytest.fixture
+def ns() -> Iterator[Namespace]:
+    """Where the daemon works."""
+    with namespace() as made:
+        yield made
+
+
+def await_line(manager: socket.socket, line: str) -> str:
+    """The datagram that has this line, as soon as it comes."""
+    end = time.monotonic() + TOLD_SECONDS
+    while select.select([manager], [], [], max(0.0, end - time.monotonic()))[0]:
+        told = manager.recv(4096).decode()
+        if line in told.split("\n"):
+            return told
+    pytest.fail(f"{line} was not told")
+
+
+def has_guard(ns: Namespace) -> bool:
+    """Whether lo has both filters."""
+    shown = [
+        subprocess.run(
+            ["tc", "-n", ns.name, "filter", "show", "dev", "lo", side], capture_output=True, text=True, check=True
+        ).stdout
+        for side in ("ingress", "egress")
+    ]
+    return all("twctl_" in each for each in shown)
+
+
+def hang_up(one: Daemon) -> None:
+    """Ask it to read its configuration again."""
+    assert one.process
+    one.process.send_signal(signal.SIGHUP)
+
+
+@pytest.mark.parametrize("mode", ["observe", "truncate", "vestigial"])
+def test_ready_means_in_force(manager: socket.socket, ns: Namespace, mode: str) -> None:
+    """READY=1 has the probes attached and, in mode vestigial, guard and sysctl; STOPPING=1 begins the end."""
+    before = ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+    with daemon(ns, mode=mode) as one:
+        told = await_line(manager, "READY=1")
+        assert "STATUS=" in told
+        assert "with the tracepoint probe" in told
+        assert any((one.pins / "current/links").iterdir())
+        guarded = mode == "vestigial"
+        assert (guarded, guarded) == (has_guard(ns), ns.sysctl("net.ipv4.tcp_max_tw_buckets") == "0")
+        assert one.stop() == 0
+        await_line(manager, "STOPPING=1")
+        assert before == ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+
+
+def test_the_watchdog_hears_of_the_loop_in_time(manager: socket.socket, ns: Namespace) -> None:
+    """Three times in a row, each within the time it gives."""
+    with daemon(ns):
+        await_line(manager, "READY=1")
+        for _ in range(3):
+            before = time.monotonic()
+            await_line(manager, "WATCHDOG=1")
+            assert time.monotonic() - before < WATCHDOG_SECONDS
+
+
+def test_a_reload_ends_with_ready(manager: socket.socket, ns: Namespace) -> None:
+    """SIGHUP: RELOADING=1 with the time, then READY=1, also where the new configuration cannot be used."""
+    with daemon(ns) as one:
+        await_line(manager, "READY=1")
+        (one.folder / "twctl.toml").write_text('mode = "truncate"\n')
+        hang_up(one)
+        assert "MONOTONIC_USEC=" in await_line(manager, "RELOADING=1")
+        assert "truncating" in await_line(manager, "READY=1")
+        (one.folder / "twctl.toml").write_text('mode = "nothing"\n')
+        hang_up(one)
+        await_line(manager, "RELOADING=1")
+        assert "refused" in await_line(manager, "READY=1")
+
+
+def test_a_start_that_fails_is_never_ready(manager: socket.socket, ns: Namespace) -> None:
+    """The manager is told why; READY=1 is not."""
+    with daemon(ns) as one:
+        await_line(manager, "READY=1")
+        second = Daemon((ns,), pins=one.pins)
+        with pytest.raises(AssertionError, match="another twctl uses"):
+            second.start()
+        manager.setblocking(False)  # noqa: FBT003 - socket's own signature
+        told = []
+        while select.select([manager], [], [], 0)[0]:
+            told.append(manager.recv(4096).decode())
+        assert not any("READY=1" in each for each in told)
+        assert any("another twctl uses" in each for each in told)

@@ -1,0 +1,50 @@
+"""What the daemon tells systemd about itself: sd_notify(3), without its library."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+
+class Notifier:
+    """The service manager of an environment; without $NOTIFY_SOCKET there is nobody to tell.
+
+    `watchdog`: seconds (float) within which it wants to hear from us, 0: never.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._address = environment.get("NOTIFY_SOCKET", "")
+        ours = environment.get("WATCHDOG_PID") in {None, str(os.getpid())}
+        self.watchdog = int(environment.get("WATCHDOG_USEC", "0")) / 1e6 if ours and self._address else 0.0
+
+    def ready(self, status: str) -> None:
+        """Tell that everything that was asked for is in force. The watchdog's time starts anew: a start takes long."""
+        self._tell("READY=1", f"STATUS={status}", "WATCHDOG=1")
+
+    def alive(self) -> None:
+        """Tell that the loop goes round."""
+        self._tell("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """Tell that the configuration is read again; `ready` ends it."""
+        self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading the configuration")
+
+    def status(self, text: str) -> None:
+        """Tell something for people to read."""
+        self._tell(f"STATUS={text}")
+
+    def stopping(self, status: str) -> None:
+        """Tell that the end has begun."""
+        self._tell("STOPPING=1", f"STATUS={status}")
+
+    def _tell(self, *lines: str) -> None:
+        """Send a datagram. A manager that does not listen does not matter: its own time limits tell it that."""
+        if not self._address:
+            return
+        # In the environment an abstract socket's leading zero byte is written as "@".
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        text = "\n".join(" ".join(line.splitlines()) for line in lines)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.setblocking(False)  # noqa: FBT003 - socket's own signature
+            sock.sendto(text.encode(), address)
