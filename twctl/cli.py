@@ -13,7 +13,7 @@ import typer
 
 from twctl import __version__
 from twctl.classes import Address, Class, Network
-from twctl.config import Config, Effective, Mode, Probe, load
+from twctl.config import KEYS, Config, Effective, Mode, Probe, load
 from twctl.errors import TwctlError
 from twctl.layout import FAMILIES
 from twctl.pins import Pins
@@ -181,8 +181,18 @@ def check(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = F
 
 
 @app.command()
-def config(config: ConfigFile = None, *, json_: Json = False) -> None:
+def config(
+    config: ConfigFile = None,
+    *,
+    json_: Json = False,
+    template: Annotated[bool, typer.Option("--template", help="Print a file to begin with instead.")] = False,
+) -> None:
     """The configuration in force, with the source of each value."""
+    if template:
+        from twctl import template as module  # noqa: PLC0415 - who installs needs it, once
+
+        typer.echo(module.template(KEYS), nl=False)
+        return
     rows = list(_effective(config).rows())
     if json_:
         typer.echo(json.dumps({name: {"value": value, "source": source} for name, value, source in rows}))

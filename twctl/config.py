@@ -133,7 +133,7 @@ def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Pa
     given = {name: str(value) if isinstance(value, Path) else value for name, value in overrides.items()}
     options = {name: value for name, value in given.items() if value not in (None, [], ())}
     layers = [(str(file), read_toml(file))] if file else []
-    settings = settle(_KEYS, [*layers, ("command line", options)])
+    settings = settle(KEYS, [*layers, ("command line", options)])
     return Effective(_config(settings), settings)
 
 
@@ -259,7 +259,7 @@ _PREFIXES = Key(None, list_of(_prefix), "a list of prefixes such as 10.0.0.0/8 o
 # Shorter than 0.1 s would read routes all the time; longer than a day means never.
 _INTERVAL = Key(15.0, number((0, 0), (0.1, 86400)), "0 (never) or seconds from 0.1 to 86400")
 
-_KEYS: dict[str, Key] = {
+KEYS: dict[str, Key] = {
     "mode": Key("observe", choice(Mode), ", ".join(Mode)),
     "listen": Key("127.0.0.1:9815", _listen, "HOST:PORT or [IPV6]:PORT, with port 0 to 65535"),
     "netns": Key([], list_of(_namespace), "a list of names under /run/netns"),
