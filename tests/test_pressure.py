@@ -29,6 +29,14 @@ def tcp(proc: Path, pages: int) -> None:
     (proc / "net/sockstat").write_text(text)
 
 
+def test_where_there_is_no_tcp_mem_it_is_not_asked(proc: Path) -> None:
+    """Only the machine's first network namespace has it: a daemon in a container goes on without."""
+    (proc / "sys/net/ipv4/tcp_mem").unlink()
+    pressure = Pressure(0, tcp_memory=True, proc=proc)
+    assert not pressure.now()
+    assert "TCP memory off (no tcp_mem in this network namespace)" in pressure.watching
+
+
 def test_tcp_s_memory_is_short_from_the_second_number_of_tcp_mem(proc: Path) -> None:
     """199 pages of 200 are not, 200 are, and back."""
     pressure = Pressure(0, tcp_memory=True, proc=proc)

@@ -14,12 +14,13 @@ class Pressure:
     """
 
     def __init__(self, stall_ms: int, *, tcp_memory: bool, proc: Path = Path("/proc")) -> None:
-        self._proc, self._tcp_memory = proc, tcp_memory
+        self._proc = proc
+        # Where the namespace of this process is not the machine's first, there is no tcp_mem: in a container, for one.
+        self._tcp_memory = tcp_memory and (proc / "sys/net/ipv4/tcp_mem").exists()
         self._fd, self._poll, self._until, self._hold = -1, select.poll(), 0.0, 0
-        self.watching = [
-            *self._watch_psi(stall_ms),
-            "TCP memory" if tcp_memory else "TCP memory off (pressure.tcp_memory)",
-        ]
+        off = "no tcp_mem in this network namespace" if tcp_memory else "pressure.tcp_memory"
+        told = "TCP memory" if self._tcp_memory else f"TCP memory off ({off})"
+        self.watching = [*self._watch_psi(stall_ms), told]
 
     def _watch_psi(self, stall_ms: int) -> list[str]:
         if not stall_ms:
