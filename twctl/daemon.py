@@ -140,11 +140,15 @@ def main() -> int:
     notifier = Notifier(os.environ)
     logging.basicConfig(level=logging.INFO, format="twctl: %(message)s", stream=sys.stderr)
     file = Path(request["file"]) if request["file"] else None
+    before: Config | None = None
     try:
         config: Config | None = load(file, request["options"]).config
         while config:
-            config = run(config, lambda: _reread(file, request["options"]), notifier)
+            following = run(config, lambda: _reread(file, request["options"]), notifier)
+            before, config = config, following
     except TwctlError as error:
+        if before:  # it left the sysctls to the one that failed
+            _restore(journal_of(before.pins), lambda: None)
         notifier.status(str(error))
         log.error("%s", error)  # noqa: TRY400 - one line, no traceback
         return 1

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.load.daemon import Daemon, daemon
+from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, namespace
 
 pytestmark = pytest.mark.skipif(
@@ -120,3 +120,30 @@ def test_a_start_that_fails_is_never_ready(manager: socket.socket, ns: Namespace
             told.append(manager.recv(4096).decode())
         assert not any("READY=1" in each for each in told)
         assert any("another twctl uses" in each for each in told)
+
+
+def test_a_reload_that_fails_midway_puts_the_sysctl_back(ns: Namespace) -> None:
+    """Mode vestigial hands its sysctl to what follows; if that cannot run, the host is not left without TIME_WAIT."""
+    before = ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+    with daemon(ns, mode="vestigial") as one:
+        assert ns.sysctl("net.ipv4.tcp_max_tw_buckets") == "0"
+        tls = '[tls]\ncertfile = "/dev/null"\nkeyfile = "/dev/null"\n'
+        (one.folder / "twctl.toml").write_text(f'mode = "vestigial"\n{tls}')
+        hang_up(one)
+        assert one.process
+        assert one.process.wait(30) == 1
+        assert before == ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+
+
+def test_truncate_needs_no_right_to_make_namespaces(ns: Namespace) -> None:
+    """It starts with the capabilities of the unit, in the namespace it works in."""
+    rights = "-all,+bpf,+perfmon,+net_admin,+sys_resource"
+    limited = ("setpriv", f"--bounding-set={rights}")
+    one = Daemon((), mode="truncate", prefix=(*ns.command(), *limited))
+    try:
+        one.start()
+        assert "truncating" in one.log
+    finally:
+        if one.process:
+            one.stop()
+        assert twctl("release", "--pins", str(one.pins)).returncode == 0
