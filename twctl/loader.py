@@ -152,6 +152,8 @@ def _compile(file: str, flags: list[str], programs: Sequence[str], kind: str, wh
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
             failure = str(error)
     hint = "run 'twctl check' to see what this kernel allows"
+    if any("could not open bpf map" in line for line in lines):  # bcc opens pinned maps by number
+        hint = "give it CAP_SYS_ADMIN and CAP_SYSLOG, as deploy/systemd/vestigial.conf does"
     raise TwctlError(f"the {what} does not load: {_reason(lines, failure)}", hint)
 
 
