@@ -86,9 +86,9 @@ def table(  # noqa: PLR0913, PLR0917 - each is an option
     config: ConfigFile = None,
     pins: PinsFolder = None,
     klass: Annotated[str | None, typer.Option("--class", metavar="CLASS", help="loopback, local or remote.")] = None,
-    family: Annotated[str | None, typer.Option(help="ipv4 or ipv6.")] = None,
+    family: Annotated[str | None, typer.Option(metavar="FAMILY", help="ipv4 or ipv6.")] = None,
     remote: Annotated[str | None, typer.Option(metavar="CIDR", help="Prefix that the remote address lies in.")] = None,
-    local_port: Annotated[int | None, typer.Option(min=1, max=65535)] = None,
+    local_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port on this host.")] = None,
     *,
     json_: Json = False,
 ) -> None:
