@@ -23,7 +23,7 @@ from twctl.classes import Class
 from twctl.config import KERNEL_TIME_WAIT, Config, Mode, load
 from twctl.errors import TwctlError
 from twctl.guard import Guard
-from twctl.kernel import FinTimeout, Sockstat
+from twctl.kernel import FinTimeout, PortRange, Sockstat, socket_bytes
 from twctl.layout import FAMILIES, NAMESPACES, Layout, guard_identity
 from twctl.metrics import DaemonState, TwctlCollector
 from twctl.notify import Notifier
@@ -67,6 +67,7 @@ class Namespace:
     diag: SockDiag
     sockstat: Sockstat
     fin_timeout: FinTimeout
+    ports: PortRange
 
 
 def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier) -> Config | None:
@@ -198,10 +199,10 @@ def _open(table: Table, index: int, name: str | None, config: Config, undo: cont
     routes = undo.enter_context(RouteWatcher(config.classes, name))
     tries = ClassTries(table, index)
     tries.sync(routes.trie())
-    diag, sockstat, fin_timeout = SockDiag(name), Sockstat(name), FinTimeout(name)
-    for opened in (diag, sockstat, fin_timeout):
+    diag, sockstat, fin_timeout, ports = SockDiag(name), Sockstat(name), FinTimeout(name), PortRange(name)
+    for opened in (diag, sockstat, fin_timeout, ports):
         undo.callback(opened.close)
-    return Namespace(index, name, routes, tries, diag, sockstat, fin_timeout)
+    return Namespace(index, name, routes, tries, diag, sockstat, fin_timeout, ports)
 
 
 def _guards(table: Table, folder: Path, namespaces: list[Namespace], undo: contextlib.ExitStack) -> list[Guard]:
@@ -330,6 +331,8 @@ def _state(config: Config, table: Table, namespaces: list[Namespace], reaper: Re
         lateness=reaper.lateness,
         destroy_refused=lambda: reaper.errors,
         sysctls=journal_of(config.pins).kept,
+        ephemeral_ports=lambda: sum(namespace.ports.ports() for namespace in namespaces),
+        socket_bytes=lambda: socket_bytes().mini,
     )
 
 

@@ -24,6 +24,23 @@ class Sockstat:
         self._file.close()
 
 
+class PortRange:
+    """One namespace's ip_local_port_range, kept open: it shows the namespace it was opened in."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._file: TextIO = inside(netns, Path("/proc/sys/net/ipv4/ip_local_port_range").open)
+
+    def ports(self) -> int:
+        """How many ports the kernel chooses from."""
+        self._file.seek(0)
+        low, high = map(int, self._file.read().split())
+        return high - low + 1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class FinTimeout:
     """One namespace's tcp_fin_timeout, kept open: it shows the namespace it was opened in."""
 

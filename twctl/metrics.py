@@ -39,6 +39,8 @@ class DaemonState:
     guard_devices: Callable[[], int] = lambda: 0
     guard_reattached: Callable[[], int] = lambda: 0
     sysctls: Callable[[], Mapping[str, bool]] = dict
+    ephemeral_ports: Callable[[], int] = lambda: 0
+    socket_bytes: Callable[[], int] = lambda: 0
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,10 @@ class TwctlCollector(Collector):
     def _kernel(self) -> Iterator[Metric]:
         text = "TIME_WAIT and FIN_WAIT2 mini-sockets that the kernel counts in the enrolled namespaces."
         yield _gauge("twctl_kernel_time_wait_sockets", text, [((), self._state.kernel_sockets())])
+        text = "Ports that the kernel chooses local ones from, summed over the enrolled namespaces."
+        yield _gauge("twctl_kernel_ephemeral_ports", text, [((), self._state.ephemeral_ports())])
+        text = "Kernel memory of one TIME_WAIT mini-socket, without its port; 0 where the kernel does not tell."
+        yield _gauge("twctl_kernel_time_wait_socket_bytes", text, [((), self._state.socket_bytes())])
 
 
 Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)
