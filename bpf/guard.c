@@ -100,13 +100,17 @@ ALWAYS_INLINE u64 age_of(const struct work *w)
 
 enum presence { PRESENCE_NONE, PRESENCE_LISTENER, PRESENCE_LIVE };
 
-/* Which socket the kernel would give the segment to. */
+#define NOT_HASHED (-95) /* EOPNOTSUPP of bpf_sk_assign */
+
+/* Which socket the kernel would give the segment to. A live one gets it for sure: if it became a vestige before the kernel
+ * looked for it, nobody would be found, and the answer would be a RST. A socket that is closed by then drops it. */
 ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work *w)
 {
 	const struct tuple *t = &w->session.tuple;
 	struct bpf_sock_tuple ends = {};
 	struct bpf_sock *sk;
 	u32 state;
+	s64 error = 0;
 
 	if (is_ipv4(w)) {
 		ends.ipv4.saddr = t->remote[0];
@@ -124,11 +128,13 @@ ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work 
 	if (!sk)
 		return PRESENCE_NONE;
 	state = sk->state;
+	if (state != TCP_LISTEN && state != TCP_SYN_SENT)
+		error = bpf_sk_assign(skb, sk, 0);
 	bpf_sk_release(sk);
 	if (state == TCP_LISTEN)
 		return PRESENCE_LISTENER;
-	/* its SYN is held back as long as there is a vestige: what arrives is meant for that */
-	return state == TCP_SYN_SENT ? PRESENCE_NONE : PRESENCE_LIVE;
+	/* SYN_SENT: its SYN is held back as long as there is a vestige, and what arrives is meant for that */
+	return state == TCP_SYN_SENT || error == NOT_HASHED ? PRESENCE_NONE : PRESENCE_LIVE;
 }
 
 /* tcp_paws_reject(): the timestamp is older than the last one. */
@@ -423,15 +429,29 @@ ALWAYS_INLINE int release(struct __sk_buff *skb, struct work *w, struct segment 
 	return TC_ACT_UNSPEC;
 }
 
+/* Whether the tuple last looked at is that of a connection that may become a vestige any moment. Asked before the vestige is
+ * looked for, as it is no longer noted once that is there. */
+ALWAYS_INLINE bool is_noted(const struct work *w)
+{
+	u64 key = w->hash, *connections;
+	u32 part = key % PENDING;
+
+	connections = pending.lookup(&part);
+	return connections && *(volatile u64 *)connections && closing.lookup(&key);
+}
+
 /* The rest of the tuple, which no header says. */
 ALWAYS_INLINE bool has_vestige(struct __sk_buff *skb, struct work *w, u32 classid)
 {
 	struct tuple *t = &w->session.tuple;
+	struct line *line;
 
 	t->netns = netns_of(classid);
 	if (!is_ipv4(w))
 		t->scope = is_link_local(t->remote) ? skb->ifindex : 0;
-	return vestige_find(w);
+	line = find_line(w, t);
+	w->noted = is_noted(w);
+	return find_in_line(w, line);
 }
 
 /* A packet that a glance did not settle: whether it is a segment with a vestige, and its headers. */
@@ -454,21 +474,18 @@ ALWAYS_INLINE bool look_closer(struct __sk_buff *skb, struct work *w, struct seg
 		set_tuple4(&w->session.tuple, &s->in.ip4, &s->in.tcp, ingress);
 	else
 		set_tuple6(&w->session.tuple, &s->in.ip6, &s->in.tcp, ingress);
+	w->flags = s->in.tcp.flags;
 	return has_vestige(skb, w, classid);
 }
 
-/* The connection is just passing into its vestige (observe.c, will_close): the peer sends this again. */
-ALWAYS_INLINE bool is_between(struct __sk_buff *skb, const struct work *w)
+/* A segment without a vestige. If its connection may become one any moment (observe.c, will_close), it is led to the socket; if
+ * that is gone, the vestige is just being made, and the peer sends this again. */
+ALWAYS_INLINE int escort(struct __sk_buff *skb, const struct work *w)
 {
-	u64 key = w->hash, *connections;
-	u32 part = key % PENDING;
-
-	connections = pending.lookup(&part);
-	if (!connections || !*connections || w->flags & SYN || !closing.lookup(&key) ||
-	    socket_for(skb, w) == PRESENCE_LIVE)
-		return false;
+	if (!w->noted || w->flags & SYN || socket_for(skb, w) == PRESENCE_LIVE)
+		return TC_ACT_UNSPEC;
 	count(ACTION_RACED);
-	return true;
+	return TC_ACT_SHOT;
 }
 
 ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
@@ -481,14 +498,17 @@ ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
 	/* a VLAN's own device has the guard too; VLAN 0 is only a priority */
 	if (!w || (skb->vlan_present && skb->vlan_tci & VLAN_ID))
 		return TC_ACT_UNSPEC;
+	w->noted = 0;
 	parsed = glance(skb, w, network_offset(classid), ingress);
 	if (parsed == NOT_TCP)
 		return TC_ACT_UNSPEC;
 	if (parsed == PARSED && !has_vestige(skb, w, classid))
-		return ingress && is_between(skb, w) ? TC_ACT_SHOT : TC_ACT_UNSPEC;
+		return ingress ? escort(skb, w) : TC_ACT_UNSPEC;
 	s = the_segment();
-	if (!s || !look_closer(skb, w, s, classid, parsed, ingress))
+	if (!s)
 		return TC_ACT_UNSPEC;
+	if (!look_closer(skb, w, s, classid, parsed, ingress))
+		return ingress ? escort(skb, w) : TC_ACT_UNSPEC;
 	return ingress ? face(skb, w, s) : release(skb, w, s);
 }
 

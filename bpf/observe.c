@@ -75,10 +75,14 @@ ALWAYS_INLINE u32 ending(int from, int error)
 	return from == TCP_LAST_ACK ? CLOSE_PASSIVE : CLOSE_ABORT;
 }
 
+ALWAYS_INLINE bool closed_first(int state)
+{
+	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING;
+}
+
 ALWAYS_INLINE bool was_connected(int state)
 {
-	return state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 ||
-	       state == TCP_CLOSE_WAIT || state == TCP_LAST_ACK || state == TCP_CLOSING;
+	return closed_first(state) || state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT || state == TCP_LAST_ACK;
 }
 
 /* Into what a closing socket passes, from its last state alone. SOCK_DONE is set by nothing but the peer's FIN, and
@@ -103,20 +107,13 @@ ALWAYS_INLINE int passes_into(const void *sk, u64 flags, int from, int error)
 	return (flags & SOCK_DEAD) && linger2 >= 0 && !error ? TCP_FIN_WAIT2 : TCP_CLOSE;
 }
 
-/* The state event of a close comes when the socket is gone already, and for a moment there is neither socket nor vestige. So
- * what may close next is noted before, and the guard lets nothing through to a kernel that would answer with a RST. */
-ALWAYS_INLINE u64 note_key(struct work *w, const struct common *common, u16 port, u32 netns, s64 change)
+/* Between socket and vestige there is a moment with neither, and what the guard lets through to a socket may find none when
+ * it gets there. So who closes first is noted as soon as that is known; guard.c (escort) says what for. */
+ALWAYS_INLINE u64 *pending_at(u64 key)
 {
-	u64 key, *count;
-	u32 part;
+	u32 part = key % PENDING;
 
-	read_tuple_from(w, common, port, netns);
-	key = hash_of(w, &w->session.tuple);
-	part = key % PENDING;
-	count = pending.lookup(&part);
-	if (count)
-		__sync_fetch_and_add(count, change);
-	return key;
+	return pending.lookup(&part);
 }
 
 ALWAYS_INLINE void will_close(u32 worker, const void *sk)
@@ -124,29 +121,39 @@ ALWAYS_INLINE void will_close(u32 worker, const void *sk)
 	struct work *w = work_of(worker);
 	struct common common;
 	u32 *netns, one = 1;
+	u64 key, *count;
 	u16 port = 0;
-	u64 key;
 
 	if (!w || read_common(&common, sk) || READ(port, sk, inet_sock_inet_sport))
 		return;
 	netns = enrolled(&common);
 	if (!netns || !(*netns & NETNS_GUARDED))
 		return;
-	key = note_key(w, &common, port, *netns, 1);
+	read_tuple_from(w, &common, port, *netns);
+	key = hash_of(w, &w->session.tuple);
 	closing.update(&key, &one);
+	count = pending_at(key);
+	if (count)
+		__sync_fetch_and_add(count, 1);
 }
 
-/* It has closed; if it has a vestige, that is there now. */
+/* It has closed; if it has a vestige, that is there now. A note that was driven out stays counted: the guard then looks once
+ * too often, and never once too seldom. */
 ALWAYS_INLINE void has_closed(u32 worker, const void *sk, const struct common *common, u32 netns)
 {
 	struct work *w = work_of(worker);
+	u64 key, *count;
 	u16 port = 0;
-	u64 key;
 
 	if (!w || !(netns & NETNS_GUARDED) || READ(port, sk, inet_sock_inet_sport))
 		return;
-	key = note_key(w, common, port, netns, -1);
-	closing.delete(&key);
+	read_tuple_from(w, common, port, netns);
+	key = hash_of(w, &w->session.tuple);
+	if (closing.delete(&key))
+		return;
+	count = pending_at(key);
+	if (count)
+		__sync_fetch_and_add(count, -1ULL);
 }
 
 #ifdef PROBE_FENTRY
@@ -178,78 +185,72 @@ ALWAYS_INLINE void closed(u32 worker, const void *sk, int from)
 	if (into != TCP_CLOSE)
 		born(worker, sk, &common, *netns, into,
 		     into == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : fin_wait2_jiffies(sk, &common));
-	if (from == TCP_FIN_WAIT2 || from == TCP_CLOSING)
-		has_closed(worker, sk, &common, *netns);
 #endif
+	if (closed_first(from))
+		has_closed(worker, sk, &common, *netns);
 	if (into == TCP_CLOSE)
 		COUNT(worker, closed[ending(from, error)]);
 }
 
-/* The kernel runs no program inside of itself, and a close in process context can be interrupted by another one. So the same
- * is attached twice: whichever runs first for an event leaves a mark and does the work, the other takes the mark away. If one is
- * interrupted, the other works for the event that came between; its mark stays, until all places are taken and it is the oldest. */
-#define MARKS 16
-struct handled {
-	u64 event[MARKS], next;
+#ifndef PROBE_FENTRY
+/* The kernel runs no program inside of itself, and an event in process context can be interrupted by another one. So the same
+ * program is loaded and attached twice. An event within an event meets one of the two only, as the other is at work, and that
+ * one handles it, as another worker. Any other event meets both, one after the other: the first leaves a mark and handles it,
+ * the second takes the mark away. An event that comes between the two leaves its own mark on top. */
+#define MARKS 4
+struct handling {
+	u64 depth;		/* of events within events on this CPU */
+	u64 marks;		/* how many; more than fit are the ring's oldest */
+	u64 event[MARKS];
 };
 
-BPF_PERCPU_ARRAY(handled, struct handled, 1);
+BPF_PERCPU_ARRAY(handlings, struct handling, 1);
 
-ALWAYS_INLINE bool is_first(u64 event)
+ALWAYS_INLINE bool is_first(struct handling *h, u64 event)
 {
-	u32 zero = 0;
-	struct handled *h = handled.lookup(&zero);
-	u64 at;
+	u64 marks = *(volatile u64 *)&h->marks;
 
-	if (!h)
+	if (marks && h->event[(marks - 1) % MARKS] == event) {
+		h->marks = marks - 1;
 		return false;
-	at = h->next;
-#pragma unroll
-	for (int i = 0; i < MARKS; i++) {
-		if (h->event[i] == event) {
-			h->event[i] = 0;
-			return false;
-		}
-		at = h->event[i] ? at : i;
 	}
-	h->next = at + 1;
-	h->event[at % MARKS] = event;
+	h->event[marks % MARKS] = event;
+	h->marks = marks + 1;
 	return true;
 }
+#endif
 
-ALWAYS_INLINE void state_changed(u32 worker, struct bpf_raw_tracepoint_args *ctx)
+ALWAYS_INLINE void state_changed(u32 worker, const void *sk, u64 from, u64 to)
 {
-	const void *sk = (void *)ctx->args[0];
-	u64 from = ctx->args[1], to = ctx->args[2];
-
-	if (to != TCP_CLOSE && to != TCP_FIN_WAIT2 && to != TCP_CLOSING)
-		return;
-#ifdef PROBE_FENTRY
-	if (to == TCP_CLOSE)
-		closed(worker, sk, from);
-#else
-	if (!is_first((u64)sk << 8 | from << 4 | to))
-		return;
 	if (to == TCP_CLOSE)
 		closed(worker, sk, from);
 	else
 		will_close(worker, sk);
-#endif
 }
 
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
-	state_changed(WORKER_BIRTH, ctx);
-	return 0;
-}
+	const void *sk = (void *)ctx->args[0];
+	u64 from = ctx->args[1], to = ctx->args[2];
 
-#ifndef PROBE_FENTRY
-int again__inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
-{
-	state_changed(WORKER_AGAIN, ctx);
+	if (to != TCP_CLOSE && to != TCP_FIN_WAIT1)
+		return 0;
+#ifdef PROBE_FENTRY
+	state_changed(WORKER_BIRTH, sk, from, to);
+#else
+	u32 zero = 0;
+	struct handling *h = handlings.lookup(&zero);
+	u64 outer;
+
+	if (!h)
+		return 0;
+	outer = h->depth++;
+	if (outer || is_first(h, (u64)sk << 8 | from << 4 | to))
+		state_changed(outer ? WORKER_AGAIN : WORKER_BIRTH, sk, from, to);
+	h->depth--;
+#endif
 	return 0;
 }
-#endif
 
 #ifdef PROBE_FENTRY
 #include "teardown.h"

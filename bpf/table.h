@@ -51,7 +51,8 @@ struct work {
 	u64 line, home;		/* lines by number: last looked at; the found word's */
 	u64 word, slot, block;	/* found; taken, and its block of the ring */
 	u32 reason, worker;
-	u32 flags;	/* TCP flags of the segment (guard) */
+	u32 flags;	/* guard: TCP flags of the segment */
+	u32 noted;	/* guard: the connection is in `closing` */
 };
 
 /* Who works: a program does not interrupt itself, but it does interrupt the others, so each has memory of its own. (Where one
@@ -69,11 +70,11 @@ TABLE(struct cells, living, CLASSES * FAMILIES * LANES);
 TABLE(struct counters, counters, CPUS * WORKERS);
 TABLE(struct meta, meta, 1);
 
-/* How many connections are in `closing`, by PENDING parts of the hash: what keeps other segments from a look into it. */
+/* How many connections `closing` has, by PENDING parts of the hash: what keeps other segments from a look into it. */
 #define PENDING 4096
 TABLE(u64, pending, PENDING);
 
-/* By the tuple's hash, for guarded namespaces: the TOS of IPv4 sessions that have one; connections in FIN_WAIT2 or CLOSING. */
+/* By the tuple's hash, for guarded namespaces: the TOS of IPv4 sessions that have one; connections that closed first. */
 #ifdef PINS
 BPF_TABLE("lru_hash:" PINS "/tos", u64, u32, tos, NOTED);
 BPF_TABLE("lru_hash:" PINS "/closing", u64, u32, closing, NOTED);
@@ -503,11 +504,9 @@ ALWAYS_INLINE bool has_tag(const struct work *w, const struct line *line)
 #undef DIFFERENCE
 }
 
-/* Looks for the session's live vestige: w->home and w->spare say where its word is, w->word what it was. */
-ALWAYS_INLINE bool vestige_find(struct work *w)
+/* Looks for the session's live vestige in its line: w->home and w->spare say where its word is, w->word what it was. */
+ALWAYS_INLINE bool find_in_line(struct work *w, struct line *line)
 {
-	struct line *line = find_line(w, &w->session.tuple);
-
 	if (!line || !has_tag(w, line)) /* nearly every miss, without a look at the clock */
 		return false;
 	w->now = tick_now();
@@ -515,6 +514,11 @@ ALWAYS_INLINE bool vestige_find(struct work *w)
 	w->own_hash = w->hash;
 	scan_line(w, line);
 	return match_tuple(w, line);
+}
+
+ALWAYS_INLINE bool vestige_find(struct work *w)
+{
+	return find_in_line(w, find_line(w, &w->session.tuple));
 }
 
 /* Index of the live word that names a slot; 0 if none does. An expired word, or a free one, may still name it. */

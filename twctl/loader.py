@@ -30,6 +30,7 @@ LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige w
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
 RECONCILERS = ("take", "adopt", "sweep", "finish", "collect", "epoch")
+STATE_EVENT = b"raw_tracepoint__inet_sock_set_state"
 AGAIN = "again__inet_sock_set_state"
 GUARDS = ("guard_ingress", "guard_egress")
 
@@ -162,10 +163,19 @@ class _Object:
 
     def __init__(self, flags: list[str], probe: str) -> None:
         flags = [*flags, "-DPROBE_FENTRY"] if probe == "fentry" else flags
-        again = () if probe == "fentry" else (AGAIN,)
-        programs = (*RECONCILERS, *again)
-        self.bpf, self.programs = _compile("observe.c", flags, programs, "RAW_TRACEPOINT", f"{probe} probe")
-        self._again = {name: _attach_raw_tracepoint(self.programs[name]) for name in again}
+        self.bpf, self.programs = _compile("observe.c", flags, RECONCILERS, "RAW_TRACEPOINT", f"{probe} probe")
+        self._again: dict[str, int] = {}
+        if probe == "tracepoint":
+            self.programs[AGAIN] = self._load_again()
+            self._again[AGAIN] = _attach_raw_tracepoint(self.programs[AGAIN])
+
+    def _load_again(self) -> int:
+        """Load the program of the state event a second time (observe.c, is_first); returns its descriptor."""
+        first = self.bpf.funcs.pop(STATE_EVENT)  # bcc loads no function twice that it has in its list
+        try:
+            return int(self.bpf.load_func(STATE_EVENT, _bcc().BPF.RAW_TRACEPOINT).fd)
+        finally:
+            self.bpf.funcs[STATE_EVENT] = first
 
     def links(self) -> dict[str, int]:
         """Attached programs: name and descriptor of the link."""
