@@ -82,15 +82,14 @@ def assert_leave_together(one: Daemon, look: Callable[[], set[Tuple]], count: in
 
 
 def ended(one: Daemon) -> dict[str, float]:
-    """Ends by reason, those that are not 0; the histogram has as many."""
+    """Ends by reason, those that are not 0; the histogram has as many, but for a scrape while they change."""
     metrics = one.metrics().items()
     counts: dict[str, float] = {}
     for row, number in metrics:
         if number and (found := re.match(r'twctl_time_wait_ended_total{.*reason="(\w+)"', row)):
             counts[found[1]] = counts.get(found[1], 0) + number
     lives = sum(number for row, number in metrics if row.startswith("twctl_time_wait_lifetime_seconds_count"))
-    assert sum(counts.values()) == lives
-    return counts
+    return counts if sum(counts.values()) == lives else {"changing": lives}
 
 
 def await_ended(one: Daemon, expected: dict[str, float]) -> None:
