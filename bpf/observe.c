@@ -10,6 +10,7 @@
 #include "table.h"
 #include "kernel.h"
 #include "socket.h"
+#include "blame.h"
 #include "reconcile.h"
 #include "truncate.h"
 
@@ -58,6 +59,7 @@ ALWAYS_INLINE void born(u32 worker, const void *sk, const struct common *common,
 	class = classify(w);
 	if (class < CLASSES)
 		COUNT(worker, entered[class][w->family % FAMILIES]);
+	attribute(w, sk, true);
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, sk) : 0;
 	vestige_insert(w, class, life_of(netns, class, state, jiffies));
 	if (netns & NETNS_GUARDED)
@@ -156,6 +158,25 @@ ALWAYS_INLINE void has_closed(u32 worker, const void *sk, const struct common *c
 		__sync_fetch_and_add(count, -1ULL);
 }
 
+/* connect() gives up before it has a port in one case only: all are taken (inet_hash_connect: EADDRNOTAVAIL). Where the
+ * application has bound a port, the same error cannot be told from others. */
+ALWAYS_INLINE void found_no_port(u32 worker, const void *sk)
+{
+	struct work *w = work_of(worker);
+	struct common common;
+	u16 protocol = 0, port = 0;
+	u32 *netns;
+
+	if (!w || read_common(&common, sk) || READ(port, sk, inet_sock_inet_sport) || port)
+		return;
+	netns = enrolled(&common);
+	if (!netns || READ(protocol, sk, sock_sk_protocol) || protocol != IPPROTO_TCP)
+		return;
+	read_tuple_from(w, &common, port, *netns);
+	COUNT(worker, no_port);
+	attribute(w, sk, false);
+}
+
 #ifdef PROBE_FENTRY
 /* The socket that tcp_time_wait() took on this CPU: its state event follows, bottom halves disabled all the while. */
 BPF_PERCPU_ARRAY(taken, u64, 1);
@@ -222,10 +243,12 @@ ALWAYS_INLINE bool is_first(struct handling *h, u64 event)
 
 ALWAYS_INLINE void state_changed(u32 worker, const void *sk, u64 from, u64 to)
 {
-	if (to == TCP_CLOSE)
-		closed(worker, sk, from);
-	else
+	if (to != TCP_CLOSE)
 		will_close(worker, sk);
+	else if (from == TCP_SYN_SENT)
+		found_no_port(worker, sk);
+	else
+		closed(worker, sk, from);
 }
 
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)

@@ -197,6 +197,7 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 	w->family = ctx->args[0];
 	nanoseconds = read_message(w, m, ctx->args[2]);
 	adopted_session(&w->session, substate_of(m));
+	w->owner = OWNER_UNKNOWN;
 	class = classify(w);
 	if (vestige_insert(w, class, nanoseconds) && class < CLASSES) {
 		COUNT(WORKER_RECONCILE, adopted[class][w->family % FAMILIES]);

@@ -51,6 +51,8 @@ struct work {
 	u64 line, home;		/* lines by number: last looked at; the found word's */
 	u64 word, slot, block;	/* found; taken, and its block of the ring */
 	u32 reason, worker;
+	struct party parties[KINDS + 1]; /* room for what two bits can say */
+	u32 owner;
 	u32 flags;	/* guard: TCP flags of the segment */
 	u32 noted;	/* guard: the connection is in `closing` */
 };
@@ -69,6 +71,7 @@ TABLE(struct ring, rings, CLASSES * FAMILIES);
 TABLE(struct cells, living, CLASSES * FAMILIES * LANES);
 TABLE(struct counters, counters, CPUS * WORKERS);
 TABLE(struct meta, meta, 1);
+TABLE(struct tallies, tallies, KINDS * TALLY_LINES);
 
 /* How many connections `closing` has, by PENDING parts of the hash: what keeps other segments from a look into it. */
 #define PENDING 4096
@@ -155,6 +158,13 @@ ALWAYS_INLINE u16 *start_at(const struct work *w, u32 slot)
 	return starts ? &starts->tick[slot % STARTS] : NULL;
 }
 
+ALWAYS_INLINE u16 owner_at(const struct work *w, u32 slot)
+{
+	struct starts *starts = starts_at(w, slot / STARTS);
+
+	return starts ? starts->owner[slot % STARTS] : OWNER_UNKNOWN;
+}
+
 ALWAYS_INLINE struct ring *ring_of(const struct work *w, u32 class)
 {
 	u32 i = class * FAMILIES + w->family;
@@ -211,6 +221,13 @@ ALWAYS_INLINE u64 mix(u64 hash, u64 value)
 	return hash ^ hash >> 32;
 }
 
+/* After the last mix: brings what changed only its upper bits everywhere. */
+ALWAYS_INLINE u64 settle(u64 hash)
+{
+	hash *= 0xd6e8feb86659fd93ULL;
+	return hash ^ hash >> 32;
+}
+
 /* Seeded anew for each load, so that nobody outside can aim many tuples at one line. */
 ALWAYS_INLINE u64 hash_of(const struct work *w, const struct tuple *t)
 {
@@ -223,8 +240,7 @@ ALWAYS_INLINE u64 hash_of(const struct work *w, const struct tuple *t)
 		hash = mix(hash, (u64)t->local[3] << 32 | t->remote[3]);
 		hash = mix(hash, t->scope);
 	}
-	hash *= 0xd6e8feb86659fd93ULL;
-	return hash ^ hash >> 32;
+	return settle(hash);
 }
 
 /* A tuple's line and tag: the line from the hash's upper half, the tag from its lower, so that one says nothing about
@@ -581,14 +597,16 @@ ALWAYS_INLINE struct ring *take_slot(struct work *w, u32 class)
 /* Writes the session's record into the slot that was taken, and plans its life. */
 ALWAYS_INLINE void occupy_slot(struct work *w, struct ring *ring, u32 class)
 {
-	u16 *start;
+	struct starts *starts;
 
 	if (ring->expiry[(w->block - BLOCKS / 2) % BLOCKS] >= w->now)
 		evict_slot(w, w->slot);
 	write_record(w, w->slot);
-	start = start_at(w, w->slot);
-	if (start)
-		*start = w->now;
+	starts = starts_at(w, w->slot / STARTS);
+	if (starts) {
+		starts->tick[w->slot % STARTS] = w->now;
+		starts->owner[w->slot % STARTS] = w->owner;
+	}
 	raise_expiry(&ring->expiry[w->block % BLOCKS], w->expiry);
 	plan_life(w, class);
 }
@@ -681,6 +699,7 @@ ALWAYS_INLINE bool vestige_move(struct work *w, u32 class)
 
 	if (!ring)
 		return false;
+	w->owner = owner_at(w, slot_of(ended));
 	occupy_slot(w, ring, class);
 	line = line_at(w, w->home);
 	fresh = (w->expiry & TICK_MASK) << 40 | (ended & TAG_MASK << 24) | w->slot;

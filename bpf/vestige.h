@@ -50,9 +50,10 @@
  * UNITS AND BYTE ORDER. Addresses and ports stand as on the wire, everything else in host order: sequence numbers and
  * timestamps modulo 2^32, the window as it goes on the wire (already shifted).
  *
- * SIZE. For each session of capacity: record 32 (64), index 14, start 2: 48 bytes for IPv4 and 80 for IPv6, plus
- * 1.6 MB of cells. The default of 65,536 for each class and family takes 27 MB. With every pool full and alive a line
- * holds 4.6 words on average, and 1.6 % of the vestiges are evicted because their line is full; half full, 1 in 3,000.
+ * SIZE. For each session of capacity: record 32 (64), index 12, start and owner 4: 48 bytes for IPv4 and 80 for IPv6, plus
+ * 1.6 MB of cells and 0.7 MB of tallies (blame.h). The default of 65,536 for each class and family takes 28 MB. With every pool
+ * full and alive a line holds 5.3 words on average, and 3.2 % of the vestiges are evicted because their line is full; half full,
+ * 1 in 1,100; with one class of the three full, 1 in 20,000.
  */
 #ifndef TWCTL_VESTIGE_H
 #define TWCTL_VESTIGE_H
@@ -111,11 +112,15 @@ struct line {
 #define TAG_MASK 0xffffULL
 #define SLOT_MASK 0xffffffULL
 
-/* When the vestige in a slot was born, or its timer was last restarted: ticks modulo 2^16. */
-#define STARTS 32
+/* When the vestige in a slot was born, or its timer was last restarted: ticks modulo 2^16. And whose it is: the owner's place
+ * among the tallies + 1. */
+#define STARTS 16
 struct starts {
 	u16 tick[STARTS];
+	u16 owner[STARTS];
 };
+#define OWNER_UNKNOWN 0		/* nobody saw the session being born */
+#define OWNER_OTHER 0xffff	/* there was no place for its owner */
 
 /* A ring's slots lie at base .. base + capacity - 1 of the record array. Its laps are cut into up to 16 blocks, and the latest
  * expiry (full ticks) written into a block is kept for two laps: when the ring comes round to a slot whose block has
@@ -147,6 +152,7 @@ enum dropped {
 	DROPPED_HORIZON,	/* a life was cut to the horizon */
 	DROPPED_UNREADABLE,	/* a field of the socket could not be read: no vestige */
 	DROPPED_SIGNED,		/* a session with TCP-MD5 or TCP-AO that the guard cannot answer for */
+	DROPPED_UNATTRIBUTED,	/* a birth or a connection without port lost its place among the tallies to others */
 	DROPPED,
 };
 
@@ -162,7 +168,32 @@ struct counters {
 	u64 withdrawn[CLASSES][LANES];		/* planned, but ended early or restarted */
 	u64 restarted[CLASSES];
 	u64 closed[CLOSES];			/* connections that ended without TIME_WAIT */
+	u64 no_port;				/* connections that found no free local port (EADDRNOTAVAIL) */
 	u64 dropped[DROPPED];
+};
+
+/* Who causes it; blame.h says how. 448 bytes for eight parties, 512 lines for each kind. */
+enum party_kind { BY_OWNER, BY_REMOTE, BY_LOCAL_PORT, KINDS };
+
+struct party {
+	u32 address[4];	/* of an owner: its cgroup's number, lower half first */
+	u16 port;
+	u8 family, netns;
+	union {
+		u32 scope;
+		u32 uid;
+	};
+};
+
+#define TALLY_LINES 512
+#define KEY_BUSY 1
+#define KEY_LEAST 2	/* set in each key: 0 is a free place */
+struct tallies {
+	u64 key[LINE_WORDS];	/* hash of the party; its lowest bit means nothing */
+	u64 births[LINE_WORDS];
+	u64 no_port[LINE_WORDS];
+	u64 error[LINE_WORDS];	/* of births; of an owner: tick of the last one */
+	struct party party[LINE_WORDS];
 };
 
 /* What a process that opens the pins must know before it trusts them, and how long vestiges of guarded namespaces live. */

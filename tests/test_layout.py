@@ -17,7 +17,7 @@ def test_cpus_are_counted_up_to_the_highest_number(tmp_path: Path, text: str, ex
 
 
 @pytest.mark.parametrize("capacity", [256, 1021, 65536, 4_194_304])
-def test_the_index_has_14_bytes_for_each_session(capacity: int) -> None:
+def test_the_index_has_12_bytes_for_each_session(capacity: int) -> None:
     """Rounded up to whole lines."""
     layout = Layout({family: dict.fromkeys(Class, capacity) for family in FAMILIES})
     for family in FAMILIES:
@@ -29,7 +29,7 @@ def test_the_c_code_gets_each_family_s_sizes() -> None:
     """By the names that it uses."""
     layout = Layout({"ipv4": dict.fromkeys(Class, 1021), "ipv6": dict.fromkeys(Class, 256)})
     defines = layout.defines()
-    assert (3063, 671, 768, 168) == tuple(
+    assert (3063, 575, 768, 144) == tuple(
         defines[name] for name in ("SLOTS_IPV4", "LINES_IPV4", "SLOTS_IPV6", "LINES_IPV6")
     )
 

@@ -29,6 +29,7 @@ REQUIRED = (
     "sock_common.skc_tw_rcv_nxt",
     "sock.sk_protocol",
     "sock.sk_err",
+    "sock.sk_uid",
     "inet_sock.inet_sport",
     "inet_connection_sock.icsk_rto",
     "tcp_sock.snd_nxt",
@@ -56,6 +57,8 @@ REQUIRED = (
 )
 # Absent where the kernel is older or built without: microsecond timestamps (6.7), TCP-MD5, TCP-AO (6.7).
 OPTIONAL = ("tcp_sock.tcp_usec_ts", "tcp_sock.md5sig_info", "tcp_sock.ao_info")
+# Which cgroup a socket belongs to: all three, or none where the kernel is built without.
+CGROUP = ("sock.sk_cgrp_data", "cgroup.kn", "kernfs_node.id")
 # What the guard reads besides, where a segment has a vestige.
 GUARD = (
     "sk_buff.dev",
@@ -171,6 +174,10 @@ def macros(btf: Btf, required: tuple[str, ...] = REQUIRED) -> Mapping[str, int]:
                 "twctl works on Linux 5.15 and later; please report this kernel",
             )
         if field is not None:
+            result |= _field_macros(path.replace(".", "_"), field)
+    cgroup = {path: field for path in CGROUP if (field := btf.field(path))}
+    if len(cgroup) == len(CGROUP):
+        for path, field in cgroup.items():
             result |= _field_macros(path.replace(".", "_"), field)
     for function in FUNCTIONS:
         if (count := btf.arguments(function)) is not None:

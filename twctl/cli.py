@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from twctl import __version__
+from twctl.blame import By, Names, lines, ranking
 from twctl.classes import Address, Class, Network
 from twctl.config import KEYS, Config, Effective, Mode, Probe, load
 from twctl.errors import TwctlError
@@ -133,6 +134,26 @@ def _network(text: str) -> Network:
         return ipaddress.ip_network(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--remote") from None
+
+
+@app.command()
+def blame(
+    config: ConfigFile = None,
+    pins: PinsFolder = None,
+    by: Annotated[By | None, typer.Option("--by", help="Only owners, remote endpoints or local ports.")] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Rows of each.")] = 10,
+    *,
+    json_: Json = False,
+) -> None:
+    """Who causes TIME_WAIT: most live sessions first, with births since the start."""
+    found = _table(_config(config, pins))
+    names = Names(found)
+    for i, each in enumerate([by] if by else By):
+        rows = [names.row(each, tally) for tally in ranking(found, each, limit)]
+        if json_:
+            typer.echo("\n".join(json.dumps(row) for row in rows), nl=bool(rows))
+        else:
+            typer.echo("\n".join([*[""] * bool(i), *lines(each, rows)]))
 
 
 @app.command()

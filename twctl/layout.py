@@ -15,10 +15,11 @@ FAMILIES = ("ipv4", "ipv6")
 LANES = 8
 BLOCKS = 32
 LINE_BYTES = 64
-INDEX_BYTES = 14  # for each session of capacity: 4.6 words for a line of eight, when every pool is full and alive
+INDEX_BYTES = 12  # for each session of capacity: 5.3 words for a line of eight, when every pool is full and alive
 RECORD_BYTES = {"ipv4": 32, "ipv6": 64}
-START_BYTES = 2
+START_BYTES = 4  # and owner
 PERIODS = 2048
+STARTS = 16  # of a block of 64 bytes: 16 starts, then 16 owners, 16 bits each
 PREFIXES = 65536
 NAMESPACES = 256
 

@@ -217,6 +217,7 @@ MAPS = (
         "tos",
         "closing",
         "pending",
+        "tallies",
     ),
 )
 

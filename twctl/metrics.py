@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from twctl import __version__
+from twctl.blame import TALLIES_BYTES
 from twctl.classes import Class
 from twctl.layout import FAMILIES, LANES
 from twctl.table import CLOSES, DROPPED, LANE_SECONDS, MODES, TICK, Counters, Reason, Table
@@ -170,8 +171,11 @@ class TwctlCollector(Collector):
         yield _gauge(
             "twctl_table_bytes", "Kernel memory of records and index.", [((), sum(layout.bytes(f) for f in FAMILIES))]
         )
+        yield _gauge("twctl_blame_bytes", "Kernel memory of the tallies of who causes it.", [((), TALLIES_BYTES)])
         counters = self._table.counters()
         dropped = [((why,), counters.get("dropped", i)) for i, why in enumerate(DROPPED)]
+        text = "connect() calls that found no free local port (EADDRNOTAVAIL)."
+        yield _counter("twctl_connects_without_port", text, [((), counters.get("no_port", 0))])
         dropped.append((("nested",), self._table.nested()))
         dropped.append((("prefix",), self._state.prefixes_refused()))
         text = "What the table could not take: births and prefixes lost, lives cut short, look-ups left incomplete."

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from twctl.blame import TALLIES_BYTES
 from twctl.classes import Address, Class
 from twctl.config import KERNEL_TIME_WAIT
 from twctl.errors import TwctlError
@@ -72,6 +73,7 @@ def status(table: Table, time_wait: Mapping[Class, float], *, daemon: bool, pins
         "kernel_sockets": _kernel_sockets(table),
         "guard": table.actions() if table.guard else None,
         "table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
+        "blame_bytes": TALLIES_BYTES,
         "stock_bytes": would_free["vestigial"].bytes + _record_bytes(sums),
         "would_free": {mode: dataclasses.asdict(row) for mode, row in would_free.items()},
     }
@@ -120,8 +122,8 @@ def text(status: Mapping[str, Any]) -> str:
         f"sessions in the table {status['sessions']}, TIME_WAIT sockets in the kernel {kernel}",
         f"no TIME_WAIT: {closed}",
         (
-            f"memory of the table {_mib(status['table_bytes'])}, "
-            f"of stock sockets for its sessions {_mib(status['stock_bytes'])}"
+            f"memory of the table {_mib(status['table_bytes'])}, of blame {_mib(status['blame_bytes'])}, "
+            f"of stock sockets {_mib(status['stock_bytes'])}"
         ),
         *_guard(status["guard"]),
         *(f"LOST: {why} {count}" for why, count in status["dropped"].items() if count),

@@ -20,7 +20,18 @@ from typing import Any
 from twctl import libbpf, netns
 from twctl.classes import Address, Class, Network
 from twctl.errors import TwctlError
-from twctl.layout import BLOCKS, FAMILIES, LANES, LINE_BYTES, NAMESPACES, PERIODS, RECORD_BYTES, Layout, possible_cpus
+from twctl.layout import (
+    BLOCKS,
+    FAMILIES,
+    LANES,
+    LINE_BYTES,
+    NAMESPACES,
+    PERIODS,
+    RECORD_BYTES,
+    STARTS,
+    Layout,
+    possible_cpus,
+)
 
 TICK_SHIFT = 26
 TICK = 2**TICK_SHIFT / 1e9  # s
@@ -47,7 +58,7 @@ class Reason(enum.IntEnum):
 
 MODES = ("observe", "truncate", "vestigial")
 CLOSES = ("passive", "reset", "abort", "timeout")
-DROPPED = ("contention", "collision", "horizon", "unreadable", "signed")
+DROPPED = ("contention", "collision", "horizon", "unreadable", "signed", "unattributed")
 # What became of segments that met the guard, in the order of enum action (guard.c).
 ACTIONS = (
     "acknowledged",
@@ -78,6 +89,7 @@ COUNTERS: dict[str, tuple[int, ...]] = {
     "withdrawn": (len(Class), LANES),
     "restarted": (len(Class),),
     "closed": (len(CLOSES),),
+    "no_port": (1,),
     "dropped": (len(DROPPED),),
 }
 RING = struct.Struct(f"=QIII44x{BLOCKS}Q")
@@ -357,23 +369,29 @@ class Table:
             yield from self._vestiges(family)
 
     def _vestiges(self, family: str) -> Iterator[Vestige]:
-        words = self.words(family)
-        slots = self.layout.slots(family)
-        records = self.map(f"records_{family}", slots * RECORD_BYTES[family])
-        starts = memoryview(self.map(f"starts_{family}", (slots // 32 + 1) * 64)).cast("H")
-        now_ns = time.monotonic_ns()
         names = {i: name for i, (_, name) in self.enrolments().items()}
+        for raw, slot, left, age, _ in self.records(family):
+            klass = max(klass for klass in Class if slot >= self.layout.ring(family, klass).base)
+            yield decode(family, raw, klass=klass, expires_in=left, age=age, names=names)
+
+    def records(self, family: str) -> Iterator[tuple[bytes, int, float, float, int]]:
+        """Yield record, slot, seconds left, age (s) and number of the owner (blame.py) of each live session."""
+        words, size = self.words(family), RECORD_BYTES[family]
+        slots = self.layout.slots(family)
+        records = self.map(f"records_{family}", slots * size)
+        starts = memoryview(self.map(f"starts_{family}", (slots // STARTS + 1) * STARTS * 4)).cast("H")
+        now_ns = time.monotonic_ns()
         for i in range(len(words)):
             word = words[i]
             left = remaining(word, now_ns) if word else 0.0
             if not left:
                 continue
             slot = word & 0xFFFFFF
-            raw = records[slot * RECORD_BYTES[family] : (slot + 1) * RECORD_BYTES[family]]
-            age = ((now_ns >> TICK_SHIFT) - starts[slot] & 0xFFFF) * TICK
+            raw = records[slot * size : (slot + 1) * size]
+            start = slot + slot // STARTS * STARTS
+            age, owner = ((now_ns >> TICK_SHIFT) - starts[start] & 0xFFFF) * TICK, starts[start + STARTS]
             if words[i] == word:
-                klass = max(klass for klass in Class if slot >= self.layout.ring(family, klass).base)
-                yield decode(family, raw, klass=klass, expires_in=left, age=age, names=names)
+                yield raw, slot, left, age, owner
 
 
 def decode(  # noqa: PLR0913 - keywords

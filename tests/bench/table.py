@@ -5,19 +5,12 @@ so that the machine's noise meets them alike; what counts is the median ratio. T
 every figure, and is given, so that it can be subtracted.
 """
 
-import ctypes
-import os
 import statistics
 from typing import Any
 
-from twctl import btf, libbpf
-from twctl.classes import Class
-from twctl.layout import BLOCKS, FAMILIES, Layout, Ring, bpf_folder, source
-from twctl.loader import compile_flags
-from twctl.table import RING
+from tests.load.programs import Programs
 
 ROUNDS = 5
-REPEAT = 300_000
 
 PROGRAMS = """
 struct key { u32 local, remote; u16 local_port, remote_port; u32 netns; };
@@ -136,57 +129,6 @@ int lookup_hit_lru(struct __sk_buff *skb)
 """
 
 
-class Programs:
-    """The compiled object with a table of `capacity` sessions a class."""
-
-    def __init__(self, capacity: int) -> None:
-        import bcc  # noqa: PLC0415 - Debian's, and heavy
-
-        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
-        types = btf.Btf()
-        # One class is measured; the others are as small as can be: the maps compared with hold its records alone.
-        small = dict.fromkeys(Class, 256)
-        sizes = {"ipv4": small | {Class.REMOTE: capacity}, "ipv6": small}
-        self.layout = Layout({family: sizes[family] for family in FAMILIES})
-        flags = [*compile_flags(self.layout, btf.macros(types)), f"-DCAPACITY={capacity}"]
-        types.close()
-        # not RAW_TRACEPOINT_PROBE: bcc would attach it to the host
-        text = source("observe.c").replace(
-            "RAW_TRACEPOINT_PROBE(inet_sock_set_state)", "int unused(struct bpf_raw_tracepoint_args *ctx)"
-        )
-        self._bpf: Any = bcc.BPF(text=(text + PROGRAMS).encode(), cflags=flags)
-        self._kind = bcc.BPF.SCHED_CLS
-        self._fds: dict[str, int] = {}
-        for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
-            ring = self.layout.ring(family, klass)
-            fd = bcc.lib.bpf_table_fd(self._bpf.module, b"rings")
-            libbpf.map_update(fd, i.to_bytes(4, "little"), ring_bytes(ring))
-
-    def nanoseconds(self, name: str, repeat: int = REPEAT) -> int:
-        """Mean of one run."""
-        return int(self._run(name, repeat).duration)
-
-    def result(self, name: str) -> int:
-        """What one run returns."""
-        return int(self._run(name, 1).retval)
-
-    def _run(self, name: str, repeat: int) -> libbpf.TestRun:
-        if name not in self._fds:
-            self._fds[name] = self._bpf.load_func(name, self._kind).fd
-        packet = ctypes.create_string_buffer(64)
-        opts = libbpf.TestRun(
-            sz=ctypes.sizeof(libbpf.TestRun), data_in=ctypes.addressof(packet), data_size_in=64, repeat=repeat
-        )
-        result = libbpf.libbpf().bpf_prog_test_run_opts(self._fds[name], ctypes.byref(opts))
-        assert result == 0, os.strerror(-result)
-        return opts
-
-
-def ring_bytes(ring: Ring) -> bytes:
-    """Struct ring, before its first birth."""
-    return RING.pack(0, ring.base, ring.capacity, ring.block_shift, *[0] * BLOCKS)
-
-
 PAIRS = (
     # what, ours, theirs, goal
     ("insert, evicting the oldest each time, against lru_hash", "insert_evicting", "insert_lru", 0.45),
@@ -201,7 +143,7 @@ def run() -> dict[str, Any]:
     """Every pair at 64 k and 1 M sessions a class, and the bytes."""
     results: dict[str, Any] = {}
     for capacity in (65_536, 1_048_576):
-        programs = Programs(capacity)
+        programs = Programs(PROGRAMS, capacity)
         for name in ("insert_evicting", "insert_lru", "insert_hash"):
             programs.nanoseconds(name, 2 * capacity)
         for what, ours, theirs, goal in PAIRS:

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Who causes TIME_WAIT: births by owner, by remote endpoint and by local port, in memory and time that do not grow with them.
+ *
+ * A PARTY is an owner (cgroup and uid), a remote endpoint or a local port. Each kind has TALLY_LINES lines of eight; the hash of
+ * a party names its line. Connections that found no free local port are counted beside the births.
+ *
+ * REMOTE ENDPOINTS AND LOCAL PORTS are counted by Space-Saving (Metwally, Agrawal, El Abbadi, 2005), each line for itself: a
+ * party that is not there takes the place of the one with the fewest births, and counts on from that number, which is its
+ * error from then on. So the births shown are never too few, and too many by the error at most; who has more than an eighth
+ * of the births of its line is always there; and while a line has had no more than eight parties its counts are exact.
+ *
+ * OWNERS are what vestiges refer to, by index, so none is replaced while a vestige may: only one that has had no birth for as
+ * long as a vestige can live. An owner that finds no place is nobody's: OWNER_OTHER.
+ *
+ * CONCURRENCY. Counts are added to atomically. A place is claimed by compare-and-swap of its key to KEY_BUSY, and has its new
+ * key once the party is written; who looks for the same party meanwhile claims another place, and readers add the two up.
+ * A birth that is added to a place just as that is given away is the new party's: only above capacity, as the rest of its error.
+ */
+#ifndef TWCTL_BLAME_H
+#define TWCTL_BLAME_H
+
+/* A connection that finds no place three times over (each time another CPU was faster) is counted as unattributed. */
+#define CLAIMS 3
+
+/* In the order of enum party_kind; what is not said is 0, for the key is the hash of the whole. */
+ALWAYS_INLINE void name_parties(struct work *w, u64 cgroup, u32 uid)
+{
+	const struct tuple *t = &w->session.tuple;
+	struct party *owner = &w->parties[BY_OWNER], *remote = &w->parties[BY_REMOTE], *local = &w->parties[BY_LOCAL_PORT];
+
+	__builtin_memset(w->parties, 0, sizeof(w->parties));
+	owner->address[0] = cgroup;
+	owner->address[1] = cgroup >> 32;
+	owner->uid = uid;
+	remote->address[0] = t->remote[0];
+	if (!is_ipv4(w)) {
+		remote->address[1] = t->remote[1];
+		remote->address[2] = t->remote[2];
+		remote->address[3] = t->remote[3];
+		remote->scope = t->scope;
+	}
+	remote->port = t->remote_port;
+	remote->family = w->family;
+	remote->netns = t->netns;
+	local->port = t->local_port;
+	local->netns = t->netns;
+}
+
+ALWAYS_INLINE u64 key_of(const struct party *p, u32 kind)
+{
+	u64 hash = mix(HASH_SEED + kind, (u64)p->address[0] << 32 | p->address[1]);
+
+	hash = mix(hash, (u64)p->address[2] << 32 | p->address[3]);
+	hash = mix(hash, (u64)p->port << 48 | (u64)p->family << 40 | (u64)p->netns << 32 | p->scope);
+	return settle(hash) | KEY_LEAST;
+}
+
+/* A bit for each place that has the key; w->spare: the place to give away, of owners the one whose last birth is longest ago,
+ * otherwise the one with the fewest births. */
+ALWAYS_INLINE u64 scan_tallies(struct work *w, const struct tallies *line, u64 key, u32 kind)
+{
+	u64 least = ~0ULL >> 1, found = 0, by_age = -less(kind, BY_OWNER + 1);
+
+#pragma unroll
+	for (u64 i = 0; i < LINE_WORDS; i++) {
+		u64 count = (line->births[i] & ~by_age) | (line->error[i] & by_age);
+		u64 busy = less(line->key[i] >> 1, 1) & line->key[i];
+		u64 rank = (count << 3 | i) | (-busy >> 1);
+
+		found |= less((line->key[i] ^ key) >> 1, 1) << i;
+		least ^= (least ^ rank) & -less(rank, least);
+	}
+	w->spare = least % LINE_WORDS;
+	return found;
+}
+
+/* Takes a place for a party. False if it was taken meanwhile. */
+ALWAYS_INLINE bool claim_place(struct work *w, struct tallies *line, u64 at, u64 key, u32 kind)
+{
+	u64 old = line->key[at];
+
+	if (old == KEY_BUSY || __sync_val_compare_and_swap(&line->key[at], old, KEY_BUSY) != old)
+		return false;
+	line->party[at] = w->parties[kind & 3];
+	line->no_port[at] = 0;
+	if (kind == BY_OWNER)
+		line->births[at] = 0;
+	else
+		line->error[at] = line->births[at];
+	__sync_val_compare_and_swap(&line->key[at], KEY_BUSY, key);
+	return true;
+}
+
+/* Whether an owner's vestiges may be alive. */
+ALWAYS_INLINE bool is_active(const struct tallies *line, u64 at, u64 now)
+{
+	return line->key[at] && now - line->error[at] <= HORIZON_TICKS;
+}
+
+/* Counts the party of a kind; returns its place + 1, or OWNER_OTHER. */
+ALWAYS_INLINE u32 tally(struct work *w, u32 kind, bool birth)
+{
+	u64 key = key_of(&w->parties[kind & 3], kind), at;
+	u32 number = kind * TALLY_LINES + (key >> 32) % TALLY_LINES;
+	struct tallies *line = tallies.lookup(&number);
+
+	if (!line)
+		return OWNER_OTHER;
+#pragma clang loop unroll(disable)
+	for (u32 claims = 0; claims < CLAIMS; claims++) {
+		u64 found = scan_tallies(w, line, key, kind);
+
+		at = in_line(w, found ? lowest_bit(found) : w->spare);
+		if (!found) {
+			if (kind == BY_OWNER && is_active(line, at, w->now))
+				break;
+			if (!claim_place(w, line, at, key, kind))
+				continue;
+		}
+		__sync_fetch_and_add(birth ? &line->births[at] : &line->no_port[at], 1);
+		if (kind == BY_OWNER)
+			line->error[at] = w->now;
+		return (number % TALLY_LINES) * LINE_WORDS + at + 1;
+	}
+	COUNT(w->worker, dropped[DROPPED_UNATTRIBUTED]);
+	return OWNER_OTHER;
+}
+
+/* The cgroup (v2) that a socket was made in, by its number; 0: not known. */
+ALWAYS_INLINE u64 cgroup_of(const void *sk)
+{
+	u64 id = 0;
+#ifdef OFFSET_sock_sk_cgrp_data
+	u64 cgroup = 0, node = 0;
+
+	READ(cgroup, sk, sock_sk_cgrp_data);
+	if (!cgroup || (cgroup & 1)) /* before 5.16 the field can hold classes of cgroup v1 instead, with this bit set */
+		return 0;
+	READ(node, cgroup, cgroup_kn);
+	READ(id, node, kernfs_node_id);
+#endif
+	return id;
+}
+
+/* Counts the session of a birth, or a connection that found no port, for everyone who had a part in it. */
+ALWAYS_INLINE void attribute(struct work *w, const void *sk, bool birth)
+{
+	u32 uid = ~0U;
+
+	READ(uid, sk, sock_sk_uid);
+	name_parties(w, cgroup_of(sk), uid);
+	w->now = tick_now();
+#pragma clang loop unroll(disable)
+	for (u32 kind = 0; kind < KINDS; kind++) {
+		u32 place = tally(w, kind, birth);
+
+		if (kind == BY_OWNER)
+			w->owner = place;
+	}
+}
+
+#endif

@@ -1,0 +1,69 @@
+"""The table's code with programs of a test or benchmark beside it, run by the kernel itself (BPF_PROG_TEST_RUN)."""
+
+import ctypes
+import os
+from typing import Any
+
+from twctl import btf, libbpf
+from twctl.classes import Class
+from twctl.layout import BLOCKS, FAMILIES, Layout, Ring, bpf_folder, source
+from twctl.loader import compile_flags
+from twctl.table import RING
+
+REPEAT = 300_000
+
+
+class Programs:
+    """One compiled object: the table for `capacity` remote IPv4 sessions, and the programs of this text."""
+
+    def __init__(self, text: str, capacity: int) -> None:
+        import bcc  # noqa: PLC0415 - Debian's, and heavy
+
+        os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
+        types = btf.Btf()
+        # One class is measured; the others are as small as can be: the maps compared with hold its records alone.
+        small = dict.fromkeys(Class, 256)
+        sizes = {"ipv4": small | {Class.REMOTE: capacity}, "ipv6": small}
+        self.layout = Layout({family: sizes[family] for family in FAMILIES})
+        flags = [*compile_flags(self.layout, btf.macros(types)), f"-DCAPACITY={capacity}"]
+        types.close()
+        # not RAW_TRACEPOINT_PROBE: bcc would attach it to the host
+        probe = source("observe.c").replace(
+            "RAW_TRACEPOINT_PROBE(inet_sock_set_state)", "int unused(struct bpf_raw_tracepoint_args *ctx)"
+        )
+        self._bpf: Any = bcc.BPF(text=(probe + text).encode(), cflags=flags)
+        self._kind = bcc.BPF.SCHED_CLS
+        self._fds: dict[str, int] = {}
+        for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
+            ring = self.layout.ring(family, klass)
+            libbpf.map_update(self.map("rings"), i.to_bytes(4, "little"), ring_bytes(ring))
+
+    def map(self, name: str) -> int:
+        """Descriptor of a map, which stays the object's."""
+        import bcc  # noqa: PLC0415 - Debian's, and heavy
+
+        return int(bcc.lib.bpf_table_fd(self._bpf.module, name.encode()))
+
+    def nanoseconds(self, name: str, repeat: int = REPEAT) -> int:
+        """Mean of one run."""
+        return int(self._run(name, repeat).duration)
+
+    def result(self, name: str) -> int:
+        """What one run returns."""
+        return int(self._run(name, 1).retval)
+
+    def _run(self, name: str, repeat: int) -> libbpf.TestRun:
+        if name not in self._fds:
+            self._fds[name] = self._bpf.load_func(name.encode(), self._kind).fd
+        packet = ctypes.create_string_buffer(64)
+        opts = libbpf.TestRun(
+            sz=ctypes.sizeof(libbpf.TestRun), data_in=ctypes.addressof(packet), data_size_in=64, repeat=repeat
+        )
+        result = libbpf.libbpf().bpf_prog_test_run_opts(self._fds[name], ctypes.byref(opts))
+        assert result == 0, os.strerror(-result)
+        return opts
+
+
+def ring_bytes(ring: Ring) -> bytes:
+    """Struct ring, before its first birth."""
+    return RING.pack(0, ring.base, ring.capacity, ring.block_shift, *[0] * BLOCKS)

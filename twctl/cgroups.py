@@ -1,0 +1,35 @@
+"""Names of cgroups: a socket knows its cgroup (version 2) by number, which is the inode of its folder."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_UNIT = re.compile(r"[^/]+\.(?:service|scope)(?=/|$)")
+
+
+def cgroup_paths(proc: Path = Path("/proc")) -> dict[int, str]:
+    """Every cgroup by number, as it is now; paths as in /proc/PID/cgroup. Empty where no hierarchy is mounted."""
+    for root in _mounts(proc):
+        return {folder.stat().st_ino: f"/{folder.relative_to(root)}".replace("/.", "/") for folder in _folders(root)}
+    return {}
+
+
+def _mounts(proc: Path) -> Iterator[Path]:
+    for line in (proc / "self/mounts").read_text().splitlines():
+        _, where, kind, *_ = line.split()
+        if kind == "cgroup2":
+            yield Path(where.encode().decode("unicode_escape"))
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """The root and all below it; one that goes away meanwhile is left out."""
+    for folder, _, _ in os.walk(root):
+        if os.path.isdir(folder):  # noqa: PTH112 - a Path for each of thousands takes longer than the question
+            yield Path(folder)
+
+
+def unit_of(path: str) -> str:
+    """The innermost systemd unit of a path, such as nginx.service; else the path itself."""
+    units = _UNIT.findall(path)
+    return units[-1] if units else path
