@@ -1,14 +1,18 @@
 """Where the kernel objects are pinned: bpffs, the folder and its lock, and the way back to nothing."""
 
+import contextlib
 import fcntl
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from twctl import loader
 from twctl.errors import TwctlError
 
 MOUNTED_BY_US = "twctl"  # the source name of a bpffs that we mounted
+# `locked` holds the lock for some microseconds; `twctl top` asks each second, and must keep no daemon from starting.
+LOCK_TRIES, LOCK_PAUSE = 20, 0.01  # s
 
 
 class Pins:
@@ -44,14 +48,14 @@ class Pins:
         :raises TwctlError: if another process has it.
         """
         folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
-            raise TwctlError(
-                f"another twctl uses {self.root}", "stop it first, or choose another folder with pins"
-            ) from None
-        self._lock = folder
+        for _ in range(LOCK_TRIES):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._lock = folder
+                return
+            time.sleep(LOCK_PAUSE)
+        os.close(folder)
+        raise TwctlError(f"another twctl uses {self.root}", "stop it first, or choose another folder with pins")
 
     def load(self, request: loader.Request) -> loader.Loaded:
         """Load anew and put the result in place of what is there.
@@ -83,13 +87,16 @@ class Pins:
 
     def locked(self) -> bool:
         """Whether a daemon holds the lock."""
-        if not self.root.exists():
+        try:
+            folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
             return False
         try:
-            self.lock()
-        except TwctlError:
+            fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask do not see each other
+        except BlockingIOError:
             return True
-        self.unlock()
+        finally:
+            os.close(folder)
         return False
 
     def unlock(self) -> None:
