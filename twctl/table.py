@@ -39,6 +39,7 @@ HORIZON_TICKS = 16383
 PERIOD_SHIFT = 3
 LANE_EDGES = (14, 29, 74, 149, 447, 1043, 2235)  # ticks; the last lane has no upper edge
 LANE_SECONDS = (1, 2, 5, 10, 30, 70, 150)
+STEP = 8192  # words of the index that are looked at in one go: 2 ms
 _TICK_MASK = 0xFFFFFF
 _PAGE = mmap.PAGESIZE
 
@@ -129,6 +130,16 @@ class Vestige:
     ts_recent: int | None
     ts_offset: int
     known: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Live sessions of one family and class: their slots, and their records as they stand (VESTIGE)."""
+
+    family: str
+    klass: Class
+    slots: list[int]
+    records: list[bytes]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -281,6 +292,12 @@ class Table:
                 programs.setdefault(place, []).append(libbpf.obj_get(pin))
         return programs
 
+    def close(self) -> None:
+        """Close the programs that `nested` opened; memory goes with the last one who reads it."""
+        for programs in self.__dict__.pop("_probes", {}).values():
+            for program in programs:
+                os.close(program)
+
     def nested(self) -> int:
         """Events that the probes did not see, as they came on a CPU in the middle of another one.
 
@@ -392,6 +409,35 @@ class Table:
             age, owner = ((now_ns >> TICK_SHIFT) - starts[start] & 0xFFFF) * TICK, starts[start + STARTS]
             if words[i] == word:
                 yield raw, slot, left, age, owner
+
+    def steps(self, family: str) -> int:
+        """How many lists `batches` yields."""
+        return -(-self.layout.lines(family) * LINE_BYTES // 8 // STEP)
+
+    def batches(self, family: str) -> Iterator[list[Batch]]:
+        """Walk the index as `vestiges` does, without decoding: a tenth of its time, for who wants to count.
+
+        A list for each STEP words, empty ones included.
+        """
+        words, size = self.words(family), RECORD_BYTES[family]
+        records = self.map(f"records_{family}", self.layout.slots(family) * size)
+        for first in range(0, len(words), STEP):
+            part, tick = words[first : first + STEP], time.monotonic_ns() >> TICK_SHIFT
+            before = part.tobytes()
+            numbers = memoryview(before).cast("Q").tolist()
+            live = [word for word in numbers if word and 0 < ((word >> 40) - tick & _TICK_MASK) <= HORIZON_TICKS]
+            found = {
+                word & 0xFFFFFF: records[(word & 0xFFFFFF) * size : ((word & 0xFFFFFF) + 1) * size] for word in live
+            }
+            if part.tobytes() != before:  # a record whose word has changed may be another's
+                same = set(part.tolist())
+                found = {word & 0xFFFFFF: found[word & 0xFFFFFF] for word in live if word in same}
+            yield [batch for klass in Class if (batch := self._batch(family, klass, found)).slots]
+
+    def _batch(self, family: str, klass: Class, found: Mapping[int, bytes]) -> Batch:
+        ring = self.layout.ring(family, klass)
+        slots = [slot for slot in found if ring.base <= slot < ring.base + ring.capacity]
+        return Batch(family, klass, slots, [found[slot] for slot in slots])
 
 
 def decode(  # noqa: PLR0913 - keywords
