@@ -1,4 +1,4 @@
-"""The command line. Nouns read (status, table, classify, check, config), verbs change (run, drain, release)."""
+"""The command line. Nouns read (status, table, top, classify, check, config), verbs change (run, drain, release)."""
 
 import contextlib
 import ipaddress
@@ -102,6 +102,32 @@ def table(  # noqa: PLR0913, PLR0917 - each is an option
         typer.echo(f"{'class':<8} {'substate':<9} {'local':<21} {'remote':<21} {'expires':>7} netns".rstrip())
     for vestige in found:
         typer.echo(json.dumps(as_json(vestige)) if json_ else _row(vestige))
+
+
+@app.command()
+def top(  # noqa: PLR0913, PLR0917 - each is an option
+    config: ConfigFile = None,
+    pins: PinsFolder = None,
+    interval: Annotated[float, typer.Option(metavar="SECONDS", help="Between two looks, 0.1 to 3600.")] = 1.0,
+    count: Annotated[int | None, typer.Option(min=1, metavar="N", help="End after so many; default never.")] = None,
+    klass: Annotated[
+        str | None, typer.Option("--class", metavar="CLASS", help="Lists of loopback, local or remote only.")
+    ] = None,
+    sort: Annotated[str, typer.Option(metavar="ORDER", help="Lists by sessions, growth or name.")] = "sessions",
+) -> None:
+    """Rates, and who has the most sessions, live; plain text where there is no terminal."""
+    # rich, and prometheus_client: the other nouns do not need them
+    from twctl import terminal  # noqa: PLC0415
+    from twctl.screen import Choice  # noqa: PLC0415
+    from twctl.top import Order, Watch  # noqa: PLC0415
+
+    if not 0.1 <= interval <= 3600:  # noqa: PLR2004 - a range of typer's would let nan through
+        raise typer.BadParameter(f"{interval} is not between 0.1 and 3600", param_hint="--interval")
+    labels = [each.label for each in Class]
+    only = Class(labels.index(_one_of("--class", klass, labels))) if klass else None
+    choice = Choice(only, Order(_one_of("--sort", sort, list(Order))))
+    show = terminal.live if terminal.is_terminal() else terminal.plain
+    show(Watch(_config(config, pins).pins), choice, interval, count)
 
 
 def _filtered(
