@@ -214,7 +214,8 @@ struct meta {
 
 struct enrolment {
 	u64 cookie;	/* SO_NETNS_COOKIE; 0: this index is free */
-	char name[56];	/* below /run/netns; empty: the namespace twctl was started in */
+	u64 left;	/* when it became free, CLOCK_MONOTONIC ns: vestiges have it a while longer; 0: it never was in use */
+	char name[48];	/* below /run/netns, or a path; empty: the namespace twctl was started in */
 };
 
 #endif

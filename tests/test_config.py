@@ -48,6 +48,7 @@ def test_defaults_need_no_file() -> None:
         mode=Mode.OBSERVE,
         listen=Listen("127.0.0.1", 9815),
         netns=(),
+        all_netns=False,
         pins=Path("/sys/fs/bpf/twctl"),
         probe=Probe.AUTO,
         reconcile_interval=15.0,
@@ -98,6 +99,7 @@ def test_file_sets_every_key(file: Path) -> None:
         mode=Mode.VESTIGIAL,
         listen=Listen("::1", 0),
         netns=("blue", "green"),
+        all_netns=False,
         pins=Path("/run/bpf/twctl"),
         probe=Probe.FENTRY,
         reconcile_interval=0.0,
@@ -179,7 +181,7 @@ LISTEN = "allowed: HOST:PORT or [IPV6]:PORT, with port 0 to 65535"
 PREFIXES = "allowed: a list of prefixes such as 10.0.0.0/8 or fd00::/8"
 NETNS = "allowed: a list of names under /run/netns"
 TOP = (
-    "mode, listen, netns, pins, probe, reconcile_interval, force, "
+    "mode, listen, netns, all_netns, pins, probe, reconcile_interval, force, "
     "time_wait, fin_wait2, capacity, classes, tls, sysctl, pressure"
 )
 TRUNCATE = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'

@@ -60,13 +60,23 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     probe: Annotated[Probe | None, typer.Option(help="What sees sessions being born.")] = None,
     pins: PinsFolder = None,
     *,
+    all_netns: Annotated[
+        bool, typer.Option("--all-netns", help="Every namespace that has a name, as they come and go.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Mode vestigial also where the guard may not see what sockets see.")
     ] = False,
 ) -> None:
     """Run the daemon in the foreground, until SIGINT or SIGTERM."""
-    given = {"mode": mode, "listen": listen, "netns": netns, "probe": probe, "pins": str(pins) if pins else None}
-    options = {name: value for name, value in given.items() if value} | ({"force": True} if force else {})
+    given: dict[str, object] = {
+        "mode": mode,
+        "listen": listen,
+        "netns": netns,
+        "probe": probe,
+        "pins": str(pins) if pins else None,
+    }
+    flags = {"all_netns": all_netns, "force": force}
+    options = {name: value for name, value in (given | flags).items() if value}
     _effective(config, **options)
     request = json.dumps({"file": str(config) if config else None, "options": options})
     os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon", request])  # noqa: S606 - our own interpreter

@@ -86,14 +86,16 @@ class PressureSettings:
 class Config:
     """Every setting, checked.
 
-    netns: names under /run/netns, empty: the namespace twctl runs in; pins: Path, absolute; reconcile_interval:
-    float, seconds, 0: never; force: bool, mode vestigial also where the guard may not see what sockets see; time_wait,
-    fin_wait2: float, seconds; classes: prefixes set by hand; tls: None: HTTP.
+    netns: names under /run/netns, empty: the namespace twctl runs in; all_netns: bool, that one and all that have a
+    name; pins: Path, absolute; reconcile_interval: float, seconds, 0: never; force: bool, mode vestigial also where the
+    guard may not see what sockets see; time_wait, fin_wait2: float, seconds; classes: prefixes set by hand; tls: None:
+    HTTP.
     """
 
     mode: Mode
     listen: Listen
     netns: tuple[str, ...]
+    all_netns: bool
     pins: Path
     probe: Probe
     reconcile_interval: float
@@ -138,10 +140,10 @@ def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Pa
 
 
 def _config(settings: Mapping[str, Setting]) -> Config:
-    for check in (_check_truncate, _check_vestigial, _check_tls):
+    for check in (_check_netns, _check_truncate, _check_vestigial, _check_tls):
         check(settings)
     value = {name: setting.value for name, setting in settings.items()}
-    top = {name: value[name] for name in ("mode", "listen", "netns", "pins", "probe", "reconcile_interval", "force")}
+    top = {name: value[name] for name in _TOP}
     return Config(
         **top,
         time_wait=_by_class(value, "time_wait"),
@@ -156,6 +158,12 @@ def _config(settings: Mapping[str, Setting]) -> Config:
 
 def _by_class(value: Mapping[str, Any], table: str) -> dict[Class, Any]:
     return {class_: value[f"{table}.{class_.label}"] for class_ in Class}
+
+
+def _check_netns(settings: Mapping[str, Setting]) -> None:
+    every = settings["all_netns"]
+    if every.value and settings["netns"].value:
+        raise refusal(every.source, "all_netns", every.value, "leave netns out, or all_netns")
 
 
 def _check_truncate(settings: Mapping[str, Setting]) -> None:
@@ -250,6 +258,7 @@ def _per_class(table: str, key: Key, *defaults: object) -> dict[str, Key]:
     return {f"{table}.{c.label}": replace(key, default=default) for c, default in zip(Class, defaults, strict=True)}
 
 
+_TOP = ("mode", "listen", "netns", "all_netns", "pins", "probe", "reconcile_interval", "force")
 _PORTS = range(65536)
 _CAPACITIES = range(256, 4_194_304 + 1)  # the index word holds a 24-bit slot
 _PATH = Key(None, absolute_path, "an absolute path")
@@ -263,6 +272,7 @@ KEYS: dict[str, Key] = {
     "mode": Key("observe", choice(Mode), ", ".join(Mode)),
     "listen": Key("127.0.0.1:9815", _listen, "HOST:PORT or [IPV6]:PORT, with port 0 to 65535"),
     "netns": Key([], list_of(_namespace), "a list of names under /run/netns"),
+    "all_netns": Key(default=False, parse=_boolean, allowed="true, false"),
     "pins": replace(_PATH, default="/sys/fs/bpf/twctl"),
     "probe": Key("auto", choice(Probe), ", ".join(Probe)),
     "reconcile_interval": _INTERVAL,

@@ -1,17 +1,17 @@
 """The daemon of `twctl run`: its `run` is the boot order, its loop is what happens afterwards."""
 
 import contextlib
-import dataclasses
 import json
 import logging
 import math
 import os
+import resource
 import selectors
 import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,20 +22,19 @@ from twctl import check, loader, netns
 from twctl.classes import Class
 from twctl.config import KERNEL_TIME_WAIT, Config, Mode, load
 from twctl.errors import TwctlError
-from twctl.guard import Guard
-from twctl.kernel import FinTimeout, PortRange, Sockstat, socket_bytes
-from twctl.layout import FAMILIES, NAMESPACES, Layout, guard_identity
+from twctl.follow import Follower
+from twctl.guard import remove as remove_guard
+from twctl.kernel import socket_bytes
+from twctl.layout import FAMILIES, Layout, guard_identity
+from twctl.members import Member, Members, refuse_obstacles
 from twctl.metrics import DaemonState, TwctlCollector
 from twctl.notify import Notifier
-from twctl.obstacles import obstacles
 from twctl.pins import Pins
 from twctl.pressure import Pressure
 from twctl.reconcile import Drift, Reconciler
-from twctl.routes import RouteWatcher
 from twctl.server import Server
-from twctl.sockdiag import SockDiag
 from twctl.sysctl import Journal, journal_of
-from twctl.table import TICK, ClassTries, Reason, Table
+from twctl.table import TICK, Reason, Table
 from twctl.truncate import DRAIN_BATCH, Limits, Reaper
 
 log = logging.getLogger("twctl")
@@ -52,22 +51,9 @@ TRUNCATE_BATCH = 2048
 PRESSURE_SECONDS = 0.5
 # Notifications say when a filter is taken away; this often all devices are looked at all the same.
 GUARD_SECONDS = 10.0
-MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"
+# Where there are hundreds of namespaces that takes this share of one CPU, and more time.
+GUARD_SHARE = 0.005
 _DOING = {Mode.OBSERVE: "observing", Mode.TRUNCATE: "truncating", Mode.VESTIGIAL: "guarding"}
-
-
-@dataclasses.dataclass
-class Namespace:
-    """One enrolled network namespace and what the daemon holds open in it."""
-
-    index: int
-    name: str | None
-    routes: RouteWatcher
-    tries: ClassTries
-    diag: SockDiag
-    sockstat: Sockstat
-    fin_timeout: FinTimeout
-    ports: PortRange
 
 
 def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier) -> Config | None:
@@ -83,48 +69,35 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
         pins = Pins(config.pins)
         pins.open()
         undo.callback(pins.unlock)
-        if config.mode is Mode.TRUNCATE:
-            check.can_destroy()
-        cookies = {name: netns.cookie(name) for name in config.netns or (None,)}
-        if config.mode is Mode.VESTIGIAL:
-            _refuse_obstacles(cookies, force=config.force)
+        _refuse(config)
         table = _table(pins, config)
-        indexes = _indexes(table, cookies)
-        namespaces = [_open(table, indexes[name], name, config, undo) for name in cookies]
-        guards = _guards(table, pins.current, namespaces, undo) if config.mode is Mode.VESTIGIAL else []
-        leaving = _leaving(table, pins.current, namespaces, undo) if config.mode is not Mode.VESTIGIAL else None
-        table.set_lives(config.time_wait, config.fin_wait2)
-        _enrol(table, namespaces, cookies, guarded=bool(guards))
-        _sysctls(config, list(cookies), undo, lambda: following)
-        table.mode = config.mode
-        reaper = _reaper(table, namespaces, Reason.TRUNCATED)
-        state = _state(config, table, namespaces, reaper)
-        state.guard_devices = lambda: sum(len(guard.devices) for guard in guards)
-        state.guard_reattached = lambda: sum(guard.reattached for guard in guards)
-        reconciler = Reconciler(table, {namespace.index: namespace.diag for namespace in namespaces})
+        undo.callback(_restore, journal_of(config.pins), lambda: following)
+        leaving = _Leaving(table, pins.current) if table.guard and config.mode is not Mode.VESTIGIAL else None
+        follower = _follower(table, pins.current, config, undo)
+        members = follower.members
+        reaper = _reaper(table, members, Reason.TRUNCATED)
+        state = _state(config, table, follower, reaper)
         limits = Limits(config.time_wait, _fin_wait2(config))
-
-        def mended() -> None:
-            if config.mode is Mode.TRUNCATE:
-                reaper.take_up(reconciler.marks(), limits)
-
-        with table.exclusive():
-            _report(reconciler.round(end=False), "took over")
-            mended()
+        comparing = _Reconciling(table, Reconciler(table, members.diags), state, config)
+        if config.mode is Mode.TRUNCATE:
+            comparing.mended = lambda marks: reaper.take_up(marks, limits)
+        comparing.take_over()
+        comparing.wait(leaving.seconds if leaving else 0.0)
+        follower.joined = comparing.take_over
         server = Server(config.listen, config.tls, _registry(table, state))
         undo.callback(server.close)
         log.info("%s", doing := f"{_DOING[config.mode]} with the {state.probe} probe, metrics on port {server.port}")
-        comparing = _Reconciling(table, reconciler, state, config, mended)
-        comparing.wait(leaving.seconds if leaving else 0.0)
         tasks: list[_Task] = [comparing]
-        tasks += [_Guarding(guard) for guard in guards]
+        tasks += [_Guarding(follower)] if config.mode is Mode.VESTIGIAL else []
         tasks += [leaving] if leaving else []
         if config.mode is Mode.TRUNCATE:
-            tasks.append(_Truncating(table, reaper, limits))
-            tasks.append(_draining(table, namespaces, config, undo))
+            tasks += [_Truncating(table, reaper, limits), _draining(table, members, config, undo)]
+        # Our own namespace alone neither comes nor goes.
+        names = [follower] if config.netns or config.all_netns else []
+        tasks += names
         tasks += [_Reporting(notifier)] if notifier.watchdog else []
         notifier.ready(doing)
-        following = _loop(signals, [*map(_Following, namespaces), *guards], tasks, _rereading(reread, notifier, doing))
+        following = _loop(signals, [_Following(follower), *names], tasks, _rereading(reread, notifier, doing))
         if following is None:
             notifier.stopping("stopping")
     if following is None:
@@ -142,6 +115,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="twctl: %(message)s", stream=sys.stderr)
     file = Path(request["file"]) if request["file"] else None
     before: Config | None = None
+    # Up to 15 descriptors for each network namespace; nothing here calls select(2), for which the usual limit is low.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     try:
         config: Config | None = load(file, request["options"]).config
         while config:
@@ -154,6 +129,31 @@ def main() -> int:
         log.error("%s", error)  # noqa: TRY400 - one line, no traceback
         return 1
     return 0
+
+
+def _refuse(config: Config) -> None:
+    """What cannot work is refused before anything is made. Raises TwctlError."""
+    if config.mode is Mode.TRUNCATE:
+        check.can_destroy()
+    for name in config.netns:
+        netns.cookie(name)
+    if not config.all_netns:
+        for namespace in config.netns or (None,):
+            refuse_obstacles(namespace, config)
+
+
+def _follower(table: Table, folder: Path, config: Config, undo: contextlib.ExitStack) -> Follower:
+    """Have the namespaces join. The guard, where there is one, stays when the daemon stops: it answers for sessions."""
+    if config.mode is Mode.VESTIGIAL and table.guard != guard_identity():
+        loader.load_guard(folder)
+    table.set_lives(config.time_wait, config.fin_wait2)
+    members = Members(table, folder, config, journal_of(config.pins))
+    undo.callback(members.close)
+    follower = Follower(members, config)
+    undo.callback(follower.close)
+    follower.start()
+    table.mode = config.mode
+    return follower
 
 
 def _layout(config: Config) -> Layout:
@@ -187,90 +187,8 @@ def _say_what_is_forgotten(folder: Path) -> None:
             log.warning("%d sessions that only the guard knew are forgotten", lost)
 
 
-def _indexes(table: Table, cookies: dict[str | None, int]) -> dict[str | None, int]:
-    """Give each namespace the index it has, or one after the highest: vestiges of those that left keep theirs."""
-    known = {cookie: index for index, (cookie, _) in table.enrolments().items()}
-    after = max(known.values(), default=-1) + 1
-    free = (index for index in (*range(after, NAMESPACES), *range(after)) if index not in known.values())
-    return {name: known[cookie] if cookie in known else next(free) for name, cookie in cookies.items()}
-
-
-def _open(table: Table, index: int, name: str | None, config: Config, undo: contextlib.ExitStack) -> Namespace:
-    routes = undo.enter_context(RouteWatcher(config.classes, name))
-    tries = ClassTries(table, index)
-    tries.sync(routes.trie())
-    diag, sockstat, fin_timeout, ports = SockDiag(name), Sockstat(name), FinTimeout(name), PortRange(name)
-    for opened in (diag, sockstat, fin_timeout, ports):
-        undo.callback(opened.close)
-    return Namespace(index, name, routes, tries, diag, sockstat, fin_timeout, ports)
-
-
-def _guards(table: Table, folder: Path, namespaces: list[Namespace], undo: contextlib.ExitStack) -> list[Guard]:
-    """Put the guard on every device of every namespace, before the kernel is told to keep no TIME_WAIT sockets.
-
-    It stays when the daemon stops: what it answers for lives on.
-
-    :raises TwctlError: if a device cannot be guarded; then no guard is left that was not there before.
-    """
-    if table.guard != guard_identity():
-        loader.load_guard(folder)
-    guards = [Guard(namespace.name, namespace.index, folder) for namespace in namespaces]
-    for guard in guards:
-        undo.callback(guard.close)
-    try:
-        for guard in guards:
-            guard.attach()
-    except TwctlError:
-        if table.mode != Mode.VESTIGIAL:
-            for guard in guards:
-                guard.remove()
-        raise
-    return guards
-
-
-def _refuse_obstacles(namespaces: Iterable[str | None], *, force: bool) -> None:
-    found = [line for namespace in namespaces for line in obstacles(namespace)]
-    for line in found:
-        log.warning("%s", line)
-    if found and not force:
-        raise TwctlError("the guard may not see here what the sockets see", "remove it, or give --force if you know")
-
-
-def _leaving(table: Table, folder: Path, namespaces: list[Namespace], undo: contextlib.ExitStack) -> "_Leaving | None":
-    """A guard that an earlier mode left goes on until the last vestige that only it knows of has expired."""
-    if not table.guard:
-        return None
-    guards = [Guard(namespace.name, namespace.index, folder) for namespace in namespaces]
-    for guard in guards:
-        undo.callback(guard.close)
-    return _Leaving(table, guards, max(table.lives) / 1e9 + TICK)
-
-
-def _sysctls(
-    config: Config, namespaces: list[str | None], undo: contextlib.ExitStack, following: Callable[[], Config | None]
-) -> None:
-    """Set what the configuration and the mode ask for, put back what an earlier one asked for."""
-    journal = journal_of(config.pins)
-    wanted = dict(config.sysctl) | ({MAX_TW_BUCKETS: 0} if config.mode is Mode.VESTIGIAL else {})
-    for line in journal.apply(wanted, namespaces):
-        log.warning("%s", line)
-    undo.callback(_restore, journal, following)
-
-
-def _enrol(table: Table, namespaces: list[Namespace], cookies: dict[str | None, int], *, guarded: bool) -> None:
-    """From here on births are recorded: the classes are known."""
-    wanted = {namespace.index for namespace in namespaces}
-    for index, (cookie, _) in table.enrolments().items():
-        if index not in wanted:
-            table.withdraw(index, cookie)
-    for namespace in namespaces:
-        table.enrol(namespace.index, cookies[namespace.name], namespace.name or "", guarded=guarded)
-
-
-def _reaper(table: Table, namespaces: list[Namespace], reason: Reason) -> Reaper:
-    by_index = {namespace.index: namespace for namespace in namespaces}
-    diags = {index: namespace.diag for index, namespace in by_index.items()}
-    return Reaper(table, diags, reason, lambda index: by_index[index].fin_timeout.seconds())
+def _reaper(table: Table, members: Members, reason: Reason) -> Reaper:
+    return Reaper(table, members.diags, reason, lambda index: members[index].fin_timeout.seconds())
 
 
 def _restore(journal: Journal, following: Callable[[], Config | None]) -> None:
@@ -280,11 +198,11 @@ def _restore(journal: Journal, following: Callable[[], Config | None]) -> None:
             log.warning("%s", line)
 
 
-def _draining(table: Table, namespaces: list[Namespace], config: Config, undo: contextlib.ExitStack) -> "_Draining":
+def _draining(table: Table, members: Members, config: Config, undo: contextlib.ExitStack) -> "_Draining":
     pressure = Pressure(config.pressure.psi_stall, tcp_memory=config.pressure.tcp_memory)
     undo.callback(pressure.close)
     log.info("draining under pressure: %s", ", ".join(pressure.watching))
-    return _Draining(table, _reaper(table, namespaces, Reason.DRAINED), pressure)
+    return _Draining(table, _reaper(table, members, Reason.DRAINED), pressure)
 
 
 def _fin_wait2(config: Config) -> dict[Class, float]:
@@ -314,24 +232,24 @@ def _rereading(reread: Callable[[], Config | None], notifier: Notifier, doing: s
     return tell
 
 
-def _state(config: Config, table: Table, namespaces: list[Namespace], reaper: Reaper) -> DaemonState:
-    def prefixes() -> dict[tuple[Class, str], int]:
-        counts = [namespace.tries.counts() for namespace in namespaces]
-        return {key: sum(count[key] for count in counts) for key in counts[0]}
-
+def _state(config: Config, table: Table, follower: Follower, reaper: Reaper) -> DaemonState:
+    members = follower.members
     return DaemonState(
         mode=config.mode,
         probe=loader.PROBES[table.probe],
         time_wait=dict.fromkeys(Class, KERNEL_TIME_WAIT) if config.mode is Mode.OBSERVE else dict(config.time_wait),
-        prefixes=prefixes,
-        kernel_sockets=lambda: sum(namespace.sockstat.time_wait() for namespace in namespaces),
-        route_changes=lambda: sum(namespace.routes.changes for namespace in namespaces),
-        route_resyncs=lambda: sum(namespace.routes.resyncs for namespace in namespaces),
-        prefixes_refused=lambda: sum(namespace.tries.refused for namespace in namespaces),
+        prefixes=members.prefixes,
+        kernel_sockets=lambda: members.total(lambda member: member.sockstat.time_wait()),
+        route_changes=lambda: members.counts()["changes"],
+        route_resyncs=lambda: members.counts()["resyncs"],
+        prefixes_refused=lambda: members.counts()["refused"],
         lateness=reaper.lateness,
         destroy_refused=lambda: reaper.errors,
+        namespaces=follower.states,
+        guard_devices=lambda: members.total(lambda member: len(member.guard.devices) if member.guard else 0),
+        guard_reattached=lambda: members.counts()["reattached"],
         sysctls=journal_of(config.pins).kept,
-        ephemeral_ports=lambda: sum(namespace.ports.ports() for namespace in namespaces),
+        ephemeral_ports=lambda: members.total(lambda member: member.ports.ports()),
         socket_bytes=lambda: socket_bytes().mini,
     )
 
@@ -379,18 +297,28 @@ class _Task(Protocol):
 class _Reconciling:
     """Compare with the kernel's list where the probe does not see ends; zero expired words everywhere.
 
-    mended: called after each comparison, which may have put sessions into the table.
+    mended: called after each comparison, with the numbers of the births that were next before it put sessions into
+    the table.
     """
 
-    def __init__(
-        self, table: Table, reconciler: Reconciler, state: DaemonState, config: Config, mended: Callable[[], None]
-    ) -> None:
-        self._table, self._reconciler, self._state, self._mended = table, reconciler, state, mended
+    def __init__(self, table: Table, reconciler: Reconciler, state: DaemonState, config: Config) -> None:
+        self._table, self._reconciler, self._state = table, reconciler, state
+        self.mended: Callable[[Mapping[tuple[Class, str], int]], None] = lambda _: None
         # Of what the guard keeps the kernel has no list.
         seen = state.probe == "fentry" or config.mode is Mode.VESTIGIAL
         self._comparing = config.reconcile_interval > 0 and not seen
         self._interval = config.reconcile_interval if self._comparing else SWEEP_SECONDS
         self._quiet = self._interval  # the start has just done it
+
+    def take_over(self, new: Sequence[Member] | None = None) -> None:
+        """Take what the kernel has already in namespaces that have joined; None: all."""
+        with self._table.exclusive():
+            if new is None:
+                drift = self._reconciler.round(end=False)
+            else:
+                drift = self._reconciler.take_over([member.index for member in new])
+            _report(drift, "took over")
+            self.mended(self._reconciler.marks())
 
     def wait(self, seconds: float) -> None:
         """Not before then: until a guard that is leaving is gone, the kernel does not have all sessions."""
@@ -411,7 +339,7 @@ class _Reconciling:
             self._state.reconcile_errors += 1
             log.warning("cannot compare the table with the kernel's list: %s", os.strerror(error.errno or 0))
             return 0.0
-        self._mended()
+        self.mended(self._reconciler.marks())
         self._state.reconciliations += 1
         self._state.drift = {"missing": drift.missing, "stale": drift.stale}
         _report(drift, "reconciled")
@@ -419,14 +347,19 @@ class _Reconciling:
 
 
 class _Guarding:
-    """Look at all devices from time to time, besides following the notifications."""
+    """Look at all devices from time to time, besides following the notifications; a namespace at a time."""
 
-    def __init__(self, guard: Guard) -> None:
-        self._guard = guard
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
+        self._due: list[Member] = []
 
     def run(self) -> float:
-        self._guard.attach()
-        return GUARD_SECONDS
+        started = time.thread_time()
+        members = list(self._follower.members)
+        self._due = [member for member in self._due if member in members] or members
+        if self._due:
+            self._follower.attend(self._due.pop(), Member.look)
+        return max(GUARD_SECONDS / max(1, len(members)), (time.thread_time() - started) / GUARD_SHARE)
 
 
 class _Reporting:
@@ -441,20 +374,20 @@ class _Reporting:
 
 
 class _Leaving:
-    """Take the guard away once what it answers for is over, in `seconds`."""
+    """Take a guard that an earlier mode left away once the last vestige that only it knows of has expired."""
 
-    def __init__(self, table: Table, guards: list[Guard], seconds: float) -> None:
-        self._table, self._guards, self.seconds = table, guards, seconds
-        self._end = time.monotonic() + seconds
+    def __init__(self, table: Table, folder: Path) -> None:
+        self._table, self._folder = table, folder
+        self.seconds: float = max(table.lives) / 1e9 + TICK
+        self._end: float = time.monotonic() + self.seconds
 
     def run(self) -> float:
         if (wait := self._end - time.monotonic()) > 0:
             return wait
-        for guard in self._guards:
-            guard.remove()
-        if self._table.guard:
-            log.info("the guard of mode vestigial is gone: all its sessions are over")
-            self._table.guard = 0
+        for line in remove_guard(self._table.enrolments(), self._folder):
+            log.warning("%s", line)
+        log.info("the guard of mode vestigial is gone: all its sessions are over")
+        self._table.guard = 0
         return math.inf
 
 
@@ -471,17 +404,17 @@ class _Truncating:
 
 
 class _Following:
-    """Keep the classes of a namespace as its routes say."""
+    """Keep classes and guard of each namespace as its routes and devices say."""
 
-    def __init__(self, namespace: Namespace) -> None:
-        self._namespace = namespace
+    def __init__(self, follower: Follower) -> None:
+        self._follower = follower
 
     def fileno(self) -> int:
-        return self._namespace.routes.fileno()
+        return self._follower.members.fileno()
 
     def drain(self) -> None:
-        if self._namespace.routes.drain():
-            self._namespace.tries.sync(self._namespace.routes.trie())
+        for member in self._follower.members.changed():
+            self._follower.attend(member, Member.drain)
 
 
 class _Draining:

@@ -264,11 +264,12 @@ def remove(enrolments: Mapping[int, tuple[int, str]], table: Path) -> Iterator[s
     """Take the guard out of the enrolled namespaces (index to cookie and name); yields what failed, a line each."""
     for index, (cookie, name) in enrolments.items():
         try:
-            if netns.cookie(name or None) != cookie:
-                continue
-            guard = Guard(name or None, index, table)
+            guard = Guard(name or None, index, table) if netns.cookie(name or None) == cookie else None
         except (TwctlError, OSError):
-            continue  # with the namespace its filters went
+            guard = None
+        if guard is None:  # with the namespace its filters went
+            Qdiscs(table.parent).forget(cookie)
+            continue
         try:
             guard.remove()
         except OSError as error:

@@ -17,6 +17,8 @@ from twctl.truncate import LATENESS_EDGES, Lateness
 
 Metric = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoMetricFamily
 
+# Of network namespaces: something stands in the way, or there is no room.
+STATES = ("enrolled", "refused", "beyond_capacity")
 CLASS_FAMILY = [(klass, family) for klass in Class for family in FAMILIES]
 
 
@@ -37,6 +39,7 @@ class DaemonState:
     reconcile_errors: int = 0
     lateness: Mapping[Class, Lateness] = field(default_factory=lambda: {klass: Lateness() for klass in Class})
     destroy_refused: Callable[[], int] = lambda: 0
+    namespaces: Callable[[], Mapping[str, int]] = lambda: dict.fromkeys(STATES, 0)
     guard_devices: Callable[[], int] = lambda: 0
     guard_reattached: Callable[[], int] = lambda: 0
     sysctls: Callable[[], Mapping[str, bool]] = dict
@@ -199,6 +202,9 @@ class TwctlCollector(Collector):
         yield _gauge(
             "twctl_classifier_prefixes", "Prefixes that the probe asks for a peer's class.", prefixes, "class", "family"
         )
+        states = state.namespaces()
+        text = "Network namespaces to work in, by what became of them."
+        yield _gauge("twctl_network_namespaces", text, [((each,), states[each]) for each in STATES], "state")
         yield _counter("twctl_route_changes", "Route, address and link notifications.", [((), state.route_changes())])
         yield _counter(
             "twctl_route_resyncs", "Full reads of the routes after a lost notification.", [((), state.route_resyncs())]

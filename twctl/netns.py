@@ -1,8 +1,14 @@
-"""Network namespaces: do something inside one, and what one is known by."""
+"""Network namespaces: do something inside one, what one is known by, and which ones have a name.
+
+A name is a file on which a namespace is mounted. It keeps the namespace, and so does every socket and file that was
+opened inside: who opens some has to close them when the name goes. Namespaces without a name could only be found among
+the processes of the host (/proc/PID/ns/net), and would ask for the right to look at them all.
+"""
 
 import ctypes
 import fcntl
 import os
+import select
 import socket
 import struct
 import threading
@@ -12,7 +18,11 @@ from typing import TypeVar
 
 from twctl.errors import TwctlError
 
+# ip-netns(8), containerd (cni-...), CRI-O and Podman put theirs here: these are known by their bare name.
 NAMESPACES = Path("/run/netns")
+# Docker: these are known by their path, as others may have the same name.
+FOLDERS = (NAMESPACES, Path("/run/docker/netns"))
+OWN = Path("/proc/self/ns/net")
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 SIOCSIFFLAGS = 0x8914  # linux/sockios.h
@@ -23,7 +33,7 @@ Made = TypeVar("Made")
 
 
 def inside(name: str | None, make: Callable[[], Made]) -> Made:
-    """Call `make` in a namespace (None: the calling thread's own) and return what it made.
+    """Call `make` in a namespace (name or path; None: the calling thread's own) and return what it made.
 
     Sockets and open files of /proc/thread-self/net stay in the namespace they were made in. A thread of its own goes
     there, so that none has to return.
@@ -34,7 +44,7 @@ def inside(name: str | None, make: Callable[[], Made]) -> Made:
         return make()
 
     def enter() -> None:
-        with (NAMESPACES / name).open() as namespace:
+        with path(name).open() as namespace:
             _checked(_libc.setns(namespace.fileno(), CLONE_NEWNET))
 
     try:
@@ -42,6 +52,20 @@ def inside(name: str | None, make: Callable[[], Made]) -> Made:
     except OSError as error:
         message = f"cannot enter network namespace {name}: {error}"
         raise TwctlError(message, "'ip netns list' shows the names; run as root") from error
+
+
+def path(name: str | None) -> Path:
+    """Return the file that is the namespace (None: the main thread's own)."""
+    return OWN if name is None else NAMESPACES / name
+
+
+def inode(name: str | None) -> int:
+    """Return the number by which a namespace is told from those that live at the same time; 0 if there is none."""
+    try:
+        status = path(name).stat()
+    except OSError:
+        return 0
+    return status.st_ino if status.st_dev == OWN.stat().st_dev else 0
 
 
 def inside_new(make: Callable[[], Made]) -> Made:
@@ -98,3 +122,43 @@ def cookie(name: str | None) -> int:
     with sock:
         value: bytes = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
     return int(struct.unpack("=Q", value)[0])
+
+
+def present() -> dict[str, int]:
+    """Every namespace that has a name, but for our own, with its inode number; of several names of one, the first.
+
+    An inode number may be used again once the namespace is gone.
+    """
+    found: dict[int, str] = {0: "", inode(None): ""}  # a file that was just made, or is about to go, is none
+    for folder in FOLDERS:
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            name = file.name if folder == NAMESPACES else str(file)
+            if name.isprintable():
+                found.setdefault(inode(name), name)
+    return {name: number for number, name in found.items() if name}
+
+
+class Mounts:
+    """Tells that something was mounted or unmounted here, as names of namespaces are (proc(5), /proc/PID/mountinfo).
+
+    Not inotify: `ip netns add` makes the file before there is a namespace on it, and to mount is no event of a folder.
+    """
+
+    def __init__(self) -> None:
+        self._file = Path("/proc/self/mountinfo").open()  # noqa: SIM115 - as long as this object
+        # The file itself is always readable: only what is out of band tells of changes.
+        self._poll = select.epoll()
+        self._poll.register(self._file, select.EPOLLPRI)
+
+    def fileno(self) -> int:
+        """Readable when something has changed."""
+        return self._poll.fileno()
+
+    def drain(self) -> None:
+        """Take note of it."""
+        self._poll.poll(0)
+
+    def close(self) -> None:
+        """Hear no more."""
+        self._poll.close()
+        self._file.close()

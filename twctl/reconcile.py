@@ -5,6 +5,7 @@ import ipaddress
 import socket
 import struct
 import time
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from twctl.classes import Class
@@ -54,7 +55,7 @@ class Reconciler:
 
     def __init__(self, table: Table, diags: dict[int, SockDiag]) -> None:
         self._table = table
-        self._diags = diags  # by namespace index
+        self._diags = diags  # by namespace index; they come and go
         self._inbox = memoryview(table.map("inbox", INBOX_BYTES + MESSAGE_BYTES))
         self._outbox = table.map("outbox", OUTBOX_BYTES)
         self._marks = memoryview(table.map("marks", 8 * len(Class) * len(FAMILIES))).cast("Q")
@@ -69,15 +70,28 @@ class Reconciler:
         """Compare once. With `end`, sessions that the kernel no longer has are ended (reason unknown)."""
         started = time.thread_time()
         self._begin()
-        for index, diag in self._diags.items():
-            for size in diag.dump(socket.AF_INET, self._inbox[:INBOX_BYTES]):
-                self._compare(IPV4, size, index)
-            for size in diag.dump(socket.AF_INET6, self._inbox[:INBOX_BYTES]):
-                self._compare(IPV6, size, index)
-                self._compare(IPV4, size, index)
+        for index in self._diags:
+            self._read(index)
         stale = sum(self._walk(family, end=end) for family in (IPV4, IPV6))
         adopted, restarted, _ = OUTBOX_HEADER.unpack_from(self._outbox)
         return Drift(adopted, restarted, stale, time.thread_time() - started)
+
+    def take_over(self, indexes: Iterable[int]) -> Drift:
+        """Take what the kernel has in namespaces that just joined; what is stale is left to the next round."""
+        started = time.thread_time()
+        self._begin()
+        for index in indexes:
+            self._read(index)
+        adopted, restarted, _ = OUTBOX_HEADER.unpack_from(self._outbox)
+        return Drift(adopted, restarted, 0, time.thread_time() - started)
+
+    def _read(self, index: int) -> None:
+        diag = self._diags[index]
+        for size in diag.dump(socket.AF_INET, self._inbox[:INBOX_BYTES]):
+            self._compare(IPV4, size, index)
+        for size in diag.dump(socket.AF_INET6, self._inbox[:INBOX_BYTES]):
+            self._compare(IPV6, size, index)
+            self._compare(IPV4, size, index)
 
     def marks(self) -> dict[tuple[Class, str], int]:
         """Numbers of the births that were next when the last round began."""

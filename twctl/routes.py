@@ -42,6 +42,8 @@ GROUPS = (RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, rtnetlink.RTNLGR
 RECEIVE_BYTES = 8 << 20
 # One drain handles at most this many messages, about 30 ms of work, so that a flood cannot starve the daemon.
 BATCH = 8192
+# One for all watchers, of which a daemon may have hundreds: what was received is handled before the next is.
+_BUFFER = bytearray(netlink.BUFFER_BYTES)
 _NO_SUCH_FAMILY = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 _NO_SUCH_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 
@@ -62,7 +64,7 @@ class RouteWatcher:
         self.changes = 0
         self.resyncs = 0
         self._overrides = dict(overrides)
-        self._buffer = bytearray(netlink.BUFFER_BYTES)
+        self._buffer = _BUFFER
         self._screen = Screen()
         self._classifier: Classifier | None = None
         with contextlib.ExitStack() as undo:

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -73,26 +73,43 @@ class Journal:
         self._path = path
         self._access: Access = access or Kernel()
 
-    def apply(self, wanted: Mapping[str, int], namespaces: Sequence[str | None]) -> list[str]:
-        """Set these sysctls (full names) in these namespaces, and put back what else the journal has.
+    def keep(self, wanted: Container[str], cookies: Container[int]) -> list[str]:
+        """Put everything back but these sysctls (full names) of these namespaces; returns what was left alone."""
+        entries = self._load()
+        stays = [entry for entry in entries if entry.name in wanted and entry.cookie in cookies]
+        reports = [line for entry in entries if entry not in stays for line in self._put_back(entry)]
+        self._save(stays)
+        return reports
 
-        Returns what was left alone, a line each.
+    def set(self, wanted: Mapping[str, int], namespace: str | None) -> None:
+        """Set these sysctls (full names) in a namespace; what the journal has of it already is what was there before.
 
-        :raises TwctlError: if one cannot be read or set; then all are as they were.
+        :raises TwctlError: if one cannot be read or set; then all of this namespace are as they were.
         """
-        known = {(entry.cookie, entry.name): entry for entry in self._load()}
-        fresh = [self._entry(known, where, name, value) for where in namespaces for name, value in wanted.items()]
-        kept = {(entry.cookie, entry.name) for entry in fresh}
-        reports = [line for key, entry in known.items() if key not in kept for line in self._put_back(entry)]
-        self._save(fresh)
+        entries = self._load()
+        known = {(entry.cookie, entry.name): entry for entry in entries}
+        fresh = [self._entry(known, namespace, name, value) for name, value in wanted.items()]
+        mine = {(entry.cookie, entry.name) for entry in fresh}
+        self._save([entry for entry in entries if (entry.cookie, entry.name) not in mine] + fresh)
         try:
             for entry in fresh:
                 self._access.write(entry.namespace, entry.name, entry.written)
         except OSError as error:
-            self.restore()
+            self.leave(entry.cookie)
             raise TwctlError(
                 f"cannot set {entry.name}: {error.strerror}", "run as root, or leave it out of [sysctl]"
             ) from error
+
+    def leave(self, cookie: int, through: str | None = None) -> list[str]:
+        """Put back what was set in a namespace; returns what was left alone, a line each.
+
+        through: path that leads there, if its name does not any more.
+        """
+        entries = self._load()
+        mine = [entry for entry in entries if entry.cookie == cookie]
+        reports = [line for entry in mine for line in self._put_back(entry, through)]
+        if mine:
+            self._save([entry for entry in entries if entry.cookie != cookie])
         return reports
 
     def _entry(self, known: Mapping[tuple[int, str], Entry], where: str | None, name: str, value: int) -> Entry:
@@ -120,23 +137,25 @@ class Journal:
                 found[entry.name] = found.get(entry.name, True) and as_set
         return found
 
-    def _put_back(self, entry: Entry) -> Iterator[str]:
+    def _put_back(self, entry: Entry, through: str | None = None) -> Iterator[str]:
+        where = through or entry.namespace
         try:
-            if self._access.cookie(entry.namespace) != entry.cookie:
+            if self._access.cookie(where) != entry.cookie:
                 yield f"{entry.name} of network namespace {entry.namespace} is not put back: another has that name now"
                 return
-            now = self._access.read(entry.namespace, entry.name)
+            now = self._access.read(where, entry.name)
             if now == entry.written:
-                self._access.write(entry.namespace, entry.name, entry.before)
+                self._access.write(where, entry.name, entry.before)
             elif now != entry.before:
                 yield f"{entry.name} is left at {now}: somebody else changed it from {entry.written}"
         except (TwctlError, OSError) as error:
             yield f"{entry.name} of network namespace {entry.namespace or '(own)'} is not put back: {error}"
 
     def _load(self) -> list[Entry]:
-        if not self._path.exists():
+        try:
+            return [Entry(**entry) for entry in json.loads(self._path.read_text())]
+        except FileNotFoundError:
             return []
-        return [Entry(**entry) for entry in json.loads(self._path.read_text())]
 
     def _save(self, entries: Sequence[Entry]) -> None:
         """Before anything is changed: a crash in between puts back what is there already, which changes nothing."""

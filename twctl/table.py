@@ -98,7 +98,10 @@ RING = struct.Struct(f"=QIII44x{BLOCKS}Q")
 META_FIELDS = "QQQQQIIQQQQQQQQ"
 META = struct.Struct(f"={META_FIELDS}")
 LIVES = 4  # places in each array of struct meta; there are three classes
-ENROLMENT = struct.Struct("=Q56s")
+NAME_BYTES = 48
+ENROLMENT = struct.Struct(f"=QQ{NAME_BYTES}s")
+# Longest life of a vestige that no guard has: TIME_WAIT, and what fentry waits for an end (s).
+UNGUARDED_SECONDS = 60 + 5
 VESTIGE = {"ipv4": struct.Struct("=4s4s2s2sIIIIHBB"), "ipv6": struct.Struct("=16s16s2s2sIIIIHBBII")}
 FIN_WAIT2, TIMESTAMPS, USEC, SILENT = 1, 2, 4, 8
 WORKERS = 6  # enum worker (table.h): each counts for itself, on each CPU
@@ -338,18 +341,31 @@ class Table:
         """Read the enrolled namespaces: index to cookie and name ("" where twctl was started)."""
         memory = self._enrolments
         rows = (ENROLMENT.unpack_from(memory, i * ENROLMENT.size) for i in range(NAMESPACES))
-        return {i: (cookie, name.rstrip(b"\0").decode()) for i, (cookie, name) in enumerate(rows) if cookie}
+        return {i: (cookie, name.rstrip(b"\0").decode()) for i, (cookie, _, name) in enumerate(rows) if cookie}
+
+    def free_index(self) -> int | None:
+        """The index that was given back longest ago, if all vestiges that have it are over; None: there is none."""
+        over = time.monotonic_ns() - max(*self.lives, UNGUARDED_SECONDS * 10**9)
+        rows = (ENROLMENT.unpack_from(self._enrolments, i * ENROLMENT.size) for i in range(NAMESPACES))
+        free = [(left, i) for i, (cookie, left, _) in enumerate(rows) if not cookie and (not left or left < over)]
+        return min(free)[1] if free else None
 
     def reachable(self) -> dict[int, str]:
-        """Index and name of the enrolled namespaces that this process can enter.
+        """Index and name of the enrolled namespaces that this process can enter; some may be gone by now.
 
-        :raises TwctlError: if one of them is not there any more, or is the one that the daemon runs in and not ours.
+        :raises TwctlError: if all are, or the one that the daemon runs in is not ours.
         """
-        for cookie, name in self.enrolments().values():
-            if netns.cookie(name or None) != cookie:
-                where = name or "the one that 'twctl run' was started in"
+        found = {}
+        for index, (cookie, name) in self.enrolments().items():
+            here = netns.cookie(name or None) if not name or netns.inode(name) else None
+            if here == cookie:
+                found[index] = name
+            elif not name:
+                where = "the one that 'twctl run' was started in"
                 raise TwctlError(f"network namespace {where} is another one here", "run this where the daemon runs")
-        return {index: name for index, (_, name) in self.enrolments().items()}
+        if not found:
+            raise TwctlError("none of the enrolled network namespaces is here", "run this where the daemon runs")
+        return found
 
     @cached_property
     def _enrolments(self) -> mmap.mmap:
@@ -357,17 +373,18 @@ class Table:
 
     def enrol(self, index: int, cookie: int, name: str, *, guarded: bool = False) -> None:
         """Have the probes watch a namespace under this index; guarded: its vestiges live as `lives` says."""
-        ENROLMENT.pack_into(self._enrolments, index * ENROLMENT.size, cookie, name.encode())
+        ENROLMENT.pack_into(self._enrolments, index * ENROLMENT.size, cookie, 0, name.encode())
         self._update("namespaces", struct.pack("=Q", cookie), struct.pack("=I", index | GUARDED * guarded))
 
     def withdraw(self, index: int, cookie: int) -> None:
-        """Have the probes no longer watch a namespace; its vestiges expire."""
-        ENROLMENT.pack_into(self._enrolments, index * ENROLMENT.size, 0, b"")
+        """Have the probes no longer watch a namespace; its vestiges expire, and then its index is free."""
         fd = self.fd("namespaces")
         try:
-            libbpf.map_delete(fd, struct.pack("=Q", cookie))
+            with contextlib.suppress(FileNotFoundError):
+                libbpf.map_delete(fd, struct.pack("=Q", cookie))
         finally:
             os.close(fd)
+        ENROLMENT.pack_into(self._enrolments, index * ENROLMENT.size, 0, time.monotonic_ns(), b"")
 
     def _update(self, name: str, key: bytes, value: bytes) -> None:
         fd = self.fd(name)
@@ -487,6 +504,11 @@ class ClassTries:
                 key: int(struct.unpack("=I", value)[0]) for key, value in items.items() if key[4:8] == self._index
             }
         self.refused = 0
+
+    def close(self) -> None:
+        """Close the maps; the prefixes stay."""
+        for fd in self._fds.values():
+            os.close(fd)
 
     def sync(self, wanted: dict[Network, Class]) -> None:
         """Make the tries hold exactly these prefixes. What does not fit (65,536 a family) is counted as refused."""

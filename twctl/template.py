@@ -14,6 +14,7 @@ ABOUT = {
     "mode": "observe changes nothing; truncate ends TIME_WAIT in time; vestigial keeps a record in place of the socket",
     "listen": "where metrics are served",
     "netns": "network namespaces to work in; none: twctl's own. The unit says which right that needs",
+    "all_netns": "twctl's own and every other that has a name, as they come and go",
     "pins": "folder under bpffs",
     "probe": "what sees sessions being born; auto: fentry where the kernel allows it",
     "reconcile_interval": "seconds between comparisons with the kernel's list",

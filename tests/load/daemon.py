@@ -21,9 +21,10 @@ _numbers = itertools.count()
 START_SECONDS = 120.0  # 2 s; under emulation a minute
 
 
-def twctl(*words: str) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end."""
-    return subprocess.run([sys.executable, "-m", "twctl", *words], capture_output=True, text=True, check=False)
+def twctl(*words: str, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end. `prefix`: words before it."""
+    command = [*prefix, sys.executable, "-m", "twctl", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @dataclass
@@ -107,17 +108,21 @@ class Daemon:
 
 @contextmanager
 def daemon(
-    *namespaces: Namespace, probe: str = "tracepoint", mode: str = "observe", config: str = ""
+    *namespaces: Namespace,
+    probe: str = "tracepoint",
+    mode: str = "observe",
+    config: str = "",
+    prefix: tuple[str, ...] = (),
 ) -> Iterator[Daemon]:
     """Run the daemon until the end of the block; afterwards nothing of it is left."""
-    made = Daemon(namespaces, probe, mode, config)
+    made = Daemon(namespaces, probe, mode, config, prefix=prefix)
     try:
         made.start()
         yield made
     finally:
         if made.process and made.process.poll() is None:
             made.kill()
-        released = twctl("release", "--pins", str(made.pins))
+        released = twctl("release", "--pins", str(made.pins), prefix=prefix)
         assert released.returncode == 0, released.stderr
         assert not made.pins.exists()
         shutil.rmtree(made.folder)
