@@ -60,6 +60,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     probe: Annotated[Probe | None, typer.Option(help="What sees sessions being born.")] = None,
     pins: PinsFolder = None,
     *,
+    release: Annotated[
+        bool, typer.Option("--release", help="When stopped, remove everything, as 'twctl release' does.")
+    ] = False,
     all_netns: Annotated[
         bool, typer.Option("--all-netns", help="Every namespace that has a name, as they come and go.")
     ] = False,
@@ -78,7 +81,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     flags = {"all_netns": all_netns, "force": force}
     options = {name: value for name, value in (given | flags).items() if value}
     _effective(config, **options)
-    request = json.dumps({"file": str(config) if config else None, "options": options})
+    request = json.dumps({"file": str(config) if config else None, "options": options, "release": release})
     os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon", request])  # noqa: S606 - our own interpreter
 
 

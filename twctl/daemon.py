@@ -53,6 +53,8 @@ PRESSURE_SECONDS = 0.5
 GUARD_SECONDS = 10.0
 # Where there are hundreds of namespaces that takes this share of one CPU, and more time.
 GUARD_SHARE = 0.005
+# The loop shows that it goes round this often, and hangs if it has not for so long: as the unit's watchdog has it.
+BEAT_SECONDS, HANGING_SECONDS = 15.0, 60.0
 _DOING = {Mode.OBSERVE: "observing", Mode.TRUNCATE: "truncating", Mode.VESTIGIAL: "guarding"}
 
 
@@ -84,10 +86,11 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
         comparing.take_over()
         comparing.wait(leaving.seconds if leaving else 0.0)
         follower.joined = comparing.take_over
-        server = Server(config.listen, config.tls, _registry(table, state))
+        beating = _Beating()
+        server = Server(config.listen, config.tls, _registry(table, state), beating.healthy)
         undo.callback(server.close)
         log.info("%s", doing := f"{_DOING[config.mode]} with the {state.probe} probe, metrics on port {server.port}")
-        tasks: list[_Task] = [comparing]
+        tasks: list[_Task] = [comparing, beating]
         tasks += [_Guarding(follower)] if config.mode is Mode.VESTIGIAL else []
         tasks += [leaving] if leaving else []
         if config.mode is Mode.TRUNCATE:
@@ -108,7 +111,7 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
 def main() -> int:
     """Run in a process that `twctl run` became: without the command line's library, which is 8 MB of its own.
 
-    The argument is JSON: the configuration file (or null) and the command line's options.
+    The argument is JSON: the configuration file (or null), the command line's options, whether to release at the end.
     """
     request = json.loads(sys.argv[1])
     notifier = Notifier(os.environ)
@@ -128,6 +131,9 @@ def main() -> int:
         notifier.status(str(error))
         log.error("%s", error)  # noqa: TRY400 - one line, no traceback
         return 1
+    if request.get("release") and before:
+        options = ["--pins", str(before.pins)] + (["--config", str(file)] if file else [])
+        os.execv(sys.executable, [sys.executable, "-m", "twctl", "release", *options])  # noqa: S606 - our own interpreter
     return 0
 
 
@@ -360,6 +366,21 @@ class _Guarding:
         if self._due:
             self._follower.attend(self._due.pop(), Member.look)
         return max(GUARD_SECONDS / max(1, len(members)), (time.thread_time() - started) / GUARD_SHARE)
+
+
+class _Beating:
+    """Tells whether the loop goes round: what serves has a thread of its own, and would go on."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def run(self) -> float:
+        self._last = time.monotonic()
+        return BEAT_SECONDS
+
+    def healthy(self) -> bool:
+        """Asked in the server's thread."""
+        return time.monotonic() - self._last < HANGING_SECONDS
 
 
 class _Reporting:

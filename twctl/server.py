@@ -1,4 +1,7 @@
-"""The HTTP server: metrics on /metrics, a page that says what this is on /, TLS as prometheus-client offers it."""
+"""The HTTP server, with TLS as prometheus-client offers it.
+
+/metrics; /healthy, for whoever restarts what hangs; / says what this is.
+"""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -24,12 +27,14 @@ LANDING = f"""<!doctype html>
 
 
 class Server:
-    """A running server; `close` stops it.
+    """A running server; `close` stops it. healthy: whether the daemon does its work.
 
     :raises TwctlError: if the address cannot be bound or a TLS file cannot be used.
     """
 
-    def __init__(self, listen: Listen, tls: Tls | None, registry: CollectorRegistry) -> None:
+    def __init__(
+        self, listen: Listen, tls: Tls | None, registry: CollectorRegistry, healthy: Callable[[], bool]
+    ) -> None:
         try:
             self._server, self._thread = _start(listen, tls, registry)
         except OSError as error:
@@ -37,7 +42,7 @@ class Server:
                 f"cannot serve metrics on {listen}: {error}",
                 "choose another address with --listen, or check the [tls] files",
             ) from error
-        self._server.set_app(_application(registry))
+        self._server.set_app(_application(registry, healthy))
         self.port: int = self._server.server_port
 
     def close(self) -> None:
@@ -61,13 +66,17 @@ def _start(listen: Listen, tls: Tls | None, registry: CollectorRegistry) -> tupl
     )
 
 
-def _application(registry: CollectorRegistry) -> Application:
+def _application(registry: CollectorRegistry, healthy: Callable[[], bool]) -> Application:
     metrics = prometheus_client.make_wsgi_app(registry)
 
     def serve(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         if environ["PATH_INFO"] == "/metrics":
-            body: Iterable[bytes] = metrics(environ, start_response)
-            return body
+            scrape: Iterable[bytes] = metrics(environ, start_response)
+            return scrape
+        if environ["PATH_INFO"] == "/healthy":
+            status, body = ("200 OK", b"healthy\n") if healthy() else ("503 Service Unavailable", b"the loop hangs\n")
+            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+            return [body]
         found = environ["PATH_INFO"] == "/"
         start_response("200 OK" if found else "404 Not Found", [("Content-Type", "text/html; charset=utf-8")])
         return [LANDING.encode() if found else b"Not found; metrics are at /metrics\n"]

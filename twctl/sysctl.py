@@ -12,6 +12,8 @@ from twctl import netns
 from twctl.errors import TwctlError
 
 FOLDER = Path("/run/twctl")
+# In a container /proc/sys is read-only; whoever runs one can mount net/ of the host's here.
+MOUNTED = Path("/host/proc/sys")
 # Key of [sysctl] to the sysctl's full name.
 NAMES = {
     "tcp_fin_timeout": "net.ipv4.tcp_fin_timeout",
@@ -36,7 +38,7 @@ class Access(Protocol):
 
 
 class Kernel:
-    """/proc/sys of the running kernel: net/ is that of the thread that opens it."""
+    """/proc/sys of the running kernel: net/ is that of the thread that opens it, wherever it is mounted."""
 
     def cookie(self, namespace: str | None) -> int:
         """See Access."""
@@ -52,7 +54,7 @@ class Kernel:
 
 
 def _path(name: str) -> Path:
-    return Path("/proc/sys", *name.split("."))
+    return Path(MOUNTED if (MOUNTED / "net").is_dir() else "/proc/sys", *name.split("."))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,7 @@ class Journal:
     def restore(self) -> list[str]:
         """Put everything back; returns what was left alone, a line each. Harmless when there is nothing."""
         reports = [line for entry in self._load() for line in self._put_back(entry)]
-        self._path.unlink(missing_ok=True)
+        self._save([])
         return reports
 
     def kept(self) -> dict[str, bool]:
@@ -160,7 +162,8 @@ class Journal:
     def _save(self, entries: Sequence[Entry]) -> None:
         """Before anything is changed: a crash in between puts back what is there already, which changes nothing."""
         if not entries:
-            self._path.unlink(missing_ok=True)
+            if self._path.exists():  # where the file system is read-only, there is none, and no way to remove one
+                self._path.unlink()
             return
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         part = self._path.with_suffix(".part")

@@ -135,6 +135,18 @@ def test_a_reload_that_fails_midway_puts_the_sysctl_back(ns: Namespace) -> None:
         assert before == ns.sysctl("net.ipv4.tcp_max_tw_buckets")
 
 
+def test_a_stop_may_release(ns: Namespace) -> None:
+    """`run --release`: the exit status is 0, nothing is pinned, no filter is left, and the sysctl is what it was."""
+    before = ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+    with daemon(ns, mode="vestigial", options=("--release",)) as one:
+        assert has_guard(ns)
+        assert one.get("/healthy") == "healthy\n"
+        assert one.stop() == 0
+        assert f"removed {one.pins}" in one.log
+        assert (False, False) == (one.pins.exists(), has_guard(ns))
+        assert before == ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+
+
 def test_truncate_needs_no_right_to_make_namespaces(ns: Namespace) -> None:
     """It starts with the capabilities of the unit, in the namespace it works in."""
     rights = "-all,+bpf,+perfmon,+net_admin,+sys_resource"

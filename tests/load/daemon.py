@@ -31,7 +31,7 @@ def twctl(*words: str, prefix: tuple[str, ...] = ()) -> "subprocess.CompletedPro
 class Daemon:
     """`twctl run` over some namespaces, with pins and a log of its own. `config`: TOML text.
 
-    `prefix`: words before the command, of something that ends by executing the words after it.
+    `prefix`: words before the command, of something that ends by executing the words after it. `words`: more options.
     """
 
     namespaces: tuple[Namespace, ...]
@@ -43,6 +43,7 @@ class Daemon:
     process: "subprocess.Popen[bytes] | None" = None
     port: int = 0
     prefix: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
 
     @property
     def options(self) -> list[str]:
@@ -53,7 +54,7 @@ class Daemon:
         """Start it, and return when it serves."""
         (self.folder / "twctl.toml").write_text(f'mode = "{self.mode}"\n{self.config}')
         names = [word for namespace in self.namespaces for word in ("--netns", namespace.name)]
-        command = [sys.executable, "-m", "twctl", "run", *self.options, *names, "--listen", "127.0.0.1:0"]
+        command = [sys.executable, "-m", "twctl", "run", *self.options, *self.words, *names, "--listen", "127.0.0.1:0"]
         with (self.folder / "log").open("ab") as log:
             before = log.tell()
             self.process = subprocess.Popen([*self.prefix, *command, "--probe", self.probe], stderr=log, stdout=log)
@@ -113,9 +114,10 @@ def daemon(
     mode: str = "observe",
     config: str = "",
     prefix: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
 ) -> Iterator[Daemon]:
     """Run the daemon until the end of the block; afterwards nothing of it is left."""
-    made = Daemon(namespaces, probe, mode, config, prefix=prefix)
+    made = Daemon(namespaces, probe, mode, config, prefix=prefix, words=options)
     try:
         made.start()
         yield made
