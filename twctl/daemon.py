@@ -119,7 +119,8 @@ def main() -> int:
     file = Path(request["file"]) if request["file"] else None
     before: Config | None = None
     # Up to 15 descriptors for each network namespace; nothing here calls select(2), for which the usual limit is low.
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    with contextlib.suppress(OSError, ValueError):  # a sandbox may not let us; then fewer fit, and say so
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     try:
         config: Config | None = load(file, request["options"]).config
         while config:
