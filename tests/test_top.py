@@ -43,7 +43,7 @@ def record6(address: bytes, port: int, local_port: int) -> bytes:
 def batch(klass: Class, records: Iterable[bytes], family: str = "ipv4") -> Batch:
     """Sessions of a class."""
     found = list(records)
-    return Batch(family, klass, list(range(len(found))), found)
+    return Batch(family, klass, list(range(len(found))), [0] * len(found), found)
 
 
 def reading(ended: float, *batches: Batch) -> Reading:

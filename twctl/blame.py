@@ -8,6 +8,7 @@ counted by one walk of the table.
 import dataclasses
 import enum
 import ipaddress
+import itertools
 import mmap
 import pwd
 import struct
@@ -18,7 +19,7 @@ from typing import Any
 from twctl.cgroups import cgroup_paths, unit_of
 from twctl.classes import Address
 from twctl.layout import FAMILIES
-from twctl.table import Table
+from twctl.table import Batch, Table
 
 # In the order of vestige.h.
 LINES, PLACES = 512, 8
@@ -151,7 +152,7 @@ def _key_of(by: By, party: bytes) -> bytes:
 
 def _living(table: Table, by: By, family: str) -> Iterator[bytes]:
     """The key of each live session's party, from struct vestige4 or vestige6."""
-    records = (row[0] for row in table.records(family))
+    records = (raw for batch in _batches(table, family) for raw in batch.records)
     if by is By.REMOTE and family == "ipv4":
         return (raw[4:8] + raw[10:12] + raw[30:31] for raw in records)
     if by is By.REMOTE:
@@ -161,9 +162,16 @@ def _living(table: Table, by: By, family: str) -> Iterator[bytes]:
     return (raw[32:34] + raw[54:55] for raw in records)
 
 
+def _batches(table: Table, family: str) -> Iterator[Batch]:
+    return itertools.chain.from_iterable(table.batches(family))
+
+
 def _living_owners(table: Table, places: Iterable[tuple[int, bytes, int, int, int]]) -> Counter[bytes]:
     owners = {OWNER_UNKNOWN: _UNKNOWN_KEY} | {place: key for place, key, *_ in places}
-    numbers = Counter(row[4] for family in FAMILIES for row in table.records(family))
+    numbers: Counter[int] = Counter()
+    for family in FAMILIES:
+        for batch in _batches(table, family):
+            numbers.update(batch.owners)
     living: Counter[bytes] = Counter()
     for number, sessions in numbers.items():
         living[owners.get(number, _OTHER_KEY)] += sessions

@@ -137,11 +137,12 @@ class Vestige:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """Live sessions of one family and class: their slots, and their records as they stand (VESTIGE)."""
+    """Live sessions of one family and class: slots, numbers of owners (blame.py), records as they stand (VESTIGE)."""
 
     family: str
     klass: Class
     slots: list[int]
+    owners: list[int]
     records: list[bytes]
 
 
@@ -404,16 +405,9 @@ class Table:
 
     def _vestiges(self, family: str) -> Iterator[Vestige]:
         names = {i: name for i, (_, name) in self.enrolments().items()}
-        for raw, slot, left, age, _ in self.records(family):
-            klass = max(klass for klass in Class if slot >= self.layout.ring(family, klass).base)
-            yield decode(family, raw, klass=klass, expires_in=left, age=age, names=names)
-
-    def records(self, family: str) -> Iterator[tuple[bytes, int, float, float, int]]:
-        """Yield record, slot, seconds left, age (s) and number of the owner (blame.py) of each live session."""
         words, size = self.words(family), RECORD_BYTES[family]
-        slots = self.layout.slots(family)
-        records = self.map(f"records_{family}", slots * size)
-        starts = memoryview(self.map(f"starts_{family}", (slots // STARTS + 1) * STARTS * 4)).cast("H")
+        records = self.map(f"records_{family}", self.layout.slots(family) * size)
+        starts = self._starts(family)
         now_ns = time.monotonic_ns()
         for i in range(len(words)):
             word = words[i]
@@ -422,10 +416,15 @@ class Table:
                 continue
             slot = word & 0xFFFFFF
             raw = records[slot * size : (slot + 1) * size]
-            start = slot + slot // STARTS * STARTS
-            age, owner = ((now_ns >> TICK_SHIFT) - starts[start] & 0xFFFF) * TICK, starts[start + STARTS]
+            age = ((now_ns >> TICK_SHIFT) - starts[slot + slot // STARTS * STARTS] & 0xFFFF) * TICK
             if words[i] == word:
-                yield raw, slot, left, age, owner
+                klass = max(klass for klass in Class if slot >= self.layout.ring(family, klass).base)
+                yield decode(family, raw, klass=klass, expires_in=left, age=age, names=names)
+
+    def _starts(self, family: str) -> memoryview:
+        """Map the starts (ticks modulo 2^16) of STARTS slots, then their owners, and so on; 16 bits each."""
+        size = (self.layout.slots(family) // STARTS + 1) * STARTS * 4
+        return memoryview(self.map(f"starts_{family}", size)).cast("H")
 
     def steps(self, family: str) -> int:
         """How many lists `batches` yields."""
@@ -438,6 +437,7 @@ class Table:
         """
         words, size = self.words(family), RECORD_BYTES[family]
         records = self.map(f"records_{family}", self.layout.slots(family) * size)
+        starts = self._starts(family)
         for first in range(0, len(words), STEP):
             part, tick = words[first : first + STEP], time.monotonic_ns() >> TICK_SHIFT
             before = part.tobytes()
@@ -449,12 +449,13 @@ class Table:
             if part.tobytes() != before:  # a record whose word has changed may be another's
                 same = set(part.tolist())
                 found = {word & 0xFFFFFF: found[word & 0xFFFFFF] for word in live if word in same}
-            yield [batch for klass in Class if (batch := self._batch(family, klass, found)).slots]
+            yield [batch for klass in Class if (batch := self._batch(family, klass, found, starts)).slots]
 
-    def _batch(self, family: str, klass: Class, found: Mapping[int, bytes]) -> Batch:
+    def _batch(self, family: str, klass: Class, found: Mapping[int, bytes], starts: memoryview) -> Batch:
         ring = self.layout.ring(family, klass)
         slots = [slot for slot in found if ring.base <= slot < ring.base + ring.capacity]
-        return Batch(family, klass, slots, [found[slot] for slot in slots])
+        owners = [starts[slot + slot // STARTS * STARTS + STARTS] for slot in slots]
+        return Batch(family, klass, slots, owners, [found[slot] for slot in slots])
 
 
 def decode(  # noqa: PLR0913 - keywords
