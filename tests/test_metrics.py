@@ -8,6 +8,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from tests.test_status import zeros
 from twctl import __version__
+from twctl.blame import TALLIES_BYTES
 from twctl.classes import Class
 from twctl.layout import FAMILIES, LANES, Layout
 from twctl.metrics import DaemonState, Sums, TwctlCollector
@@ -124,6 +125,7 @@ def test_every_number_of_the_table_is_told() -> None:
         'twctl_time_wait_lifetime_seconds_count{class="local"}': 78,
         'twctl_time_wait_lifetime_seconds_sum{class="local"}': 71 * 900 * tick,
         "twctl_table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
+        "twctl_blame_bytes": TALLIES_BYTES,
         "twctl_kernel_time_wait_sockets": 23,
         'twctl_mode{mode="observe"}': 1,
         f'twctl_build_info{{probe="tracepoint",version="{__version__}"}}': 1,

@@ -82,6 +82,7 @@ def test_the_status_fits_80_columns() -> None:
         "sessions": big,
         "kernel_sockets": None,
         "table_bytes": 10**9,
+        "blame_bytes": 10**6,
         "stock_bytes": 10**9,
         "guard": dict.fromkeys(ACTIONS, 10**9) | {"raced": 0},
         "would_free": {"truncate": {"sessions": big, "ports": 28232, "bytes": 10**9}},
