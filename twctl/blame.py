@@ -235,7 +235,7 @@ class Names:
         if owner == OTHER:
             return "other"
         path = self._cgroups.get(owner.cgroup)
-        return unit_of(path) if path else f"cgroup {owner.cgroup} (gone)"
+        return unit_of(path) if path else f"cgroup {owner.cgroup}"  # gone, or of a hierarchy that is not shown here
 
 
 def user_name(uid: int | None) -> str:
