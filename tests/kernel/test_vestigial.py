@@ -1,16 +1,19 @@
 """Mode vestigial on the real kernel, in brief: the kernel keeps no socket, and the guard answers in its place."""
 
 import os
+import struct
 
 import pytest
 
-from tests.load import counters
+from tests.load import counters, wait_until
 from tests.load.closes import run
 from tests.load.daemon import Daemon, daemon
 from tests.load.netns import namespace
 from tests.load.peer import tun_peer
 from tests.load.scripts import scripted
-from tests.load.segments import ACK, FIN
+from tests.load.segments import ACK, FIN, RST
+from twctl import libbpf
+from twctl.table import Table
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -49,3 +52,38 @@ def test_closes_leave_vestiges_and_no_sockets_and_a_late_fin_is_acknowledged(pro
         assert N == acknowledged(one) - before
         assert one.stop() == 0
         assert ns.sysctl("net.ipv4.tcp_max_tw_buckets") != "0"
+
+
+PENDING = 4096  # parts of the notes, by their key
+
+
+def test_between_socket_and_vestige_no_segment_is_answered(probe: str) -> None:
+    """Who closes first is noted: where the socket is gone already and the vestige not yet there, a segment is lost."""
+    with (
+        namespace() as ns,
+        tun_peer(ns) as peer,
+        daemon(ns, probe=probe, mode="vestigial") as one,
+    ):
+        table = Table(one.pins / "current", writable=True)
+        closing = table.fd("closing")
+        pending = memoryview(table.map("pending", PENDING * 8)).cast("Q")
+        sock, connection = peer.dial("ipv4")
+        assert {} == libbpf.map_items(closing, 8, 4)
+        sock.close()
+        connection.expect(FIN | ACK)
+        notes = libbpf.map_items(closing, 8, 4)
+        [part] = [struct.unpack("=Q", key)[0] % PENDING for key in notes]
+        assert (1, 1) == (pending[part], sum(pending))
+        connection.send(ACK, ack=connection.rcv_nxt - 1)  # led to its socket
+        connection.send(RST | ACK)
+        wait_until(lambda: libbpf.map_items(closing, 8, 4) == {}, what="the connection is gone, and its note")
+        assert 0 == sum(pending)
+        connection.send(ACK)
+        assert [RST] == [each.flags for each in peer.received(connection)]
+        for key, value in notes.items():
+            libbpf.map_update(closing, key, value)
+        pending[part] = 1
+        connection.send(ACK)
+        assert [] == peer.received(connection)
+        assert 1 == one.metric("twctl_guard_segments_total", action="raced")
+        os.close(closing)
