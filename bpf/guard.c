@@ -21,6 +21,7 @@
 #include "kernel.h"
 #include "packet.h"
 
+#define BETWEEN_TICKS 2
 #define PAWS_WINDOW_TICKS 895 /* 60 s: a RST is held against a timestamp for so long (TCP_PAWS_WINDOW) */
 #define NANOSECONDS_A_MILLISECOND 1000000
 #define ECN_IPV4 0x3u
@@ -94,8 +95,9 @@ ALWAYS_INLINE bool read_vestige(struct work *w)
 ALWAYS_INLINE u64 age_of(const struct work *w)
 {
 	u16 *start = start_at(w, slot_of(w->word));
+	u64 age = start ? (u16)(w->now - *start) : 0;
 
-	return start ? (u16)(w->now - *start) : 0;
+	return age <= HORIZON_TICKS ? age : 0; /* another CPU started it after we looked at the clock */
 }
 
 enum presence { PRESENCE_NONE, PRESENCE_LISTENER, PRESENCE_LIVE };
@@ -433,10 +435,8 @@ ALWAYS_INLINE int release(struct __sk_buff *skb, struct work *w, struct segment 
  * looked for, as it is no longer noted once that is there. */
 ALWAYS_INLINE bool is_noted(const struct work *w)
 {
-	u64 key = w->hash, *connections;
-	u32 part = key % PENDING;
+	u64 key = w->hash, *connections = pending_at(key);
 
-	connections = pending.lookup(&part);
 	return connections && *(volatile u64 *)connections && closing.lookup(&key);
 }
 
@@ -478,11 +478,27 @@ ALWAYS_INLINE bool look_closer(struct __sk_buff *skb, struct work *w, struct seg
 	return has_vestige(skb, w, classid);
 }
 
+/* Whether a noted connection without a socket is just becoming a vestige. That takes a moment, not two ticks: then no vestige
+ * will come, and a note that stayed would keep the peer from the kernel's RST. */
+ALWAYS_INLINE bool is_between(u64 key)
+{
+	u64 *since = closing.lookup(&key), now = tick_now();
+
+	if (!since)
+		return true;
+	if (*since == NOTE_SOCKET)
+		*since = now;
+	if (now - *since <= BETWEEN_TICKS)
+		return true;
+	forget_note(key);
+	return false;
+}
+
 /* A segment without a vestige. If its connection may become one any moment (observe.c, will_close), it is led to the socket; if
  * that is gone, the vestige is just being made, and the peer sends this again. */
 ALWAYS_INLINE int escort(struct __sk_buff *skb, const struct work *w)
 {
-	if (!w->noted || w->flags & SYN || socket_for(skb, w) == PRESENCE_LIVE)
+	if (!w->noted || w->flags & SYN || socket_for(skb, w) == PRESENCE_LIVE || !is_between(w->hash))
 		return TC_ACT_UNSPEC;
 	count(ACTION_RACED);
 	return TC_ACT_SHOT;

@@ -111,19 +111,12 @@ ALWAYS_INLINE int passes_into(const void *sk, u64 flags, int from, int error)
 
 /* Between socket and vestige there is a moment with neither, and what the guard lets through to a socket may find none when
  * it gets there. So who closes first is noted as soon as that is known; guard.c (escort) says what for. */
-ALWAYS_INLINE u64 *pending_at(u64 key)
-{
-	u32 part = key % PENDING;
-
-	return pending.lookup(&part);
-}
-
 ALWAYS_INLINE void will_close(u32 worker, const void *sk)
 {
 	struct work *w = work_of(worker);
 	struct common common;
-	u32 *netns, one = 1;
-	u64 key, *count;
+	u64 key, *count, here = NOTE_SOCKET;
+	u32 *netns;
 	u16 port = 0;
 
 	if (!w || read_common(&common, sk) || READ(port, sk, inet_sock_inet_sport))
@@ -133,7 +126,7 @@ ALWAYS_INLINE void will_close(u32 worker, const void *sk)
 		return;
 	read_tuple_from(w, &common, port, *netns);
 	key = hash_of(w, &w->session.tuple);
-	closing.update(&key, &one);
+	closing.update(&key, &here);
 	count = pending_at(key);
 	if (count)
 		__sync_fetch_and_add(count, 1);
@@ -144,18 +137,12 @@ ALWAYS_INLINE void will_close(u32 worker, const void *sk)
 ALWAYS_INLINE void has_closed(u32 worker, const void *sk, const struct common *common, u32 netns)
 {
 	struct work *w = work_of(worker);
-	u64 key, *count;
 	u16 port = 0;
 
 	if (!w || !(netns & NETNS_GUARDED) || READ(port, sk, inet_sock_inet_sport))
 		return;
 	read_tuple_from(w, common, port, netns);
-	key = hash_of(w, &w->session.tuple);
-	if (closing.delete(&key))
-		return;
-	count = pending_at(key);
-	if (count)
-		__sync_fetch_and_add(count, -1ULL);
+	forget_note(hash_of(w, &w->session.tuple));
 }
 
 /* connect() gives up before it has a port in one case only: all are taken (inet_hash_connect: EADDRNOTAVAIL). Where the
@@ -214,29 +201,32 @@ ALWAYS_INLINE void closed(u32 worker, const void *sk, int from)
 }
 
 #ifndef PROBE_FENTRY
-/* The kernel runs no program inside of itself, and an event in process context can be interrupted by another one. So the same
- * program is loaded and attached twice. An event within an event meets one of the two only, as the other is at work, and that
- * one handles it, as another worker. Any other event meets both, one after the other: the first leaves a mark and handles it,
- * the second takes the mark away. An event that comes between the two leaves its own mark on top. */
-#define MARKS 4
+/* The kernel runs no program inside of itself, and an event in process context can be interrupted by others. So the same program
+ * is loaded and attached twice. An event within an event meets one of the two only, as the other is at work, and that one
+ * handles it, as another worker. Any other event meets both, one after the other: the first leaves a mark and handles it, the
+ * second takes the mark away. An interruption just before or after the work leaves marks that nobody takes away; they do no
+ * harm, for a mark holds the socket's sequence number: the same never comes again. */
+#define MARKS 1024
 struct handling {
-	u64 depth;		/* of events within events on this CPU */
-	u64 marks;		/* how many; more than fit are the ring's oldest */
-	u64 event[MARKS];
+	u64 depth; /* of events within events on this CPU */
+	u64 mark[MARKS];
 };
 
 BPF_PERCPU_ARRAY(handlings, struct handling, 1);
 
-ALWAYS_INLINE bool is_first(struct handling *h, u64 event)
+ALWAYS_INLINE bool is_first(struct handling *h, const void *sk, u64 from, u64 to)
 {
-	u64 marks = *(volatile u64 *)&h->marks;
+	u32 sequence = 0;
+	u64 mark, at;
 
-	if (marks && h->event[(marks - 1) % MARKS] == event) {
-		h->marks = marks - 1;
+	READ(sequence, sk, tcp_sock_write_seq);
+	mark = mix((u64)sk, (u64)sequence << 8 | from << 4 | to);
+	at = mark % MARKS;
+	if (h->mark[at] == mark) {
+		h->mark[at] = 0;
 		return false;
 	}
-	h->event[marks % MARKS] = event;
-	h->marks = marks + 1;
+	h->mark[at] = mark;
 	return true;
 }
 #endif
@@ -268,7 +258,7 @@ RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 	if (!h)
 		return 0;
 	outer = h->depth++;
-	if (outer || is_first(h, (u64)sk << 8 | from << 4 | to))
+	if (outer || is_first(h, sk, from, to))
 		state_changed(outer ? WORKER_AGAIN : WORKER_BIRTH, sk, from, to);
 	h->depth--;
 #endif

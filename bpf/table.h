@@ -73,17 +73,19 @@ TABLE(struct counters, counters, CPUS * WORKERS);
 TABLE(struct meta, meta, 1);
 TABLE(struct tallies, tallies, KINDS * TALLY_LINES);
 
-/* How many connections `closing` has, by PENDING parts of the hash: what keeps other segments from a look into it. */
+/* Connections that closed first and are not yet vestiges, and how many `closing` has of them, by PENDING parts of the hash: what
+ * keeps other segments from a look into it. A note says that there is a socket, or since when (tick) none was found. */
+#define NOTE_SOCKET (~0ULL)
 #define PENDING 4096
 TABLE(u64, pending, PENDING);
 
-/* By the tuple's hash, for guarded namespaces: the TOS of IPv4 sessions that have one; connections that closed first. */
+/* By the tuple's hash, for guarded namespaces: the TOS of IPv4 sessions that have one; notes. */
 #ifdef PINS
 BPF_TABLE("lru_hash:" PINS "/tos", u64, u32, tos, NOTED);
-BPF_TABLE("lru_hash:" PINS "/closing", u64, u32, closing, NOTED);
+BPF_TABLE("lru_hash:" PINS "/closing", u64, u64, closing, NOTED);
 #else
 BPF_TABLE("lru_hash", u64, u32, tos, NOTED);
-BPF_TABLE("lru_hash", u64, u32, closing, NOTED);
+BPF_TABLE("lru_hash", u64, u64, closing, NOTED);
 #endif
 
 BPF_PERCPU_ARRAY(works, struct work, WORKERS);
@@ -226,6 +228,21 @@ ALWAYS_INLINE u64 settle(u64 hash)
 {
 	hash *= 0xd6e8feb86659fd93ULL;
 	return hash ^ hash >> 32;
+}
+
+ALWAYS_INLINE u64 *pending_at(u64 key)
+{
+	u32 part = key % PENDING;
+
+	return pending.lookup(&part);
+}
+
+ALWAYS_INLINE void forget_note(u64 key)
+{
+	u64 *count = pending_at(key);
+
+	if (!closing.delete(&key) && count)
+		__sync_fetch_and_add(count, -1ULL);
 }
 
 /* Seeded anew for each load, so that nobody outside can aim many tuples at one line. */

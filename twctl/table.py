@@ -416,7 +416,8 @@ class Table:
                 continue
             slot = word & 0xFFFFFF
             raw = records[slot * size : (slot + 1) * size]
-            age = ((now_ns >> TICK_SHIFT) - starts[slot + slot // STARTS * STARTS] & 0xFFFF) * TICK
+            ticks = (now_ns >> TICK_SHIFT) - starts[slot + slot // STARTS * STARTS] & 0xFFFF
+            age = ticks * TICK if ticks <= HORIZON_TICKS else 0.0  # it began after we looked at the clock
             if words[i] == word:
                 klass = max(klass for klass in Class if slot >= self.layout.ring(family, klass).base)
                 yield decode(family, raw, klass=klass, expires_in=left, age=age, names=names)
