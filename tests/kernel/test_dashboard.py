@@ -29,7 +29,7 @@ ALL_IS_WELL = {"Alerts that fire", "Mended by comparison", "Lost", "Guard put ba
 @pytest.fixture(scope="module")
 def prometheus() -> Iterator[Prometheus]:
     """It scrapes a daemon of each mode, while sessions of each class begin and end."""
-    with watched(LOAD_SECONDS) as (server, _daemons):
+    with watched(LOAD_SECONDS) as server:
         yield server
 
 

@@ -18,9 +18,9 @@ import yaml
 
 from tests.load import wait_until
 from tests.load.closes import closes_binary, serving
-from tests.load.daemon import Daemon, daemon
-from tests.load.monitoring import ALERTS, RULES, program
-from tests.load.netns import Namespace, link
+from tests.load.daemon import daemon
+from tests.load.monitoring import ALERTS, ROOT, RULES, program
+from tests.load.netns import Link, link
 from twctl.table import MODES
 
 RATE = 200  # connections a second of each generator: next to nothing, and enough for every rate
@@ -69,19 +69,22 @@ def prometheus(targets: Mapping[str, int], *options: str) -> Iterator[Prometheus
     jobs = [{"targets": [f"127.0.0.1:{port}"], "labels": {"instance": name}} for name, port in targets.items()]
     settings = {
         "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
-        "rule_files": [str(RULES), str(ALERTS)],
+        "rule_files": [str(file.relative_to(ROOT)) for file in (RULES, ALERTS)],
         "scrape_configs": [{"job_name": "twctl", "static_configs": jobs}],
     }
+    (folder / "deploy").symlink_to(
+        ROOT / "deploy"
+    )  # its pages name files as they are called here, without the checkout
     (folder / "prometheus.yml").write_text(yaml.safe_dump(settings))
     command = [
         program("prometheus"),
-        f"--config.file={folder / 'prometheus.yml'}",
-        f"--storage.tsdb.path={folder / 'data'}",
+        "--config.file=prometheus.yml",
+        "--storage.tsdb.path=data",
         f"--web.listen-address=127.0.0.1:{port}",
         *options,
     ]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
+        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     try:
         made = Prometheus(port)
         wait_until(lambda: process.poll() is not None or made.ready(), what="it serves", timeout=START_SECONDS)
@@ -94,27 +97,36 @@ def prometheus(targets: Mapping[str, int], *options: str) -> Iterator[Prometheus
 
 
 @contextmanager
-def load(seconds: int) -> Iterator[Namespace]:
-    """A namespace whose clients close first for so long, toward loopback, local and remote peers."""
-    with ExitStack() as stack:
-        both = stack.enter_context(link(QUIET))
+def host() -> Iterator[Link]:
+    """A client that has loopback, local and remote peers, and the server that is the latter two."""
+    with link(QUIET) as both:
         both.server.ip("address", "add", f"{FAR}/32", "dev", "lo")
         both.client.ip("route", "add", f"{FAR}/32", "via", both.server_ipv4)
-        outside = ("--close", "client", "--address", f"{both.server_ipv4},{FAR}")
+        yield both
+
+
+@contextmanager
+def load(both: Link, seconds: int) -> Iterator[None]:
+    """The client makes connections to all of them for so long, and closes first."""
+    outside = ("--close", "client", "--address", f"{both.server_ipv4},{FAR}")
+    rate = ("--rate", str(RATE), "--seconds", str(seconds))
+    with ExitStack() as stack:
         stack.enter_context(serving(both.server, *outside))
-        rate = ("--rate", str(RATE), "--seconds", str(seconds))
         for options in ((*outside, "--connect"), ("--close", "client", "--inline")):
             command = both.client.command(str(closes_binary()), *options, *rate)
             process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             stack.callback(process.wait)
             stack.callback(process.terminate)
-        yield both.client
+        yield
 
 
 @contextmanager
-def watched(seconds: int, *options: str) -> Iterator[tuple[Prometheus, dict[str, Daemon]]]:
+def watched(seconds: int, *options: str) -> Iterator[Prometheus]:
     """Prometheus over a daemon of each mode, called by it, under load for so long."""
     with ExitStack() as stack:
-        daemons = {mode: stack.enter_context(daemon(stack.enter_context(load(seconds)), mode=mode)) for mode in MODES}
-        targets = {mode: one.port for mode, one in daemons.items()}
-        yield stack.enter_context(prometheus(targets, *options)), daemons
+        hosts = {mode: stack.enter_context(host()) for mode in MODES}
+        ports = {mode: stack.enter_context(daemon(both.client, mode=mode)).port for mode, both in hosts.items()}
+        server = stack.enter_context(prometheus(ports, *options))
+        for both in hosts.values():
+            stack.enter_context(load(both, seconds))
+        yield server

@@ -1,0 +1,1 @@
+"""Unit tests of the rules, and pictures of Prometheus with them."""
