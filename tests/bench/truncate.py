@@ -99,6 +99,7 @@ def toward_one_server(
         vestiges = watching.metric("twctl_time_wait_sessions") if watching else 0
         found: dict[str, Any] = {
             "per_second": rate,
+            "series": report["series"],
             "ports": high - low + 1,
             "vestiges": vestiges,
             "failed": report["failed"],

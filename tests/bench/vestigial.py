@@ -1,13 +1,16 @@
 """Vestigial against stock, tcp_tw_reuse=1 and no TIME_WAIT at all: one client closing first toward one server.
 
-As root, `python -m tests.bench.vestigial [SECONDS]` runs it alone, shorter or longer.
+As root, `python -m tests.bench.vestigial [SECONDS] [--picture FILE]` runs it alone, shorter or longer. FILE: the
+connections of each second as a line for each way, as SVG or PNG; that needs the extra `bench`.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from tests.bench.picture import draw
 from tests.bench.truncate import REUSE, toward_one_server
 from twctl.classes import Class
 from twctl.layout import FAMILIES, Layout
@@ -22,12 +25,15 @@ WAYS: dict[str, tuple[Mapping[str, object], str]] = {
     "no TIME_WAIT": ({BUCKETS: 0}, ""),
     "vestigial": ({}, "vestigial"),
 }
+PICTURED = ("stock", "tcp_tw_reuse=1", "vestigial")  # the fourth lies over ours
 GOALS = {"stock": 30.0, "tcp_tw_reuse=1": 1.0, "no TIME_WAIT": 0.95}
 
 
-def run(seconds: int = SECONDS) -> dict[str, Any]:
+def run(seconds: int = SECONDS, picture: Path | None = None) -> dict[str, Any]:
     """Rates and their ratios, latency of connect(), memory."""
     runs = {name: toward_one_server("local", sysctls, seconds, mode) for name, (sysctls, mode) in WAYS.items()}
+    if picture:
+        draw({name: runs[name]["series"] for name in PICTURED}, picture, "connections a second toward one server")
     ours = runs["vestigial"]
     results: dict[str, Any] = {}
     for name, goal in GOALS.items():
@@ -70,5 +76,14 @@ def _memory(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.vestigial")
+    parser.add_argument("seconds", nargs="?", type=int, default=SECONDS)
+    parser.add_argument("--picture", type=Path, metavar="FILE")
+    said = parser.parse_args()
+    print(json.dumps(run(said.seconds, said.picture), indent=1))
+
+
 if __name__ == "__main__":
-    print(json.dumps(run(*map(int, sys.argv[1:])), indent=1))
+    main()
