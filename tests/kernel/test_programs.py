@@ -63,9 +63,13 @@ def served(ns: Namespace, *command: str) -> Iterator[None]:
         process.communicate(timeout=10)
 
 
-def reset_flows(segments: list[Segment]) -> list[str]:
-    """What passed on each tuple that had a RST, a line each segment."""
-    tuples = {frozenset((each.source_port, each.destination_port)) for each in segments if each.has(RST)}
+def reset_flows(segments: list[Segment], closer: str) -> list[str]:
+    """What passed on each tuple on which the end that closed first sent a RST, a line each segment.
+
+    The other end has no TIME_WAIT: on a busy machine it answers a FIN that was sent again too soon with a RST.
+    """
+    resets = [each for each in segments if each.has(RST) and each.source == closer]
+    tuples = [{each.source_port, each.destination_port} for each in resets]
     return [
         f"{each.monotonic_ns / 1e9:.6f} {each.source}:{each.source_port} > {each.destination_port} "
         f"flags {each.flags:#x} seq {each.seq} ack {each.ack} length {len(each.payload)}"
@@ -75,7 +79,7 @@ def reset_flows(segments: list[Segment]) -> list[str]:
 
 
 def test_curl_against_nginx(both: Link, tmp_path: Path) -> None:
-    """1,009 requests, a connection each, the server closing first: all answered, and no RST from either end."""
+    """1,009 requests, a connection each, the server closing first: all answered, and no RST from the server."""
     (tmp_path / "conf").write_text(CONFIGURATION.format(folder=tmp_path, address=both.server_ipv4))
     urls = f"http://{both.server_ipv4}:8080/[1-{REQUESTS}]"
     with served(both.server, str(NGINX), "-c", str(tmp_path / "conf")), capture(both.client, both.device) as wire:
@@ -85,7 +89,7 @@ def test_curl_against_nginx(both: Link, tmp_path: Path) -> None:
         assert (0, REQUESTS) == (done.returncode, done.stdout.count("well"))
         assert "curl:" not in done.stderr
         time.sleep(0.5)  # what was lost last is sent again
-        assert not reset_flows(wire.segments())
+        assert not reset_flows(wire.segments(), both.server_ipv4)
 
 
 def test_a_connection_for_each_query_against_redis(both: Link, tmp_path: Path) -> None:

@@ -14,6 +14,11 @@ from tests.load.daemon import twctl
 
 SIGN = "twctl-cell: "
 MODES, PROBES = ("observe", "truncate", "vestigial"), ("fentry", "tracepoint")
+FILES = {
+    "observe": ("test_observe.py", "test_blame.py"),
+    "truncate": ("test_truncate.py",),
+    "vestigial": ("test_vestigial.py",),
+}
 NEEDED = ("root", "BTF", "bpffs", "sock_diag")  # lines of `twctl check` without which nothing works
 
 
@@ -57,7 +62,8 @@ class Cells:
         if report.when == "call" or report.outcome != "passed":
             if report.failed:
                 os.write(1, f"\n{report.longreprtext}".encode())  # pytest says it at the end, which may not come
-            mode = Path(report.location[0]).stem.removeprefix("test_")
+            file = Path(report.location[0]).name
+            mode = next(mode for mode, files in FILES.items() if file in files)
             tell(mode, self._probe, "passed" if report.outcome == "passed" else "failed", report.nodeid)
 
 
@@ -71,7 +77,7 @@ def main() -> int:
         for mode, reason in reasons.items():
             if reason:
                 tell(mode, probe, "refused", reason)
-        if files := [f"tests/kernel/test_{mode}.py" for mode, reason in reasons.items() if not reason]:
+        if files := [f"tests/kernel/{file}" for mode, reason in reasons.items() if not reason for file in FILES[mode]]:
             options = ("-q", "--tb=short", "-p", "no:cacheprovider", "--durations=0", "--durations-min=5")
             statuses.append(int(pytest.main([*options, *files], plugins=[Cells(probe)])))
     return max(statuses, default=0)
