@@ -1,4 +1,4 @@
-"""The command line. Nouns read (status, table, top, classify, check, config), verbs change (run, drain, release)."""
+"""The command line. Nouns read (status, table, top, blame, classify, check, config), verbs change (run, drain...)."""
 
 import contextlib
 import ipaddress

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import secrets
 import struct
 import subprocess
@@ -30,6 +31,7 @@ LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige w
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
 RECONCILERS = ("take", "adopt", "sweep", "finish", "collect", "epoch")
+NEEDED_RELEASE = (5, 12)
 STATE_EVENT = b"raw_tracepoint__inet_sock_set_state"
 AGAIN = "again__inet_sock_set_state"
 GUARDS = ("guard_ingress", "guard_egress")
@@ -153,6 +155,9 @@ def _compile(file: str, flags: list[str], programs: Sequence[str], kind: str, wh
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
             failure = str(error)
     hint = "run 'twctl check' to see what this kernel allows"
+    if "Invalid argument" in failure and _release() < NEEDED_RELEASE:
+        failure, lines = f"Linux {os.uname().release} has no atomic exchange in BPF (5.12)", []
+        hint = "twctl needs Linux 5.15 or later"
     if any("could not open bpf map" in line for line in lines):  # bcc opens pinned maps by number
         hint = "give it CAP_SYS_ADMIN and CAP_SYSLOG, as deploy/systemd/vestigial.conf does"
     raise TwctlError(f"the {what} does not load: {_reason(lines, failure)}", hint)
@@ -236,6 +241,10 @@ def _bcc() -> Any:  # noqa: ANN401 - bcc has no types
             "pip uninstall bcc, and install Debian's python3-bpfcc",
         )
     return bcc
+
+
+def _release() -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
 
 
 def _reason(lines: list[str], failure: str) -> str:

@@ -4,7 +4,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("table", "connections", "daemon", "truncate", "vestigial", "guard", "routes")
+NAMES = ("table", "blame", "connections", "daemon", "truncate", "vestigial", "guard", "routes")
 
 
 def main(words: list[str]) -> int:
