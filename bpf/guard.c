@@ -22,6 +22,8 @@
 #include "packet.h"
 
 #define BETWEEN_TICKS 2
+#define BETWEEN_LOOKS 128
+#define BETWEEN_NANOSECONDS 10000
 #define PAWS_WINDOW_TICKS 895 /* 60 s: a RST is held against a timestamp for so long (TCP_PAWS_WINDOW) */
 #define NANOSECONDS_A_MILLISECOND 1000000
 #define ECN_IPV4 0x3u
@@ -494,12 +496,32 @@ ALWAYS_INLINE bool is_between(u64 key)
 	return false;
 }
 
-/* A segment without a vestige. If its connection may become one any moment (observe.c, will_close), it is led to the socket; if
- * that is gone, the vestige is just being made, and the peer sends this again. */
-ALWAYS_INLINE int escort(struct __sk_buff *skb, const struct work *w)
+/* A segment without a vestige. If its connection may become one any moment (observe.c, will_close), it is led to the socket.
+ * False if that is gone: the vestige is just being made. */
+ALWAYS_INLINE bool escort(struct __sk_buff *skb, const struct work *w)
 {
-	if (!w->noted || w->flags & SYN || socket_for(skb, w) == PRESENCE_LIVE || !is_between(w->hash))
-		return TC_ACT_UNSPEC;
+	return !w->noted || w->flags & SYN || socket_for(skb, w) == PRESENCE_LIVE || !is_between(w->hash);
+}
+
+/* Waits for the vestige that is just being made on another CPU, some us: a FIN that is lost leaves the peer's end open until
+ * it is sent again, and our tuple held back as long. */
+ALWAYS_INLINE bool has_come(struct work *w)
+{
+	u64 until = bpf_ktime_get_ns() + BETWEEN_NANOSECONDS;
+
+#pragma clang loop unroll(disable)
+	for (u32 looks = 0; looks < BETWEEN_LOOKS; looks++) {
+		struct line *line = line_at(w, w->line);
+
+		if (!line || has_tag(w, line) || bpf_ktime_get_ns() > until)
+			break;
+	}
+	return find_in_line(w, line_at(w, w->line));
+}
+
+/* The peer sends it again. */
+ALWAYS_INLINE int lose(void)
+{
 	count(ACTION_RACED);
 	return TC_ACT_SHOT;
 }
@@ -518,13 +540,17 @@ ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
 	parsed = glance(skb, w, network_offset(classid), ingress);
 	if (parsed == NOT_TCP)
 		return TC_ACT_UNSPEC;
-	if (parsed == PARSED && !has_vestige(skb, w, classid))
-		return ingress ? escort(skb, w) : TC_ACT_UNSPEC;
+	if (parsed == PARSED && !has_vestige(skb, w, classid)) {
+		if (!ingress || escort(skb, w))
+			return TC_ACT_UNSPEC;
+		if (!has_come(w))
+			return lose();
+	}
 	s = the_segment();
 	if (!s)
 		return TC_ACT_UNSPEC;
 	if (!look_closer(skb, w, s, classid, parsed, ingress))
-		return ingress ? escort(skb, w) : TC_ACT_UNSPEC;
+		return ingress && !escort(skb, w) ? lose() : TC_ACT_UNSPEC;
 	return ingress ? face(skb, w, s) : release(skb, w, s);
 }
 

@@ -45,6 +45,7 @@ ALWAYS_INLINE void remember(struct work *w)
 ALWAYS_INLINE void born(u32 worker, const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
 {
 	struct work *w = work_of(worker);
+	bool inserted;
 	u16 port = 0;
 	u32 class;
 
@@ -59,11 +60,15 @@ ALWAYS_INLINE void born(u32 worker, const void *sk, const struct common *common,
 	class = classify(w);
 	if (class < CLASSES)
 		COUNT(worker, entered[class][w->family % FAMILIES]);
-	attribute(w, sk, true);
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, sk) : 0;
-	vestige_insert(w, class, life_of(netns, class, state, jiffies));
+	w->owner = OWNER_UNKNOWN;
+	inserted = vestige_insert(w, class, life_of(netns, class, state, jiffies));
 	if (netns & NETNS_GUARDED)
 		remember(w);
+	/* last: a segment may be waiting for the vestige */
+	attribute(w, sk, true);
+	if (inserted)
+		set_owner(w, w->slot, w->owner);
 }
 
 /* How a connection that did not enter TIME_WAIT ended. A RST sets ECONNRESET (EPIPE in CLOSE_WAIT) before the event, the

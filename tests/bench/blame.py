@@ -22,7 +22,7 @@ from twctl.loader import STATE_EVENT, compile_flags
 
 CLOSES = 50_021
 ROUNDS = 4
-ATTRIBUTION = "	attribute(w, sk, true);\n"
+ATTRIBUTION = "\tattribute(w, sk, true);\n"
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
