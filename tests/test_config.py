@@ -24,6 +24,7 @@ TABLES = [
     "classes",
     "tls",
     "sysctl",
+    "blame",
     "pressure",
 ]
 
@@ -60,6 +61,7 @@ def test_defaults_need_no_file() -> None:
         tls=None,
         sysctl={},
         pressure=PressureSettings(psi_stall=150, tcp_memory=True),
+        destinations=5,
     )
     assert expected == effective.config
     assert {"default"} == {source for _, _, source in effective.rows()}
@@ -91,6 +93,8 @@ def test_file_sets_every_key(file: Path) -> None:
         [sysctl]
         tcp_fin_timeout = 30
         tcp_tw_reuse = 1
+        [blame]
+        destinations = 23
         [pressure]
         psi_stall = 0
         tcp_memory = false
@@ -118,6 +122,7 @@ def test_file_sets_every_key(file: Path) -> None:
         tls=Tls(Path("/etc/a.pem"), Path("/etc/b.pem"), Path("/etc/c.pem")),
         sysctl={"net.ipv4.tcp_fin_timeout": 30, "net.ipv4.tcp_tw_reuse": 1},
         pressure=PressureSettings(psi_stall=0, tcp_memory=False),
+        destinations=23,
     )
     assert expected == loaded(file, text).config
 
@@ -182,7 +187,7 @@ PREFIXES = "allowed: a list of prefixes such as 10.0.0.0/8 or fd00::/8"
 NETNS = "allowed: a list of names under /run/netns"
 TOP = (
     "mode, listen, netns, all_netns, pins, probe, reconcile_interval, force, "
-    "time_wait, fin_wait2, capacity, classes, tls, sysctl, pressure"
+    "time_wait, fin_wait2, capacity, classes, tls, sysctl, blame, pressure"
 )
 TRUNCATE = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'
 MAPPED = "is IPv4 on the wire, write the IPv4 prefix"

@@ -7,6 +7,7 @@ counted by one walk of the table.
 
 import dataclasses
 import enum
+import heapq
 import ipaddress
 import itertools
 import mmap
@@ -104,12 +105,14 @@ def _tally(by: By, key: bytes, sums: tuple[int, int, int] | None, sessions: int)
     return Tally(_party(by, key), births, error, no_port, sessions)
 
 
-def busiest(table: Table, count: int) -> list[tuple[int, Address, int]]:
-    """The remote endpoints with the most births and failed connects: index of the namespace, address, port."""
-    sums = _summed(places_of(_tallies(table), By.REMOTE))
-    keys = sorted(sums, key=lambda key: -(sums[key][0] + sums[key][2]))[:count]
-    parties = (_party(By.REMOTE, key) for key in keys)
-    return [(party.netns, party.address, party.port) for party in parties if isinstance(party, Remote)]
+def busiest(table: Table, count: int, before: Mapping[bytes, int]) -> tuple[list[Remote], dict[bytes, int]]:
+    """The remote endpoints with the most births and failed connects since an earlier look; what the next needs."""
+    sums = {
+        key: births + no_port for key, (births, _, no_port) in _summed(places_of(_tallies(table), By.REMOTE)).items()
+    }
+    more = {key: number - before.get(key, 0) for key, number in sums.items() if number > before.get(key, 0)}
+    parties = (_party(By.REMOTE, key) for key in heapq.nlargest(count, more, key=lambda key: more[key]))
+    return [party for party in parties if isinstance(party, Remote)], sums
 
 
 # A party's key: the bytes of its record, or of its place among the tallies, that make it what it is.

@@ -193,6 +193,20 @@ def blame(
             typer.echo("\n".join(json.dumps(row) for row in rows), nl=bool(rows))
         else:
             typer.echo("\n".join([*[""] * bool(i), *lines(each, rows)]))
+    if by in {None, By.REMOTE}:
+        _foresee(found, limit, json_=json_)
+
+
+def _foresee(found: Table, limit: int, *, json_: bool) -> None:
+    """How many local ports are left toward the remote endpoints with the most sessions."""
+    from twctl import headroom  # noqa: PLC0415 - the other nouns do not need it
+
+    uses = headroom.worst(headroom.toward(found, ranking(found, By.REMOTE, limit)), limit, least=0.0)
+    if json_:
+        for use in uses:
+            typer.echo(json.dumps({"by": "ports", **headroom.row(use)}))
+    elif uses:
+        typer.echo("\n".join(["", *headroom.lines(uses)]))
 
 
 @app.command()

@@ -1,10 +1,12 @@
 """What the kernel itself counts and spends: its TIME_WAIT sockets, their size, and the ports they can hold."""
 
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from twctl.netns import inside
+from twctl.ports import Ports, parse_ports
 
 
 class Sockstat:
@@ -25,20 +27,36 @@ class Sockstat:
 
 
 class PortRange:
-    """One namespace's ip_local_port_range, kept open: it shows the namespace it was opened in."""
+    """One namespace's sysctls about ports, kept open: they show the namespace they were opened in."""
 
     def __init__(self, netns: str | None = None) -> None:
-        self._file: TextIO = inside(netns, Path("/proc/sys/net/ipv4/ip_local_port_range").open)
+        names = ("ip_local_port_range", "ip_local_reserved_ports", "tcp_tw_reuse", "tcp_tw_reuse_delay")
+        self._files: list[TextIO] = inside(netns, lambda: [file.open() for file in _existing(names)])
 
     def ports(self) -> int:
         """How many ports the kernel chooses from."""
-        self._file.seek(0)
-        low, high = map(int, self._file.read().split())
-        return high - low + 1
+        return len(self.range())
+
+    def range(self) -> Ports:
+        """Which they are."""
+        return parse_ports(self._read(0), self._read(1))
+
+    def reuse(self) -> tuple[int, float]:
+        """tcp_tw_reuse, and tcp_tw_reuse_delay (s); before Linux 6.14 that is always 1 s."""
+        return int(self._read(2)), int(self._read(3)) / 1000 if len(self._files) > 3 else 1.0  # noqa: PLR2004
+
+    def _read(self, number: int) -> str:
+        self._files[number].seek(0)
+        return self._files[number].read()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+
+def _existing(names: Iterable[str]) -> Iterator[Path]:
+    return (file for name in names if (file := Path("/proc/sys/net/ipv4", name)).exists())
 
 
 class FinTimeout:

@@ -1,7 +1,8 @@
 """Prometheus metrics, read from the pinned maps at scrape time."""
 
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -11,6 +12,7 @@ from prometheus_client.registry import Collector
 from twctl import __version__
 from twctl.blame import TALLIES_BYTES
 from twctl.classes import Class
+from twctl.headroom import Use
 from twctl.layout import FAMILIES, LANES
 from twctl.table import CLOSES, DROPPED, LANE_SECONDS, MODES, TICK, Counters, Reason, Table
 from twctl.truncate import LATENESS_EDGES, Lateness
@@ -45,6 +47,7 @@ class DaemonState:
     sysctls: Callable[[], Mapping[str, bool]] = dict
     ephemeral_ports: Callable[[], int] = lambda: 0
     socket_bytes: Callable[[], int] = lambda: 0
+    uses: Sequence[Use] = ()
 
 
 @dataclass(frozen=True)
@@ -248,6 +251,13 @@ class TwctlCollector(Collector):
         yield _gauge("twctl_kernel_ephemeral_ports", text, [((), self._state.ephemeral_ports())])
         text = "Kernel memory of one TIME_WAIT mini-socket, without its port; 0 where the kernel does not tell."
         yield _gauge("twctl_kernel_time_wait_socket_bytes", text, [((), self._state.socket_bytes())])
+        labels = ("netns", "local", "remote", "remote_port")
+        uses = [((use.netns, str(use.local), str(use.remote), str(use.remote_port)), use) for use in self._state.uses]
+        text = "Share of the ephemeral ports held toward a destination; the worst only, from 5 % on."
+        yield _gauge("twctl_ephemeral_ports_used_ratio", text, [(where, use.ratio) for where, use in uses], *labels)
+        text = "Seconds until connect() finds no port toward it, at the rate of the last 10 s; +Inf: never."
+        left = [(where, math.inf if use.seconds_left is None else use.seconds_left) for where, use in uses]
+        yield _gauge("twctl_ephemeral_ports_left_seconds", text, left, *labels)
 
 
 Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)

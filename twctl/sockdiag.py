@@ -1,10 +1,12 @@
 """The kernel's own list of TIME_WAIT sockets, over sock_diag netlink (sock_diag(7)), as raw messages."""
 
 import errno
+import ipaddress
 import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from twctl.classes import Address
 from twctl.netns import inside
@@ -22,10 +24,25 @@ REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, then struct inet_d
 SOCKID = struct.Struct("=2s2s16s16sIQ")
 NO_COOKIE = 2**64 - 1
 ANSWER_BYTES = 8192
+DUMP_BYTES = 32768
+EXPIRES_AT = 52  # idiag_expires in struct inet_diag_msg
 ANSWER_SECONDS = 5  # the kernel answers within the request's own system call
 
 
 Endpoint = tuple[Address, int]  # address, port
+# linux/inet_diag.h: INET_DIAG_REQ_BYTECODE, INET_DIAG_BC_D_COND; struct inet_diag_bc_op, struct inet_diag_hostcond
+REQUEST_BYTECODE, DESTINATION_IS = 1, 8
+OPERATION, HOST = struct.Struct("=BBH"), struct.Struct("=BB2xi")
+# All states but those without a remote endpoint: CLOSE (7) and LISTEN (10).
+CONNECTED_STATES = 0xFFF & ~(1 << 7 | 1 << 10)
+
+
+class Held(NamedTuple):
+    """A local endpoint that is in use. left: s until TIME_WAIT lets it go; None: a live connection has it."""
+
+    local: Address
+    local_port: int
+    left: float | None
 
 
 def exact_request(local: Endpoint, remote: Endpoint, scope: int = 0) -> bytes:
@@ -36,8 +53,18 @@ def exact_request(local: Endpoint, remote: Endpoint, scope: int = 0) -> bytes:
     return _message(NLM_F_REQUEST, family, ALL_STATES, id_)
 
 
-def _message(flags: int, family: int, states: int, id_: bytes) -> bytes:
-    body = REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + id_
+def _only_toward(remote: Endpoint) -> bytes:
+    """The attribute that restricts a dump: one condition, and what does not meet it is passed over."""
+    address, port = remote
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
+    size = OPERATION.size + HOST.size + len(address.packed)
+    condition = HOST.pack(family, address.max_prefixlen, port) + address.packed
+    code = OPERATION.pack(DESTINATION_IS, size, size + 4) + condition
+    return struct.pack("=HH", 4 + len(code), REQUEST_BYTECODE) + code
+
+
+def _message(flags: int, family: int, states: int, id_: bytes, attributes: bytes = b"") -> bytes:
+    body = REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + id_ + attributes
     return HEADER.pack(HEADER.size + len(body), SOCK_DIAG_BY_FAMILY, flags, 0, 0) + body
 
 
@@ -66,7 +93,24 @@ class SockDiag:
 
         :raises OSError: if the kernel refuses.
         """
-        self._sock.send(_message(NLM_F_REQUEST | NLM_F_DUMP, family, MINI_STATES, bytes(SOCKID.size)))
+        yield from self._dump(_message(NLM_F_REQUEST | NLM_F_DUMP, family, MINI_STATES, bytes(SOCKID.size)), buffer)
+
+    def toward(self, remote: Endpoint) -> Iterator[Held]:
+        """Yield every local endpoint that is in use toward a remote one, of dual-stack sockets, too.
+
+        :raises OSError: if the kernel refuses.
+        """
+        buffer = memoryview(bytearray(DUMP_BYTES))
+        families = (socket.AF_INET, socket.AF_INET6) if remote[0].version == 4 else (socket.AF_INET6,)  # noqa: PLR2004
+        for family in families:
+            request = _message(
+                NLM_F_REQUEST | NLM_F_DUMP, family, CONNECTED_STATES, bytes(SOCKID.size), _only_toward(remote)
+            )
+            for size in self._dump(request, buffer):
+                yield from _held(buffer[:size])
+
+    def _dump(self, request: bytes, buffer: memoryview) -> Iterator[int]:
+        self._sock.send(request)
         while True:
             size = self._sock.recv_into(buffer)
             kind = HEADER.unpack_from(buffer)[1]
@@ -126,6 +170,19 @@ class SockDiag:
             except BlockingIOError:
                 return refused
             refused += 1
+
+
+def _held(messages: memoryview) -> Iterator[Held]:
+    start = 0
+    while start < len(messages):
+        length, kind = HEADER.unpack_from(messages, start)[:2]
+        if kind == SOCK_DIAG_BY_FAMILY:
+            body = messages[start + HEADER.size : start + length]
+            family, timer = body[0], body[2]
+            local = bytes(body[8:12] if family == socket.AF_INET else body[8:24])
+            left = struct.unpack_from("=I", body, EXPIRES_AT)[0] / 1000 if timer == TIMER_TIME_WAIT else None
+            yield Held(ipaddress.ip_address(local), int.from_bytes(body[4:6], "big"), left)
+        start += length + 3 & ~3
 
 
 def _ends_with_done(buffer: memoryview, size: int) -> bool:

@@ -26,6 +26,7 @@ ABOUT = {
     "classes": "prefixes that override what the routes say",
     "tls": "PEM files for HTTPS; client_ca makes client certificates a must",
     "sysctl": "set while twctl runs; what was there comes back",
+    "blame": "how many destinations have their share of the ephemeral ports among the metrics: the worst",
     "pressure": "mode truncate drains while memory is short",
 }
 # Keys that are unset by default: a value to begin with.
