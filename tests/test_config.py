@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twctl.classes import Class
-from twctl.config import Capacity, Config, Effective, Listen, Mode, PressureSettings, Probe, Tls, load
+from twctl.config import BlameSettings, Capacity, Config, Effective, Listen, Mode, PressureSettings, Probe, Tls, load
 from twctl.errors import TwctlError
 
 NOWHERE = Path("/nonexistent/twctl.toml")
@@ -24,8 +24,8 @@ TABLES = [
     "classes",
     "tls",
     "sysctl",
-    "blame",
     "pressure",
+    "blame",
 ]
 
 
@@ -61,7 +61,7 @@ def test_defaults_need_no_file() -> None:
         tls=None,
         sysctl={},
         pressure=PressureSettings(psi_stall=150, tcp_memory=True),
-        destinations=5,
+        blame=BlameSettings(destinations=5, metrics=0),
     )
     assert expected == effective.config
     assert {"default"} == {source for _, _, source in effective.rows()}
@@ -93,11 +93,12 @@ def test_file_sets_every_key(file: Path) -> None:
         [sysctl]
         tcp_fin_timeout = 30
         tcp_tw_reuse = 1
-        [blame]
-        destinations = 23
         [pressure]
         psi_stall = 0
         tcp_memory = false
+        [blame]
+        destinations = 23
+        metrics = 100
     """
     expected = Config(
         mode=Mode.VESTIGIAL,
@@ -122,7 +123,7 @@ def test_file_sets_every_key(file: Path) -> None:
         tls=Tls(Path("/etc/a.pem"), Path("/etc/b.pem"), Path("/etc/c.pem")),
         sysctl={"net.ipv4.tcp_fin_timeout": 30, "net.ipv4.tcp_tw_reuse": 1},
         pressure=PressureSettings(psi_stall=0, tcp_memory=False),
-        destinations=23,
+        blame=BlameSettings(destinations=23, metrics=100),
     )
     assert expected == loaded(file, text).config
 
@@ -183,11 +184,12 @@ SECONDS = "allowed: seconds above 0, up to 1000"
 SESSIONS = "allowed: a whole number of sessions from 256 to 4194304"
 INTERVAL = "allowed: 0 (never) or seconds from 0.1 to 86400"
 LISTEN = "allowed: HOST:PORT or [IPV6]:PORT, with port 0 to 65535"
+PARTIES = "allowed: 0 (off) or how many parties of each kind, up to 100"
 PREFIXES = "allowed: a list of prefixes such as 10.0.0.0/8 or fd00::/8"
 NETNS = "allowed: a list of names under /run/netns"
 TOP = (
     "mode, listen, netns, all_netns, pins, probe, reconcile_interval, force, "
-    "time_wait, fin_wait2, capacity, classes, tls, sysctl, blame, pressure"
+    "time_wait, fin_wait2, capacity, classes, tls, sysctl, pressure, blame"
 )
 TRUNCATE = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'
 MAPPED = "is IPv4 on the wire, write the IPv4 prefix"
@@ -255,6 +257,8 @@ REFUSED = [
         'tls.client_ca = "/a"',
         'tls.client_ca = "/a" is not valid (set tls.certfile too, or leave tls.client_ca out)',
     ),
+    ("blame.metrics = 101", f"blame.metrics = 101 is not valid ({PARTIES})"),
+    ("blame.metrics = true", f"blame.metrics = true is not valid ({PARTIES})"),
     ('mod = "observe"', f"unknown key mod (did you mean mode? allowed: {TOP})"),
     (
         "time_wait.lokal = 1",

@@ -1,14 +1,19 @@
 """The collector over a table of plain numbers: every series, in order, and what changes while it reads."""
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
+import pytest
 from prometheus_client import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
+from tests.test_blame import FakeTable as Tallies
+from tests.test_blame import local_port, owner, remote
 from tests.test_status import zeros
 from twctl import __version__
-from twctl.blame import TALLIES_BYTES
+from twctl.blame import TALLIES_BYTES, By
 from twctl.classes import Class
 from twctl.layout import FAMILIES, LANES, Layout
 from twctl.metrics import DaemonState, Sums, TwctlCollector
@@ -65,10 +70,11 @@ def sums(table: FakeTable) -> Sums:
     return Sums.read(cast("Table", table))
 
 
-def registry(table: FakeTable, kernel_sockets: Callable[[], int] = lambda: 23) -> CollectorRegistry:
+def registry(table: FakeTable, kernel_sockets: Callable[[], int] = lambda: 23, blamed: int = 0) -> CollectorRegistry:
     """The metrics of a daemon that observes this table."""
     prefixes = {(klass, family): 3 for klass in Class for family in FAMILIES}
     state = DaemonState("observe", "tracepoint", dict.fromkeys(Class, 60.0), lambda: prefixes, kernel_sockets)
+    state.blamed = blamed
     made = CollectorRegistry()
     made.register(TwctlCollector(cast("Table", table), state))
     return made
@@ -150,3 +156,93 @@ def test_a_part_that_fails_is_counted_and_the_rest_is_told() -> None:
         assert f"twctl_collect_errors_total {scrape}.0" == text.splitlines()[-1]
         assert 'twctl_mode{mode="observe"} 1.0' in text
         assert "twctl_kernel_time_wait_sockets" not in text
+
+
+NGINX = "/system.slice/nginx.service"
+
+
+class BlamedTable(Tallies, FakeTable):
+    """One whose tallies can be written, too."""
+
+    def __init__(self) -> None:
+        FakeTable.__init__(self)
+        Tallies.__init__(self)
+
+
+def parties(made: CollectorRegistry) -> dict[str, float]:
+    """The series that one party has."""
+    return {name: count for name, count in series(made).items() if re.match(r"twctl_(owner|remote|local_port)_", name)}
+
+
+@pytest.fixture
+def blamed(monkeypatch: pytest.MonkeyPatch) -> BlamedTable:
+    """Three parties of each kind; two owners have the same user, one cgroup is gone."""
+    monkeypatch.setattr("twctl.blame.cgroup_paths", lambda: {4711: NGINX, 4712: "/kubepods/ab"})
+    table = BlamedTable()
+    for place, (cgroup, births) in enumerate(((4711, 1009), (4712, 101), (4713, 23))):
+        table.put(By.OWNER, place, owner(cgroup, 33), births=births, error=10**6)
+    for place, (address, births) in enumerate((("192.0.2.1", 1000), ("2001:db8::1", 101), ("192.0.2.3", 23))):
+        table.put(By.REMOTE, place, remote(address, 443, 3), births=births, error=place)
+    for place, port in enumerate((443, 80, 22)):
+        table.put(By.LOCAL_PORT, place, local_port(port), births=23 + place)
+    return table
+
+
+def test_the_parties_with_the_most_births_have_series_if_asked_for(blamed: BlamedTable) -> None:
+    """So many of each kind; births that are theirs for certain; none of any party by default."""
+    assert {} == parties(registry(blamed))
+    expected = {
+        f'twctl_owner_time_wait_entered_total{{cgroup="{NGINX}",owner="nginx.service",uid="33"}}': 1009,
+        'twctl_owner_time_wait_entered_total{cgroup="/kubepods/ab",owner="/kubepods/ab",uid="33"}': 101,
+        'twctl_remote_time_wait_entered_total{netns="blue",remote="192.0.2.1",remote_port="443"}': 1000,
+        'twctl_remote_time_wait_entered_total{netns="blue",remote="2001:db8::1",remote_port="443"}': 100,
+        'twctl_local_port_time_wait_entered_total{local_port="22",netns=""}': 25,
+        'twctl_local_port_time_wait_entered_total{local_port="80",netns=""}': 24,
+    }
+    assert expected == parties(registry(blamed, blamed=2))
+    gone = 'twctl_owner_time_wait_entered_total{cgroup="",owner="cgroup 4713",uid="33"}'
+    assert expected | {gone: 23} == {
+        name: count for name, count in parties(registry(blamed, blamed=3)).items() if name in {*expected, gone}
+    }
+
+
+def test_a_party_that_loses_its_place_loses_its_series(blamed: BlamedTable) -> None:
+    """The one who took it counts from 0, not from what it found there."""
+    made = registry(blamed, blamed=100)
+    blamed.put(By.REMOTE, 2, remote("192.0.2.4", 443), births=25, error=23)
+    found = {name: count for name, count in parties(made).items() if "192.0.2." in name}
+    first, second = (
+        'twctl_remote_time_wait_entered_total{netns="blue",remote="192.0.2.1",remote_port="443"}',
+        ('twctl_remote_time_wait_entered_total{netns="",remote="192.0.2.4",remote_port="443"}'),
+    )
+    assert {first: 1000, second: 2} == found
+
+
+def test_cgroups_are_looked_for_when_there_is_a_new_one_and_not_all_the_time(
+    blamed: BlamedTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scrape walks no hierarchy for the sake of a cgroup that is gone."""
+    now, walks = [1000.0], []
+
+    def paths() -> dict[int, str]:
+        walks.append(now[0])
+        return {4713: "/system.slice/new.service"}
+
+    monkeypatch.setattr("twctl.blame.time.monotonic", lambda: now[0])
+    made = registry(blamed, blamed=100)
+    parties(made)
+    monkeypatch.setattr("twctl.blame.cgroup_paths", paths)
+    for now[0] in (1009.0, 1011.0, 1012.0):
+        found = parties(made)
+    assert [1011.0] == walks
+    assert 23 == next(count for name, count in found.items() if 'owner="new.service"' in name)
+
+
+def test_the_readme_has_every_metric_and_no_other(blamed: BlamedTable) -> None:
+    """Its table names what a scrape can tell."""
+    readme = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+    rows = re.findall(r"^\| (`twctl_.*?) \|", readme, re.MULTILINE)
+    written = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    ends = {"counter": "_total", "info": "_info"}
+    told = [family.name + ends.get(family.type, "") for family in registry(blamed, blamed=1).collect()]
+    assert sorted(told) == sorted(written)

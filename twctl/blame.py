@@ -13,6 +13,7 @@ import itertools
 import mmap
 import pwd
 import struct
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -31,6 +32,7 @@ TALLIES_BYTES = 3 * LINES * LINE_BYTES
 KEY_BUSY = 1
 OWNER_UNKNOWN, OWNER_OTHER = 0, 0xFFFF
 NO_UID = 0xFFFFFFFF
+CGROUPS_SECONDS = 10.0  # between two walks through all cgroups
 
 
 class By(enum.StrEnum):
@@ -115,6 +117,17 @@ def busiest(table: Table, count: int, before: Mapping[bytes, int]) -> tuple[list
     return [party for party in parties if isinstance(party, Remote)], sums
 
 
+def most_births(table: Table, by: By, count: int) -> list[Tally]:
+    """The parties with the most births since they have a place, which is what `births` counts here.
+
+    Without the error it is exact, only grows while the place is kept, and begins anew with another one.
+    """
+    sums = _summed(places_of(_tallies(table), by))
+    sure = {key: births - error for key, (births, error, _) in sums.items() if births > error}
+    first = heapq.nsmallest(count, sure, key=lambda key: (-sure[key], key))
+    return [Tally(_party(by, key), sure[key], 0, sums[key][2], 0) for key in first]
+
+
 # A party's key: the bytes of its record, or of its place among the tallies, that make it what it is.
 _OWNER, _IPV4, _IPV6, _PORT = (
     struct.Struct("=QI"),
@@ -184,9 +197,9 @@ def _living_owners(table: Table, places: Iterable[tuple[int, bytes, int, int, in
 def _summed(places: Iterable[tuple[int, bytes, int, int, int]]) -> dict[bytes, tuple[int, int, int]]:
     """Births, error and no_port by key: two CPUs may have claimed a place each for the same party."""
     sums: dict[bytes, tuple[int, int, int]] = {}
-    for _, key, *numbers in places:
-        births, error, no_port = (a + b for a, b in zip(sums.get(key, (0, 0, 0)), numbers, strict=True))
-        sums[key] = births, error, no_port
+    for _, key, births, error, no_port in places:
+        before = sums.get(key, (0, 0, 0))
+        sums[key] = before[0] + births, before[1] + error, before[2] + no_port
     return sums
 
 
@@ -213,11 +226,25 @@ def _party(by: By, key: bytes) -> Party:
 
 
 class Names:
-    """What people call the parties: cgroups, users and namespaces, looked up once."""
+    """What people call the parties: cgroups and namespaces, looked up once, and again when asked to."""
 
     def __init__(self, table: Table) -> None:
-        self._cgroups = cgroup_paths()
-        self._namespaces = {index: name for index, (_, name) in table.enrolments().items()}
+        self._table = table
+        self._learn_namespaces()
+        self._learn_cgroups()
+
+    def _learn_namespaces(self) -> None:
+        self._namespaces = {index: name for index, (_, name) in self._table.enrolments().items()}
+
+    def _learn_cgroups(self) -> None:
+        self._cgroups, self._learned = cgroup_paths(), time.monotonic()
+
+    def update(self, parties: Iterable[Party]) -> None:
+        """Learn what is new. Cgroups only where one of these has no name, and not all the time: some are gone."""
+        self._learn_namespaces()
+        cgroups = {party.cgroup for party in parties if isinstance(party, Owner) and party != OTHER and party.cgroup}
+        if cgroups - self._cgroups.keys() and time.monotonic() - self._learned > CGROUPS_SECONDS:
+            self._learn_cgroups()
 
     def row(self, by: By, tally: Tally) -> dict[str, Any]:
         """Plain values of a tally, as `twctl blame --json` prints them."""

@@ -83,13 +83,21 @@ class PressureSettings:
 
 
 @dataclass(frozen=True)
+class BlameSettings:
+    """Who causes it, in metrics. destinations: how many have their ports there; metrics: parties of each kind."""
+
+    destinations: int
+    metrics: int
+
+
+@dataclass(frozen=True)
 class Config:
     """Every setting, checked.
 
     netns: names under /run/netns, empty: the namespace twctl runs in; all_netns: bool, that one and all that have a
     name; pins: Path, absolute; reconcile_interval: float, seconds, 0: never; force: bool, mode vestigial also where the
     guard may not see what sockets see; time_wait, fin_wait2: float, seconds; classes: prefixes set by hand; tls: None:
-    HTTP; destinations: int, how many have their ports among the metrics.
+    HTTP.
     """
 
     mode: Mode
@@ -107,7 +115,7 @@ class Config:
     tls: Tls | None
     sysctl: Mapping[str, int]
     pressure: PressureSettings
-    destinations: int
+    blame: BlameSettings
 
 
 @dataclass(frozen=True)
@@ -154,7 +162,7 @@ def _config(settings: Mapping[str, Setting]) -> Config:
         tls=Tls(value["tls.certfile"], value["tls.keyfile"], value["tls.client_ca"]) if value["tls.certfile"] else None,
         sysctl={full: value[f"sysctl.{key}"] for key, full in SYSCTLS.items() if value[f"sysctl.{key}"] is not None},
         pressure=PressureSettings(value["pressure.psi_stall"], value["pressure.tcp_memory"]),
-        destinations=value["blame.destinations"],
+        blame=BlameSettings(value["blame.destinations"], value["blame.metrics"]),
     )
 
 
@@ -292,7 +300,8 @@ KEYS: dict[str, Key] = {
     "sysctl.tcp_tw_reuse_delay": Key(None, _whole(1, 60_000), "whole milliseconds from 1 to 60000"),
     "sysctl.tcp_max_tw_buckets": Key(None, _whole(0, 2**31 - 1), "a whole number from 0 to 2147483647"),
     "sysctl.nf_conntrack_tcp_timeout_time_wait": Key(None, _whole(1, 86_400), "whole seconds from 1 to 86400"),
-    "blame.destinations": Key(5, _whole(0, 50), "a whole number from 0 (none) to 50"),
     "pressure.psi_stall": Key(150, _whole(0, 999), "0 (off) or milliseconds of stall a second, up to 999"),
     "pressure.tcp_memory": Key(default=True, parse=_boolean, allowed="true, false"),
+    "blame.destinations": Key(5, _whole(0, 50), "a whole number from 0 (none) to 50"),
+    "blame.metrics": Key(0, _whole(0, 100), "0 (off) or how many parties of each kind, up to 100"),
 }

@@ -96,7 +96,7 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
         tasks: list[_Task] = [comparing, beating]
         tasks += [_Guarding(follower)] if config.mode is Mode.VESTIGIAL else []
         tasks += [leaving] if leaving else []
-        tasks += [_Foreseeing(table, members, state, config)] if config.destinations else []
+        tasks += [_Foreseeing(table, members, state, config)] if config.blame.destinations else []
         if config.mode is Mode.TRUNCATE:
             tasks += [_Truncating(table, reaper, limits), _draining(table, members, config, undo)]
         # Our own namespace alone neither comes nor goes.
@@ -262,6 +262,7 @@ def _state(config: Config, table: Table, follower: Follower, reaper: Reaper) -> 
         sysctls=journal_of(config.pins).kept,
         ephemeral_ports=lambda: members.total(lambda member: member.ports.ports()),
         socket_bytes=lambda: socket_bytes().mini,
+        blamed=config.blame.metrics,
     )
 
 
@@ -452,10 +453,10 @@ class _Foreseeing:
 
     def run(self) -> float:
         began = time.thread_time()
-        busy, self._before = busiest(self._table, self._config.destinations, self._before)
+        busy, self._before = busiest(self._table, self._config.blame.destinations, self._before)
         here = {member.index: member for member in self._members}
         uses = [use for remote in busy if remote.netns in here for use in self._look(here[remote.netns], remote)]
-        self._state.uses = worst(uses, self._config.destinations)
+        self._state.uses = worst(uses, self._config.blame.destinations)
         return max(PORTS_SECONDS, 20 * (time.thread_time() - began))
 
     def _look(self, member: Member, remote: Remote) -> list[Use]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -10,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from twctl import __version__
-from twctl.blame import TALLIES_BYTES
+from twctl.blame import TALLIES_BYTES, By, Names, most_births
 from twctl.classes import Class
 from twctl.headroom import Use
 from twctl.layout import FAMILIES, LANES
@@ -21,6 +22,12 @@ Metric = CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily | InfoM
 
 # Of network namespaces: something stands in the way, or there is no room.
 STATES = ("enrolled", "refused", "beyond_capacity")
+# Series of parties: the name's beginning, and labels, which are words of Names.row.
+BLAMED = {
+    By.OWNER: ("owner", ("owner", "cgroup", "uid")),
+    By.REMOTE: ("remote", ("remote", "remote_port", "netns")),
+    By.LOCAL_PORT: ("local_port", ("local_port", "netns")),
+}
 CLASS_FAMILY = [(klass, family) for klass in Class for family in FAMILIES]
 
 
@@ -48,6 +55,7 @@ class DaemonState:
     ephemeral_ports: Callable[[], int] = lambda: 0
     socket_bytes: Callable[[], int] = lambda: 0
     uses: Sequence[Use] = ()
+    blamed: int = 0  # parties of each kind that have series of their own
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,7 @@ class TwctlCollector(Collector):
         self._state = state
         self._errors = 0
         self._highest: dict[tuple[str, ...], float] = {}
+        self._names: Names | None = None  # looks for cgroups: not where nobody wants to know
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: registering must not scrape."""
@@ -105,7 +114,7 @@ class TwctlCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family."""
-        for part in (self._sessions, self._table_metrics, self._guard, self._daemon, self._kernel):
+        for part in (self._sessions, self._table_metrics, self._blame, self._guard, self._daemon, self._kernel):
             try:
                 yield from list(part())
             except (OSError, ValueError):
@@ -186,6 +195,21 @@ class TwctlCollector(Collector):
         dropped.append((("prefix",), self._state.prefixes_refused()))
         text = "What the table could not take: births and prefixes lost, lives cut short, look-ups left incomplete."
         yield _counter("twctl_table_dropped", text, dropped, "reason")
+
+    def _blame(self) -> Iterator[Metric]:
+        """From the tallies alone: no walk of the table."""
+        if not self._state.blamed:
+            return
+        self._names = names = self._names or Names(self._table)
+        found = {by: most_births(self._table, by, self._state.blamed) for by in By}
+        names.update(tally.party for tallies in found.values() for tally in tallies)
+        for by, (name, labels) in BLAMED.items():
+            rows: Counter[tuple[str, ...]] = Counter()
+            for tally in found[by]:
+                row = names.row(by, tally)
+                rows[tuple("" if row[label] is None else str(row[label]) for label in labels)] += tally.births or 0
+            text = f"Sessions that entered by {by.value}, of those with the most; without a place, without a series."
+            yield _counter(f"twctl_{name}_time_wait_entered", text, rows.items(), *labels)
 
     def _guard(self) -> Iterator[Metric]:
         actions = [((action,), count) for action, count in self._table.actions().items()]

@@ -26,8 +26,8 @@ ABOUT = {
     "classes": "prefixes that override what the routes say",
     "tls": "PEM files for HTTPS; client_ca makes client certificates a must",
     "sysctl": "set while twctl runs; what was there comes back",
-    "blame": "how many destinations have their share of the ephemeral ports among the metrics: the worst",
     "pressure": "mode truncate drains while memory is short",
+    "blame": "who causes it, in metrics: the destinations whose ports are nearest to their end; the parties with most births",
 }
 # Keys that are unset by default: a value to begin with.
 EXAMPLES: dict[str, object] = {

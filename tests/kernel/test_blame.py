@@ -7,6 +7,7 @@ import mmap
 import os
 import pwd
 import random
+import re
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -180,6 +181,25 @@ def test_owners_go_with_their_vestiges_when_the_timer_starts_anew(both: Link) ->
             each.close()
         wait_until(lambda: one.metric("twctl_time_wait_restarted_total") == 101, what="101 restarts")
         assert [(101, 101, 0, 0)] == [numbers(row) for row in blamed(one, By.OWNER)]
+
+
+def test_the_worst_have_series_if_asked_for(both: Link, cgroups: list[Path]) -> None:
+    """Two of three owners and destinations, by name, and none by default."""
+    with daemon(both.client, config="[blame]\nmetrics = 2") as one:
+        for (count, uid), cgroup, port in zip(SERVICES, cgroups, (20001, 20002, 20003), strict=True):
+            with serving(both.server, *at(both, port)):
+                close_as(both, cgroup, uid, count, port)
+        wait_until(lambda: one.metric("twctl_time_wait_entered_total") == 1133, what="1133 births")
+        found = {name: count for name, count in one.metrics().items() if re.match(r"twctl_(owner|remote)_", name)}
+        where = f'netns="{both.client.name}",remote="{both.server_ipv4}"'
+        names = [f"/{each.name}" for each in cgroups]
+        assert found == {
+            f'twctl_owner_time_wait_entered_total{{cgroup="{names[2]}",owner="{names[2]}",uid="65534"}}': 1009,
+            f'twctl_owner_time_wait_entered_total{{cgroup="{names[1]}",owner="{names[1]}",uid="65534"}}': 101,
+            f'twctl_remote_time_wait_entered_total{{{where},remote_port="20003"}}': 1009,
+            f'twctl_remote_time_wait_entered_total{{{where},remote_port="20002"}}': 101,
+        }
+        assert 2 == sum(name.startswith("twctl_local_port_") for name in one.metrics())
 
 
 def test_what_it_costs_in_memory_does_not_grow(both: Link) -> None:
