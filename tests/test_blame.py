@@ -1,7 +1,7 @@
 """Parties and their names, from tallies and sessions that a test wrote down, and from a hierarchy of its own."""
 
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
@@ -64,6 +64,7 @@ class FakeTable:
         self.memory = mmap.mmap(-1, TALLIES_BYTES)
         self.found: list[Batch] = []
         self.values = zeros()
+        self.meanwhile: Callable[[], None] = lambda: None  # what happens while sessions are counted
 
     def put(  # noqa: PLR0913 - keywords
         self, by: By, place: int, party: bytes, *, births: int, error: int = 0, no_port: int = 0, key: int = 7
@@ -87,6 +88,7 @@ class FakeTable:
 
     def batches(self, family: str) -> Iterator[list[Batch]]:
         """The sessions, in one step."""
+        self.meanwhile()
         yield [each for each in self.found if each.family == family]
 
     def enrolments(self) -> dict[int, tuple[int, str]]:
@@ -215,9 +217,11 @@ def test_what_no_owner_counts_is_others_or_unknown(table: FakeTable) -> None:
     assert expected == ranked(table, By.OWNER)
 
 
-def test_what_comes_while_it_is_read_makes_no_negative_rest(table: FakeTable) -> None:
-    """More births in the places than the counters have."""
+def test_what_comes_while_it_is_read_is_nobody_elses(table: FakeTable) -> None:
+    """A birth between the counters and the places, or while sessions are counted, is no birth of `other`."""
     table.put(By.OWNER, 0, owner(4711, 0), births=23)
+    table.values["entered"][0] = 22
+    table.meanwhile = lambda: table.values["entered"].__setitem__(0, 40)
     assert [Tally(Owner(4711, 0), 23, 0, 0, 0)] == ranked(table, By.OWNER)
 
 

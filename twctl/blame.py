@@ -89,11 +89,12 @@ class Tally:
 
 def ranking(table: Table, by: By, count: int) -> list[Tally]:
     """The parties with the most live sessions, then with the most births: `count` of them, or fewer."""
+    counters = table.counters().values
     places = list(places_of(_tallies(table), by))
     sums = _summed(places)
     if by is By.OWNER:
         living = _living_owners(table, places)
-        sums |= {_OTHER_KEY: _rest(table, sums), _UNKNOWN_KEY: (0, 0, 0)}
+        sums |= {_OTHER_KEY: _rest(counters, sums), _UNKNOWN_KEY: (0, 0, 0)}
     else:
         living = Counter(key for family in FAMILIES for key in _living(table, by, family))
     keys = sums.keys() | {key for key, _ in living.most_common(count)}
@@ -203,9 +204,8 @@ def _summed(places: Iterable[tuple[int, bytes, int, int, int]]) -> dict[bytes, t
     return sums
 
 
-def _rest(table: Table, sums: Mapping[bytes, tuple[int, int, int]]) -> tuple[int, int, int]:
-    """What no owner's place counts. The places are read first: what comes meanwhile counts here for this once."""
-    counters = table.counters().values
+def _rest(counters: Mapping[str, tuple[int, ...]], sums: Mapping[bytes, tuple[int, int, int]]) -> tuple[int, int, int]:
+    """What no owner's place counts. The counters were read first: what comes meanwhile makes it less, never more."""
     births = sum(counters["entered"]) - sum(each[0] for each in sums.values())
     no_port = sum(counters["no_port"]) - sum(each[2] for each in sums.values())
     return max(0, births), 0, max(0, no_port)
