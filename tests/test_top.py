@@ -4,18 +4,22 @@ import itertools
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from typing import Any, cast
 
 import pytest
 
+from tests.test_blame import FakeTable as Tallies
+from tests.test_blame import owner
 from tests.test_table import IPV4
+from twctl.blame import By
 from twctl.classes import Class
 from twctl.screen import Choice, block, per_second, screen, shortened
 from twctl.table import ACTIONS, CLOSES, DROPPED, Batch, Reason, Table
-from twctl.top import SUBJECTS, Look, Order, Reader, Reading, Tally, View, ranking, rates
+from twctl.top import SUBJECTS, Look, Order, Reader, Reading, Subject, Tally, View, ranking, rates
 
-REMOTES, PORTS = SUBJECTS
+REMOTES, OWNERS, PORTS = SUBJECTS
 
 
 def look(at: float, **changed: int) -> Look:
@@ -40,10 +44,13 @@ def record6(address: bytes, port: int, local_port: int) -> bytes:
     return bytes(16) + address + local_port.to_bytes(2, "big") + port.to_bytes(2, "big") + bytes(28)
 
 
-def batch(klass: Class, records: Iterable[bytes], family: str = "ipv4") -> Batch:
-    """Sessions of a class."""
+def batch(klass: Class, records: Iterable[bytes], family: str = "ipv4", owner: int = 0) -> Batch:
+    """Sessions of a class, all of one owner."""
     found = list(records)
-    return Batch(family, klass, list(range(len(found))), [0] * len(found), found)
+    return Batch(family, klass, list(range(len(found))), [owner] * len(found), found)
+
+
+OWNER_NAMES = {0: "unknown", 1: "nginx root", 2: "app alice", 3: "nginx root"}
 
 
 def reading(ended: float, *batches: Batch) -> Reading:
@@ -51,6 +58,7 @@ def reading(ended: float, *batches: Batch) -> Reading:
     made = Reading(ended - 0.25, ended)
     for each in batches:
         made.add(each)
+    made.name_owners(OWNER_NAMES)
     return made
 
 
@@ -151,16 +159,16 @@ def test_all_ports_have_room_and_are_counted_exactly() -> None:
     assert (0, 65536, {2}) == (tally.missed, len(tally.counts), set(tally.counts.values()))
 
 
-class FakeTable:
+class FakeTable(Tallies):
     """Three steps of one session each."""
 
     def steps(self, family: str) -> int:
         """Only IPv4."""
         return 3 if family == "ipv4" else 0
 
-    def batches(self, family: str) -> Iterable[list[Batch]]:
-        """One session a step."""
-        return iter([[batch(Class.LOCAL, peers({i: 1}))] for i in range(self.steps(family))])
+    def batches(self, family: str) -> Iterator[list[Batch]]:
+        """One session a step, of the owners 0, 1 and 2."""
+        return iter([[batch(Class.LOCAL, peers({i: 1}), owner=i)] for i in range(self.steps(family))])
 
 
 def test_a_reading_goes_on_where_it_stopped() -> None:
@@ -179,10 +187,40 @@ def test_a_reading_goes_on_where_it_stopped() -> None:
     assert reader.progress == 0
 
 
+def test_owners_have_names_when_a_reading_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unit and user of those that have a place, and else what `twctl blame` calls them."""
+    monkeypatch.setattr("twctl.blame.cgroup_paths", lambda: {4711: "/system.slice/nginx.service"})
+    table = FakeTable()
+    table.put(By.OWNER, 0, owner(4711, 0), births=23)
+    reader = Reader(cast("Table", table))
+    reader.read(9.0, lambda: False)
+    now = reader.readings[0]
+    assert now
+    found = ranking(OWNERS, now, None, Class, Order.SESSIONS, 9).rows
+    assert [("nginx root", 1), ("other", 1), ("unknown", 1)] == [(row.name, row.sessions) for row in found]
+
+
+def test_two_places_of_one_owner_are_one_row_and_names_are_sorted_as_text() -> None:
+    """By name app stands before nginx, however long they are."""
+    now = reading(
+        5.0,
+        batch(Class.LOCAL, peers({1: 7}), owner=1),
+        batch(Class.REMOTE, peers({2: 5}), owner=3),
+        batch(Class.LOCAL, peers({3: 11}), owner=2),
+        batch(Class.LOCAL, peers({3: 1})),
+    )
+    app, nginx, unknown = ("app alice", 11), ("nginx root", 12), ("unknown", 1)
+    for order, expected in ((Order.SESSIONS, [nginx, app, unknown]), (Order.NAME, [app, nginx, unknown])):
+        found = ranking(OWNERS, now, None, Class, order, 9).rows
+        assert expected == [(row.name, row.sessions) for row in found]
+    alone = ranking(OWNERS, now, None, [Class.REMOTE], Order.SESSIONS, 9).rows
+    assert [("nginx root", 5)] == [(row.name, row.sessions) for row in alone]
+
+
 def view(**changed: object) -> View:
     """A busy moment: large numbers everywhere."""
     six = [record6(bytes([0x20, 1, 0xD, 0xB8, *range(0xA0, 0xAC)]), 65535, 1) for _ in range(11)]
-    now = reading(9.0, batch(Class.LOOPBACK, peers(dict.fromkeys(range(100), 3))), batch(Class.LOCAL, six, "ipv6"))
+    now = reading(9.0, batch(Class.LOOPBACK, peers(dict.fromkeys(range(100), 3))), batch(Class.LOCAL, six, "ipv6", 1))
     counters: dict[str, int] = {f"guard_{action}": 10**7 for action in ACTIONS} | {"dropped_contention": 3}
     before, after = look(9.0), look(10.0, **counters, entered_local=98_765, ended_local_truncated=98_765)
     given: dict[str, Any] = {
@@ -228,8 +266,21 @@ def test_80_columns_and_24_lines_have_room_for_all_of_it() -> None:
     ipv6 = next(line for line in lines if line.startswith("["))
     assert "]:65535 " in ipv6
     assert ".." in ipv6
+    assert "nginx root " in text
     alone = "\n".join(texts(screen(view(), Choice(alone=0), 80, 24)))
     assert "[2001:db8:a0a1:a2a3:a4a5:a6a7:a8a9:aaab]:65535 " in alone
+
+
+@pytest.mark.parametrize(("width", "titles"), [(80, (REMOTES, OWNERS)), (111, (REMOTES, OWNERS)), (112, SUBJECTS)])
+def test_wide_terminals_show_all_lists(width: int, titles: Iterable[Subject]) -> None:
+    """Below 112 columns local ports are for the key l; names of usual length are whole in either case."""
+    lines = texts(screen(view(), Choice(), width, 30))
+    title = next(line for line in lines if line.startswith("remote endpoint"))
+    assert [each.title for each in titles] == [each.title for each in SUBJECTS if each.title in title]
+    assert "255.255.255.255:65535" == shortened("255.255.255.255:65535", title.index("sessions") - 2)
+    for i, each in enumerate(SUBJECTS):
+        alone = texts(screen(view(), Choice(alone=i), width, 30))
+        assert any(line.startswith(each.title) for line in alone)
 
 
 def test_where_not_all_reasons_have_room_those_that_were_stay() -> None:
@@ -247,6 +298,8 @@ def test_plain_text_is_the_same_without_styles_and_keys() -> None:
     assert "q quit" not in text
     assert all(line == line.rstrip() and len(line) <= 80 for line in text.splitlines())
     assert "of 311 sessions, read 1 s ago" in text.splitlines()
+    first = [line.split("  ")[0] for line in text.splitlines()]
+    assert first.index("remote endpoint") < first.index("local port")  # no key could show them
 
 
 def test_what_a_count_may_be_too_low_by_is_said() -> None:
@@ -268,8 +321,7 @@ def test_keys_change_what_is_shown() -> None:
         found = found.after("c")
         classes.append(found.klass)
     assert [*Class, None] == classes
-    assert [0, 1, None] == [start.after("l").alone, start.after("l").after("l").alone, found.alone]
-    assert start.after("l").after("l").after("l") == start
+    assert [0, 1, 2, None] == [reduce(Choice.after, "l" * n, start).alone for n in range(1, 5)]
     assert (True, False) == (start.after(" ").paused, start.after(" ").after(" ").paused)
     assert start.after("?").help
     assert start.after("h").after("g") == start

@@ -7,6 +7,7 @@ counted by one walk of the table.
 
 import dataclasses
 import enum
+import functools
 import heapq
 import ipaddress
 import itertools
@@ -127,6 +128,13 @@ def most_births(table: Table, by: By, count: int) -> list[Tally]:
     sure = {key: births - error for key, (births, error, _) in sums.items() if births > error}
     first = heapq.nsmallest(count, sure, key=lambda key: (-sure[key], key))
     return [Tally(_party(by, key), sure[key], 0, sums[key][2], 0) for key in first]
+
+
+def owners(table: Table) -> dict[int, Owner]:
+    """Owners by the numbers that batches have. A number that is not there is `other`'s."""
+    places = places_of(_tallies(table), By.OWNER)
+    found = {place: party for place, key, *_ in places if isinstance(party := _party(By.OWNER, key), Owner)}
+    return {OWNER_UNKNOWN: UNKNOWN} | found
 
 
 # A party's key: the bytes of its record, or of its place among the tallies, that make it what it is.
@@ -253,13 +261,14 @@ class Names:
 
     def _names(self, party: Party) -> dict[str, Any]:
         if isinstance(party, Owner):
-            return {"owner": self._owner(party), "cgroup": self._cgroups.get(party.cgroup or 0), "uid": party.uid}
+            return {"owner": self.owner(party), "cgroup": self._cgroups.get(party.cgroup or 0), "uid": party.uid}
         where = {"netns": self._namespaces.get(party.netns, f"#{party.netns}")}
         if isinstance(party, LocalPort):
             return {"local_port": party.port, **where}
         return {"remote": str(party.address), "remote_port": party.port, **where}
 
-    def _owner(self, owner: Owner) -> str:
+    def owner(self, owner: Owner) -> str:
+        """The systemd unit, or the cgroup's path, or its number."""
         if owner.cgroup is None:
             return "unknown"
         if owner == OTHER:
@@ -268,6 +277,7 @@ class Names:
         return unit_of(path) if path else f"cgroup {owner.cgroup}"  # gone, or of a hierarchy that is not shown here
 
 
+@functools.lru_cache
 def user_name(uid: int | None) -> str:
     """The user's name; the number where it has none, "-" where it is not known."""
     if uid is None:

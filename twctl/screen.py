@@ -14,9 +14,10 @@ Line = list[Span]
 
 TITLE, ALARM = "bold reverse", "bold red"
 GAP = "  "
-SESSIONS, GROWTH = 11, 10  # columns
+SESSIONS, GROWTH = 10, 9  # columns
 ROOMY = 24  # lines from which some are left empty
 WIDE = 76  # columns from which there is room for all numbers
+WIDER = 112  # for all lists beside each other
 PLAIN_ROWS = 10
 SHORT = 10  # a second, from which a rate has no decimal
 CLASSES: tuple[Class | None, ...] = (None, *Class)
@@ -26,7 +27,7 @@ s  lists by sessions, most first
 g  lists by growth: what gained the most since the reading before
 n  lists by name: those with the most sessions, where rows keep their places
 c  lists of all classes, or of one: loopback, local, remote
-l  both lists, or one in full width
+l  the lists that have room, or one in full width
 space  stop, and go on
 q, Ctrl-C  quit
 
@@ -34,6 +35,7 @@ entered/s  sessions that came into TIME_WAIT, or orphaned FIN_WAIT2
 adopted/s  taken over from the kernel's list, entry not seen
 restarted/s  timers that started anew
 ended/s  sessions that are over, by why
+owner  the unit or cgroup that made the socket, and its user; unknown: taken over
 full  of the capacity; beyond it the oldest are evicted
 A large table is read in parts, so that counting takes 12 % of a CPU:
 the line above the lists says how old they are.\
@@ -42,7 +44,7 @@ the line above the lists says how old they are.\
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user wants to see. alone: the place of the only list; None: all of them."""
+    """What a user wants to see. alone: the place of the only list; None: those that have room."""
 
     klass: Class | None = None
     order: Order = Order.SESSIONS
@@ -124,7 +126,19 @@ def _body(view: View, choice: Choice, width: int, height: int | None) -> list[Li
         *empty,
     ]
     rows = PLAIN_ROWS if height is None else height - len(above) - 2
-    return above + _lists(view, choice, width, rows) + (empty if height is None else [])
+    shown = _shown(choice, width)
+    lists = _lists(view, choice, shown, width, rows)
+    if height is not None:
+        return above + lists
+    others = [each for each in SUBJECTS if each not in shown and choice.alone is None]  # there is no key to see them
+    below = [*empty, *_lists(view, choice, others, width, rows)[1:]] if others and view.readings[0] else []
+    return above + lists + below + empty
+
+
+def _shown(choice: Choice, width: int) -> tuple[Subject, ...]:
+    if choice.alone is not None:
+        return SUBJECTS[choice.alone : choice.alone + 1]
+    return SUBJECTS if width >= WIDER else SUBJECTS[:2]
 
 
 def _header(view: View, choice: Choice, width: int) -> Line:
@@ -190,11 +204,10 @@ def _others(view: View, look: Look) -> Iterator[Line]:
         yield [("LOST: " + ", ".join(f"{why} {count:,}" for why, count in lost.items()), ALARM)]
 
 
-def _lists(view: View, choice: Choice, width: int, rows: int) -> list[Line]:
+def _lists(view: View, choice: Choice, subjects: Sequence[Subject], width: int, rows: int) -> list[Line]:
     now, before = view.readings
     if now is None or view.look is None:
         return [[(f"reading the table: {view.progress:.0%}", "")]]
-    subjects = SUBJECTS if choice.alone is None else SUBJECTS[choice.alone : choice.alone + 1]
     rankings = [ranking(each, now, before, choice.classes, choice.order, max(0, rows)) for each in subjects]
     whose = "" if choice.klass is None else f" of class {choice.klass.label}"
     sessions = sum(now.sessions[klass] for klass in choice.classes)
@@ -223,13 +236,15 @@ def _missed(subjects: Sequence[Subject], rankings: Sequence[Ranking]) -> str:
 
 
 def _name_widths(subjects: Sequence[Subject], width: int, numbers: int) -> list[int]:
-    """Room for names: what the shortest need, and the rest for the others."""
+    """Room for names: what most of them need, as far as it goes, and the rest for long ones."""
     left = width - len(subjects) * numbers - (len(subjects) - 1) * len(GAP)
-    widths = {}
-    for i, subject in enumerate(sorted(subjects, key=lambda each: each.width)):
-        widths[subject.title] = max(8, min(subject.width, left // (len(subjects) - i)))
-        left -= widths[subject.title]
-    return [widths[subject.title] for subject in subjects]
+    widths = dict.fromkeys((subject.title for subject in subjects), 0)
+    for most in ("usual", "width"):
+        for i, subject in enumerate(sorted(subjects, key=lambda each: each.width - each.usual)):
+            more = min(getattr(subject, most) - widths[subject.title], left // (len(subjects) - i))
+            widths[subject.title] += max(0, more)
+            left -= max(0, more)
+    return [max(8, widths[subject.title]) for subject in subjects]
 
 
 def _title(subject: Subject, width: int, *, growth: bool) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from twctl.blame import OTHER, Names, Owner, owners, user_name
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.layout import FAMILIES
@@ -107,9 +108,11 @@ class Subject:
     """Something that sessions are counted by. Keys sort as their names should."""
 
     title: str
-    width: int  # characters of the longest name
+    usual: int  # characters of most names
+    width: int  # of the longest
     keys: Callable[[Batch], list[bytes]]
     name: Callable[[bytes], str]
+    order: Callable[[bytes], tuple[int, bytes]]
 
 
 def _remote_endpoints(batch: Batch) -> list[bytes]:
@@ -132,9 +135,25 @@ def _port(key: bytes) -> str:
     return str(int.from_bytes(key, "big"))
 
 
+def _later(_batch: Batch) -> list[bytes]:
+    """None yet: an owner is counted by its number, and has its name when the reading is over."""
+    return []
+
+
+def _as_number(key: bytes) -> tuple[int, bytes]:
+    return len(key), key
+
+
+def _as_text(key: bytes) -> tuple[int, bytes]:
+    return 0, key
+
+
+OWNERS = Subject("owner", 18, 60, _later, bytes.decode, _as_text)
+# Those that come first are shown where not all have room.
 SUBJECTS = (
-    Subject("remote endpoint", 47, _remote_endpoints, _endpoint),
-    Subject("local port", 10, _local_ports, _port),
+    Subject("remote endpoint", 21, 47, _remote_endpoints, _endpoint, _as_number),
+    OWNERS,
+    Subject("local port", 10, 10, _local_ports, _port, _as_number),
 )
 
 
@@ -149,11 +168,21 @@ class Reading:
         default_factory=lambda: {(subject.title, klass): Tally() for subject in SUBJECTS for klass in Class}
     )
 
+    owners: dict[Class, Counter[int]] = field(default_factory=lambda: {klass: Counter() for klass in Class})
+
     def add(self, batch: Batch) -> None:
         """Count the sessions of a step."""
         self.sessions[batch.klass] += len(batch.slots)
+        self.owners[batch.klass].update(batch.owners)
         for subject in SUBJECTS:
             self.tallies[subject.title, batch.klass].add(subject.keys(batch))
+
+    def name_owners(self, names: Mapping[int, str]) -> None:
+        """Count by name what was counted by number; two numbers may have one name."""
+        for klass, numbers in self.owners.items():
+            counts = self.tallies[OWNERS.title, klass].counts
+            for number, sessions in numbers.items():
+                counts[names[number].encode()] += sessions
 
     def counts(self, subject: Subject, classes: Iterable[Class]) -> tuple[Counter[bytes], int]:
         """Sessions by key of some classes, and by how many a count may be too low."""
@@ -201,23 +230,19 @@ def ranking(  # noqa: PLR0913, PLR0917 - six things decide
     seconds = now.ended - before.ended if before else 0.0
     by_growth = order is Order.GROWTH and seconds
     values = {key: count - earlier[key] for key, count in counts.items()} if by_growth else counts
-    found = _first(values, rows)
+    found = _first(values, rows, subject.order)
     if order is Order.NAME:
-        found.sort(key=_by_name)
+        found.sort(key=subject.order)
     growth = [(counts[key] - earlier[key]) / seconds if seconds else None for key in found]
     return Ranking([Row(subject.name(key), counts[key], more) for key, more in zip(found, growth, strict=True)], missed)
 
 
-def _first(values: Mapping[bytes, int], rows: int) -> list[bytes]:
+def _first(values: Mapping[bytes, int], rows: int, order: Callable[[bytes], tuple[int, bytes]]) -> list[bytes]:
     """Keys of the highest values, highest first. There may be a hundred thousand, so most are met only once."""
     least = heapq.nlargest(rows, values.values())[-1] if values and rows > 0 else 0
     above = [key for key, value in values.items() if value > least]
     equal = heapq.nsmallest(rows - len(above), (key for key, value in values.items() if value == least))
-    return sorted(above + equal, key=lambda key: (-values[key], _by_name(key)))[: max(0, rows)]
-
-
-def _by_name(key: bytes) -> tuple[int, bytes]:
-    return len(key), key
+    return sorted(above + equal, key=lambda key: (-values[key], order(key)))[: max(0, rows)]
 
 
 @dataclass(frozen=True)
@@ -232,12 +257,19 @@ class View:
     progress: float = 0.0  # of the reading that is under way
 
 
+def _owner_name(name: str, owner: Owner) -> str:
+    """As systemctl takes it: a service needs no suffix, and there is little room."""
+    name = name.removesuffix(".service")
+    return name if owner.uid is None else f"{name} {user_name(owner.uid)}"
+
+
 class Reader:
     """Reads the table over and over, a step at a time."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
         self._steps = sum(table.steps(family) for family in FAMILIES)
+        self._names: Names | None = None
         self._begin()
         self.readings: tuple[Reading | None, Reading | None] = (None, None)
 
@@ -256,6 +288,7 @@ class Reader:
             self._reading.began = time.monotonic()
         batches = next(self._walk, None)
         if batches is None:
+            self._reading.name_owners(self._owner_names({n for each in self._reading.owners.values() for n in each}))
             self._reading.ended = time.monotonic()
             self.readings = (self._reading, self.readings[0])
             self._begin()
@@ -264,6 +297,14 @@ class Reader:
             self._reading.add(batch)
         self._done += 1
         return False
+
+    def _owner_names(self, numbers: set[int]) -> dict[int, str]:
+        """Unit or cgroup, and user, of the owners that have sessions."""
+        known = owners(self._table)
+        found = {number: known.get(number, OTHER) for number in numbers}
+        self._names = names = self._names or Names(self._table)
+        names.update(found.values())
+        return {number: _owner_name(names.owner(owner), owner) for number, owner in found.items()}
 
     def read(self, seconds: float, interrupted: Callable[[], bool]) -> None:
         """Read on until a reading is over, or so much of a CPU's time is used up, or there is something else to do."""

@@ -68,13 +68,14 @@ class Pane:
         """Whether the alternate screen is on, and whether there is a cursor."""
         return self.tmux("display-message", "-p", "#{alternate_on} #{cursor_flag}").strip()
 
-    def rows(self, column: int) -> list[tuple[str, int]]:
-        """One of the two lists: names and sessions."""
+    def rows(self, title: str = "remote endpoint") -> list[tuple[str, int]]:
+        """One of the lists: names and sessions."""
         lines = self.lines
-        start = next(i for i, line in enumerate(lines) if line.startswith("remote endpoint"))
-        cut = lines[start].index("local port")
-        found = [(line[:cut], line[cut:])[column].split() for line in lines[start + 1 : -1]]
-        return [(words[0], int(words[1].replace(",", ""))) for words in found if words]
+        start = next(i for i, line in enumerate(lines) if re.search(rf"\b{title} .*growth/s", line))
+        begin = lines[start].index(title)
+        end = lines[start].index("growth/s", begin)
+        found = [line[begin:end].rsplit(maxsplit=1) for line in lines[start + 1 : -1]]
+        return [(words[0].strip(), int(words[1].replace(",", ""))) for words in found if words]
 
 
 @contextmanager
@@ -151,17 +152,21 @@ def test_the_screen_has_exact_counts_in_order_and_keys_change_it(place: Place) -
         assert ["loopback", "52"] == next(line.split()[:2] for line in lines if line.startswith("loopback"))
         assert ["local", "43"] == next(line.split()[:2] for line in lines if line.startswith("local"))
         assert ["all", "95"] == next(line.split()[:2] for line in lines if line.startswith("all"))
-        assert place.ranked == pane.rows(0)[:4]
-        assert (str(place.port), 11) == pane.rows(1)[0]
+        assert place.ranked == pane.rows()[:4]
+        ((name, sessions),) = pane.rows("owner")
+        assert (95, "root") == (sessions, name.split()[-1])
         assert "daemon running" in lines[0]
         pane.type("n")
-        wait_until(lambda: pane.rows(0)[:4] != place.ranked, timeout=SECONDS)
-        names = [name for name, _ in pane.rows(0)]
+        wait_until(lambda: pane.rows()[:4] != place.ranked, timeout=SECONDS)
+        names = [name for name, _ in pane.rows()]
         assert names.index(place.remotes[place.local]) < names.index(place.remotes[place.loopback])
         assert names.index(place.remotes[place.loopback]) < names.index(place.remotes[place.ipv6])
         pane.type("s", "c", "c")
         pane.shows("^of 43 sessions of class local")
-        assert [place.ranked[1], place.ranked[2], place.ranked[3]] == pane.rows(0)
+        assert [place.ranked[1], place.ranked[2], place.ranked[3]] == pane.rows()
+        pane.type("c", "c", "l", "l", "l")
+        pane.shows("^local port +sessions")
+        assert (str(place.port), 11) == pane.rows("local port")[0]
         pane.type("?")
         pane.shows("^s  lists by sessions")
         pane.type("x", "Space")
@@ -198,7 +203,8 @@ def test_it_fits_whatever_size_the_terminal_has_and_gets(place: Place) -> None:
             wait_until(partial(drawn, pane, height), timeout=SECONDS)
             if height > 3:
                 pane.shows("^of 95 sessions")
-                assert pane.rows(0)[0] == place.ranked[0]
+                assert (width >= 112) == any("local port" in line for line in pane.lines)
+                assert f"{place.ranked[0][0]} " in "\n".join(pane.lines)
 
 
 def drawn(pane: Pane, height: int) -> bool:
