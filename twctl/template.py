@@ -27,7 +27,7 @@ ABOUT = {
     "tls": "PEM files for HTTPS; client_ca makes client certificates a must",
     "sysctl": "set while twctl runs; what was there comes back",
     "pressure": "mode truncate drains while memory is short",
-    "blame": "who causes it, in metrics: the destinations whose ports are nearest to their end; the parties with most births",
+    "blame": "in metrics: destinations whose ports are nearest to their end, and parties with the most births",
 }
 # Keys that are unset by default: a value to begin with.
 EXAMPLES: dict[str, object] = {
