@@ -71,7 +71,7 @@ def blamed(one: Daemon, by: By, limit: int = 100) -> list[dict[str, Any]]:
     """What `twctl blame --json` prints."""
     done = twctl("blame", *one.options, "--by", by, "--limit", str(limit), "--json")
     assert (0, "") == (done.returncode, done.stderr)
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return [row for row in map(json.loads, done.stdout.splitlines()) if row["by"] == by]
 
 
 def numbers(row: dict[str, Any]) -> tuple[int, int, int, int]:
