@@ -23,16 +23,22 @@
 /* A connection that finds no place three times over (each time another CPU was faster) is counted as unattributed. */
 #define CLAIMS 3
 
-/* In the order of enum party_kind; what is not said is 0, for the key is the hash of the whole. */
-ALWAYS_INLINE void name_parties(struct work *w, u64 cgroup, u32 uid)
+ALWAYS_INLINE u64 key_of(const struct party *p, u32 kind)
+{
+	u64 hash = mix(HASH_SEED + kind, (u64)p->address[0] << 32 | p->address[1]);
+
+	hash = mix(hash, (u64)p->address[2] << 32 | p->address[3]);
+	hash = mix(hash, (u64)p->port << 48 | (u64)p->family << 40 | (u64)p->netns << 32 | p->scope);
+	return settle(hash) | KEY_LEAST;
+}
+
+/* What is not said of a party is 0, for the key is the hash of the whole. */
+ALWAYS_INLINE void name_ends(struct work *w)
 {
 	const struct tuple *t = &w->session.tuple;
-	struct party *owner = &w->parties[BY_OWNER], *remote = &w->parties[BY_REMOTE], *local = &w->parties[BY_LOCAL_PORT];
+	struct party *remote = &w->parties[BY_REMOTE], *local = &w->parties[BY_LOCAL_PORT];
 
 	__builtin_memset(w->parties, 0, sizeof(w->parties));
-	owner->address[0] = cgroup;
-	owner->address[1] = cgroup >> 32;
-	owner->uid = uid;
 	remote->address[0] = t->remote[0];
 	if (!is_ipv4(w)) {
 		remote->address[1] = t->remote[1];
@@ -45,34 +51,74 @@ ALWAYS_INLINE void name_parties(struct work *w, u64 cgroup, u32 uid)
 	remote->netns = t->netns;
 	local->port = t->local_port;
 	local->netns = t->netns;
+	w->keys[BY_REMOTE] = key_of(remote, BY_REMOTE);
+	w->keys[BY_LOCAL_PORT] = key_of(local, BY_LOCAL_PORT);
 }
 
-ALWAYS_INLINE u64 key_of(const struct party *p, u32 kind)
+ALWAYS_INLINE void name_owner(struct work *w, u64 cgroup, u32 uid)
 {
-	u64 hash = mix(HASH_SEED + kind, (u64)p->address[0] << 32 | p->address[1]);
+	struct party *owner = &w->parties[BY_OWNER];
 
-	hash = mix(hash, (u64)p->address[2] << 32 | p->address[3]);
-	hash = mix(hash, (u64)p->port << 48 | (u64)p->family << 40 | (u64)p->netns << 32 | p->scope);
-	return settle(hash) | KEY_LEAST;
+	owner->address[0] = cgroup;
+	owner->address[1] = cgroup >> 32;
+	owner->uid = uid;
+	w->keys[BY_OWNER] = key_of(owner, BY_OWNER);
 }
 
-/* A bit for each place that has the key; w->spare: the place to give away, of owners the one whose last birth is longest ago,
- * otherwise the one with the fewest births. */
-ALWAYS_INLINE u64 scan_tallies(struct work *w, const struct tallies *line, u64 key, u32 kind)
+ALWAYS_INLINE u32 tallies_at(u64 key, u32 kind)
 {
-	u64 least = ~0ULL >> 1, found = 0, by_age = -less(kind, BY_OWNER + 1);
+	return kind * TALLY_LINES + (key >> 32) % TALLY_LINES;
+}
+
+/* Has the processor fetch what will be counted in, while it does something else. */
+ALWAYS_INLINE void fetch_tallies(const struct work *w, u32 kind)
+{
+	u32 number = tallies_at(w->keys[kind & 3], kind);
+	const struct tallies *line = tallies.lookup(&number);
+
+	if (!line)
+		return;
+	*(const volatile u64 *)line->key;
+	*(const volatile u64 *)line->births;
+}
+
+/* A bit for each place that has the key. Most have one: that costs one line of the cache. */
+ALWAYS_INLINE u64 places_with(const struct tallies *line, u64 key)
+{
+	u64 found = 0;
 
 #pragma unroll
-	for (u64 i = 0; i < LINE_WORDS; i++) {
-		u64 count = (line->births[i] & ~by_age) | (line->error[i] & by_age);
-		u64 busy = less(line->key[i] >> 1, 1) & line->key[i];
-		u64 rank = (count << 3 | i) | (-busy >> 1);
-
+	for (u64 i = 0; i < LINE_WORDS; i++)
 		found |= less((line->key[i] ^ key) >> 1, 1) << i;
-		least ^= (least ^ rank) & -less(rank, least);
-	}
-	w->spare = least % LINE_WORDS;
 	return found;
+}
+
+/* The place to give away: of owners the one whose last birth is longest ago, otherwise the one with the fewest births. */
+ALWAYS_INLINE u64 rank_of(const struct tallies *line, u64 count, u64 i)
+{
+	u64 busy = less(line->key[i] >> 1, 1) & line->key[i];
+
+	return (count << 3 | i) | (-busy >> 1);
+}
+
+ALWAYS_INLINE u64 place_to_give(const struct tallies *line, u32 kind)
+{
+	u64 least = ~0ULL >> 1, rank;
+
+	if (kind == BY_OWNER) {
+#pragma unroll
+		for (u64 i = 0; i < LINE_WORDS; i++) {
+			rank = rank_of(line, line->place[i].error, i);
+			least ^= (least ^ rank) & -less(rank, least);
+		}
+	} else {
+#pragma unroll
+		for (u64 i = 0; i < LINE_WORDS; i++) {
+			rank = rank_of(line, line->births[i], i);
+			least ^= (least ^ rank) & -less(rank, least);
+		}
+	}
+	return least % LINE_WORDS;
 }
 
 /* Takes a place for a party. False if it was taken meanwhile. */
@@ -82,12 +128,12 @@ ALWAYS_INLINE bool claim_place(struct work *w, struct tallies *line, u64 at, u64
 
 	if (old == KEY_BUSY || __sync_val_compare_and_swap(&line->key[at], old, KEY_BUSY) != old)
 		return false;
-	line->party[at] = w->parties[kind & 3];
-	line->no_port[at] = 0;
+	line->place[at].party = w->parties[kind & 3];
+	line->place[at].no_port = 0;
 	if (kind == BY_OWNER)
 		line->births[at] = 0;
 	else
-		line->error[at] = line->births[at];
+		line->place[at].error = line->births[at];
 	__sync_val_compare_and_swap(&line->key[at], KEY_BUSY, key);
 	return true;
 }
@@ -95,32 +141,32 @@ ALWAYS_INLINE bool claim_place(struct work *w, struct tallies *line, u64 at, u64
 /* Whether an owner's vestiges may be alive. */
 ALWAYS_INLINE bool is_active(const struct tallies *line, u64 at, u64 now)
 {
-	return line->key[at] && now - line->error[at] <= HORIZON_TICKS;
+	return line->key[at] && now - line->place[at].error <= HORIZON_TICKS;
 }
 
 /* Counts the party of a kind; returns its place + 1, or OWNER_OTHER. */
 ALWAYS_INLINE u32 tally(struct work *w, u32 kind, bool birth)
 {
-	u64 key = key_of(&w->parties[kind & 3], kind), at;
-	u32 number = kind * TALLY_LINES + (key >> 32) % TALLY_LINES;
+	u64 key = w->keys[kind & 3], at;
+	u32 number = tallies_at(key, kind);
 	struct tallies *line = tallies.lookup(&number);
 
 	if (!line)
 		return OWNER_OTHER;
 #pragma clang loop unroll(disable)
 	for (u32 claims = 0; claims < CLAIMS; claims++) {
-		u64 found = scan_tallies(w, line, key, kind);
+		u64 found = places_with(line, key);
 
-		at = in_line(w, found ? lowest_bit(found) : w->spare);
+		at = in_line(w, found ? lowest_bit(found) : place_to_give(line, kind));
 		if (!found) {
 			if (kind == BY_OWNER && is_active(line, at, w->now))
 				break;
 			if (!claim_place(w, line, at, key, kind))
 				continue;
 		}
-		__sync_fetch_and_add(birth ? &line->births[at] : &line->no_port[at], 1);
+		__sync_fetch_and_add(birth ? &line->births[at] : &line->place[at].no_port, 1);
 		if (kind == BY_OWNER)
-			line->error[at] = w->now;
+			line->place[at].error = w->now;
 		return (number % TALLY_LINES) * LINE_WORDS + at + 1;
 	}
 	COUNT(w->worker, dropped[DROPPED_UNATTRIBUTED]);
@@ -143,13 +189,21 @@ ALWAYS_INLINE u64 cgroup_of(const void *sk)
 	return id;
 }
 
+/* Before attribute(); the more there is to do between the two, the less of it is waiting for memory. */
+ALWAYS_INLINE void prepare_attribution(struct work *w)
+{
+	name_ends(w);
+	fetch_tallies(w, BY_REMOTE);
+	fetch_tallies(w, BY_LOCAL_PORT);
+}
+
 /* Counts the session of a birth, or a connection that found no port, for everyone who had a part in it. */
 ALWAYS_INLINE void attribute(struct work *w, const void *sk, bool birth)
 {
 	u32 uid = ~0U;
 
 	READ(uid, sk, sock_sk_uid);
-	name_parties(w, cgroup_of(sk), uid);
+	name_owner(w, cgroup_of(sk), uid);
 	w->now = tick_now();
 #pragma clang loop unroll(disable)
 	for (u32 kind = 0; kind < KINDS; kind++) {

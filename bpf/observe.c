@@ -62,6 +62,7 @@ ALWAYS_INLINE void born(u32 worker, const void *sk, const struct common *common,
 		COUNT(worker, entered[class][w->family % FAMILIES]);
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, sk) : 0;
 	w->owner = OWNER_UNKNOWN;
+	prepare_attribution(w);
 	inserted = vestige_insert(w, class, life_of(netns, class, state, jiffies));
 	if (netns & NETNS_GUARDED)
 		remember(w);
@@ -166,6 +167,7 @@ ALWAYS_INLINE void found_no_port(u32 worker, const void *sk)
 		return;
 	read_tuple_from(w, &common, port, *netns);
 	COUNT(worker, no_port);
+	prepare_attribution(w);
 	attribute(w, sk, false);
 }
 

@@ -52,6 +52,7 @@ struct work {
 	u64 word, slot, block;	/* found; taken, and its block of the ring */
 	u32 reason, worker;
 	struct party parties[KINDS + 1]; /* room for what two bits can say */
+	u64 keys[KINDS + 1];	/* their hashes */
 	u32 owner;
 	u32 flags;	/* guard: TCP flags of the segment */
 	u32 noted;	/* guard: the connection is in `closing` */

@@ -188,12 +188,19 @@ struct party {
 #define TALLY_LINES 512
 #define KEY_BUSY 1
 #define KEY_LEAST 2	/* set in each key: 0 is a free place */
+
+/* What is looked at together lies together: whoever is looked for costs the lines of keys and of births, a new one that of its
+ * place, too. */
+struct place {
+	u64 no_port;
+	u64 error;	/* of births; of an owner: tick of the last one */
+	struct party party;
+};
+
 struct tallies {
 	u64 key[LINE_WORDS];	/* hash of the party; its lowest bit means nothing */
 	u64 births[LINE_WORDS];
-	u64 no_port[LINE_WORDS];
-	u64 error[LINE_WORDS];	/* of births; of an owner: tick of the last one */
-	struct party party[LINE_WORDS];
+	struct place place[LINE_WORDS];
 };
 
 /* What a process that opens the pins must know before it trusts them, and how long vestiges of guarded namespaces live. */

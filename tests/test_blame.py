@@ -18,7 +18,7 @@ from twctl.blame import (
     OTHER,
     OWNER_OTHER,
     OWNER_UNKNOWN,
-    PARTY_BYTES,
+    PLACE,
     PLACES,
     TALLIES_BYTES,
     UNKNOWN,
@@ -71,11 +71,10 @@ class FakeTable:
     ) -> None:
         """Write a party into a place, counted over all lines of the kind."""
         at = (list(By).index(by) * LINES + place // PLACES) * LINE_BYTES
-        for row, number in enumerate((key, births, no_port, error)):
+        for row, number in enumerate((key, births)):
             begin = at + 8 * (row * PLACES + place % PLACES)
             self.memory[begin : begin + 8] = number.to_bytes(8, "little")
-        begin = at + NUMBERS.size + place % PLACES * PARTY_BYTES
-        self.memory[begin : begin + PARTY_BYTES] = party
+        PLACE.pack_into(self.memory, at + NUMBERS.size + place % PLACES * PLACE.size, no_port, error, party)
 
     def map(self, name: str, size: int) -> mmap.mmap:
         """Only the tallies are asked for."""

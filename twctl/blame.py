@@ -26,9 +26,9 @@ from twctl.table import Batch, Table
 
 # In the order of vestige.h.
 LINES, PLACES = 512, 8
-NUMBERS = struct.Struct(f"={4 * PLACES}Q")  # of a line: keys, births, no_port, errors
-PARTY_BYTES = 24
-LINE_BYTES = NUMBERS.size + PLACES * PARTY_BYTES
+NUMBERS = struct.Struct(f"={2 * PLACES}Q")  # of a line: keys, births
+PLACE = struct.Struct("=QQ24s")  # no_port, error, party
+LINE_BYTES = NUMBERS.size + PLACES * PLACE.size
 TALLIES_BYTES = 3 * LINES * LINE_BYTES
 KEY_BUSY = 1
 OWNER_UNKNOWN, OWNER_OTHER = 0, 0xFFFF
@@ -158,10 +158,9 @@ def places_of(memory: mmap.mmap, by: By) -> Iterator[tuple[int, bytes, int, int,
         at = (first + line) * LINE_BYTES
         numbers = NUMBERS.unpack_from(memory, at)
         for place in range(PLACES):
-            key, births, no_port, error = numbers[place::PLACES]
+            key, births = numbers[place::PLACES]
             if key > KEY_BUSY:
-                begin = at + NUMBERS.size + place * PARTY_BYTES
-                party = memory[begin : begin + PARTY_BYTES]
+                no_port, error, party = PLACE.unpack_from(memory, at + NUMBERS.size + place * PLACE.size)
                 yield line * PLACES + place + 1, _key_of(by, party), births, 0 if by is By.OWNER else error, no_port
 
 

@@ -22,7 +22,7 @@ from twctl.loader import STATE_EVENT, compile_flags
 
 CLOSES = 50_021
 ROUNDS = 4
-ATTRIBUTION = "\tattribute(w, sk, true);\n"
+ATTRIBUTION = ("\tprepare_attribution(w);\n", "\tattribute(w, sk, true);\n")
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 
@@ -68,9 +68,11 @@ def statistics_enabled() -> Iterator[None]:
 
 def run() -> dict[str, Any]:
     """Nanoseconds of all events of a connection that ends in TIME_WAIT, in either probe."""
-    with_attribution = source("observe.c")
-    assert ATTRIBUTION in with_attribution
-    texts = {"with": with_attribution, "without": with_attribution.replace(ATTRIBUTION, "")}
+    with_attribution = without = source("observe.c")
+    for line in ATTRIBUTION:
+        assert line in without
+        without = without.replace(line, "")
+    texts = {"with": with_attribution, "without": without}
     spent: dict[str, list[float]] = {name: [] for name in texts}
     with statistics_enabled(), link() as both, serving(both.server, "--address", both.server_ipv4):
         both.client.sysctl("net.ipv4.tcp_tw_reuse", 1)

@@ -234,7 +234,8 @@ int zipf(struct __sk_buff *skb)
 	w->session.tuple.remote_port = bpf_htons(443);
 	w->session.tuple.local_port = *number % 65536;
 	w->session.tuple.netns = 0;
-	name_parties(w, *number, 0);
+	name_ends(w);
+	name_owner(w, *number, 0);
 	w->now = *n >> 6;
 	for (u32 kind = 0; kind < KINDS; kind++)
 		tally(w, kind, true);

@@ -19,7 +19,7 @@ from tests.load import paths
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, link
 from tests.load.paths import CLIENT, IPV4, IPV6
-from twctl import btf, reconcile, truncate
+from twctl import blame, btf, reconcile, truncate
 from twctl.classes import Class
 from twctl.layout import FAMILIES, Layout, bpf_folder, source
 from twctl.loader import compile_flags
@@ -262,6 +262,9 @@ def assertions() -> Iterator[str]:
     yield size_of("diag_message", reconcile.MESSAGE_BYTES)
     yield size_of("due", truncate.DUE.size)
     yield size_of("dues", truncate.DUES_BYTES)
+    yield size_of("tallies", blame.LINE_BYTES)
+    yield size_of("place", blame.PLACE.size)
+    yield offset_of("tallies", "place", blame.NUMBERS.size)
     yield offset_of("vestige4", "snd_nxt", 12)
     yield offset_of("vestige4", "window", 28)
     yield offset_of("vestige6", "snd_nxt", 36)
