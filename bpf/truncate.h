@@ -5,6 +5,8 @@
  * The rings are in order of birth (a restart moves a vestige to the newest slot), so the walk stops at the first slot that
  * is too young, and its work is proportional to what is due. Each vestige that is due goes into the dues as the sock_diag
  * request that asks the kernel for exactly this socket: what the daemon sends needs no further copying.
+ *
+ * dismiss is for sessions that the daemon found in the kernel's list, not in the rings: it ends the vestige of one.
  */
 #ifndef TWCTL_TRUNCATE_H
 #define TWCTL_TRUNCATE_H
@@ -125,6 +127,26 @@ int collect(struct bpf_raw_tracepoint_args *ctx)
 		dues->next = birth + 1;
 	}
 	return looked;
+}
+
+/* args: family, offset into the inbox, namespace index, reason. Ends the vestige of the session that this message (reconcile.h)
+ * tells of, wherever it stands; returns 1 if there was one and this ended it. */
+int dismiss(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct diag_message *m = message_at(ctx->args[1]);
+	struct work *w = work_of(WORKER_RECONCILE);
+	struct line *line;
+
+	if (!m || !w)
+		return 0;
+	w->family = ctx->args[0];
+	if (!concerns(w, m))
+		return 0;
+	read_message(w, m, ctx->args[2]);
+	if (!vestige_find(w))
+		return 0;
+	line = line_at(w, w->home);
+	return line && vestige_end(w, &line->word[in_line(w, w->spare)], w->word, ctx->args[3]);
 }
 
 #endif

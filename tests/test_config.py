@@ -25,6 +25,7 @@ TABLES = [
     "tls",
     "sysctl",
     "pressure",
+    "pressure.floor",
     "blame",
 ]
 
@@ -60,7 +61,12 @@ def test_defaults_need_no_file() -> None:
         classes={},
         tls=None,
         sysctl={},
-        pressure=PressureSettings(psi_stall=150, tcp_memory=True),
+        pressure=PressureSettings(
+            psi_stall=150,
+            tcp_memory=True,
+            port_headroom=0.0,
+            floor={Class.LOOPBACK: 1.0, Class.LOCAL: 2.0, Class.REMOTE: 15.0},
+        ),
         blame=BlameSettings(destinations=5, metrics=0),
     )
     assert expected == effective.config
@@ -96,6 +102,8 @@ def test_file_sets_every_key(file: Path) -> None:
         [pressure]
         psi_stall = 0
         tcp_memory = false
+        port_headroom = 0.2
+        floor = {local = 3, remote = 20}
         [blame]
         destinations = 23
         metrics = 100
@@ -122,7 +130,12 @@ def test_file_sets_every_key(file: Path) -> None:
         },
         tls=Tls(Path("/etc/a.pem"), Path("/etc/b.pem"), Path("/etc/c.pem")),
         sysctl={"net.ipv4.tcp_fin_timeout": 30, "net.ipv4.tcp_tw_reuse": 1},
-        pressure=PressureSettings(psi_stall=0, tcp_memory=False),
+        pressure=PressureSettings(
+            psi_stall=0,
+            tcp_memory=False,
+            port_headroom=0.2,
+            floor={Class.LOOPBACK: 0.5, Class.LOCAL: 3.0, Class.REMOTE: 20.0},
+        ),
         blame=BlameSettings(destinations=23, metrics=100),
     )
     assert expected == loaded(file, text).config
@@ -259,6 +272,14 @@ REFUSED = [
     ),
     ("blame.metrics = 101", f"blame.metrics = 101 is not valid ({PARTIES})"),
     ("blame.metrics = true", f"blame.metrics = true is not valid ({PARTIES})"),
+    (
+        "time_wait.local = 3\npressure.floor.local = 4",
+        "pressure.floor.local = 4.0 is not valid (allowed up to time_wait.local, which is 3)",
+    ),
+    (
+        "pressure.port_headroom = 1",
+        "pressure.port_headroom = 1 is not valid (allowed: 0 (off) or a share of the ports, 0.01 to 0.9)",
+    ),
     ('mod = "observe"', f"unknown key mod (did you mean mode? allowed: {TOP})"),
     (
         "time_wait.lokal = 1",

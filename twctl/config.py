@@ -11,6 +11,7 @@ from typing import Any
 
 from twctl.classes import Class, Network
 from twctl.settings import (
+    DEFAULT,
     Key,
     Setting,
     absolute_path,
@@ -76,10 +77,16 @@ class Tls:
 
 @dataclass(frozen=True)
 class PressureSettings:
-    """When memory counts as short. psi_stall: ms of stall in a second, 0: not asked; tcp_memory: ask TCP as well."""
+    """When something counts as short, and what is done about ports.
+
+    psi_stall: ms of stall in a second, 0: not asked; tcp_memory: bool, ask TCP as well; port_headroom: float, share of
+    the ports toward a destination that is to be free, 0: not asked; floor: float, seconds that its sessions keep.
+    """
 
     psi_stall: int
     tcp_memory: bool
+    port_headroom: float
+    floor: Mapping[Class, float]
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,7 @@ def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Pa
 
 
 def _config(settings: Mapping[str, Setting]) -> Config:
-    for check in (_check_netns, _check_truncate, _check_vestigial, _check_tls):
+    for check in (_check_netns, _check_truncate, _check_vestigial, _check_floor, _check_tls):
         check(settings)
     value = {name: setting.value for name, setting in settings.items()}
     top = {name: value[name] for name in _TOP}
@@ -161,13 +168,21 @@ def _config(settings: Mapping[str, Setting]) -> Config:
         classes=_prefixes(settings),
         tls=Tls(value["tls.certfile"], value["tls.keyfile"], value["tls.client_ca"]) if value["tls.certfile"] else None,
         sysctl={full: value[f"sysctl.{key}"] for key, full in SYSCTLS.items() if value[f"sysctl.{key}"] is not None},
-        pressure=PressureSettings(value["pressure.psi_stall"], value["pressure.tcp_memory"]),
+        pressure=_pressure(value),
         blame=BlameSettings(value["blame.destinations"], value["blame.metrics"]),
     )
 
 
 def _by_class(value: Mapping[str, Any], table: str) -> dict[Class, Any]:
     return {class_: value[f"{table}.{class_.label}"] for class_ in Class}
+
+
+def _pressure(value: Mapping[str, Any]) -> PressureSettings:
+    """A default floor above the class's own time means that time."""
+    floors, times = _by_class(value, "pressure.floor"), _by_class(value, "time_wait")
+    floor = {class_: min(floors[class_], times[class_]) for class_ in Class}
+    stall, memory, headroom = (value[f"pressure.{name}"] for name in ("psi_stall", "tcp_memory", "port_headroom"))
+    return PressureSettings(stall, memory, headroom, floor)
 
 
 def _check_netns(settings: Mapping[str, Setting]) -> None:
@@ -190,6 +205,15 @@ def _check_vestigial(settings: Mapping[str, Setting]) -> None:
     if settings["mode"].value == Mode.VESTIGIAL and buckets.value is not None:
         hint = "mode vestigial sets it to 0 and puts it back: leave it out"
         raise refusal(buckets.source, "sysctl.tcp_max_tw_buckets", buckets.value, hint)
+
+
+def _check_floor(settings: Mapping[str, Setting]) -> None:
+    for class_ in Class:
+        name, time_wait = f"pressure.floor.{class_.label}", settings[f"time_wait.{class_.label}"].value
+        floor = settings[name]
+        if floor.source != DEFAULT and floor.value > time_wait:
+            hint = f"allowed up to time_wait.{class_.label}, which is {time_wait:g}"
+            raise refusal(floor.source, name, floor.value, hint)
 
 
 def _check_tls(settings: Mapping[str, Setting]) -> None:
@@ -302,6 +326,8 @@ KEYS: dict[str, Key] = {
     "sysctl.nf_conntrack_tcp_timeout_time_wait": Key(None, _whole(1, 86_400), "whole seconds from 1 to 86400"),
     "pressure.psi_stall": Key(150, _whole(0, 999), "0 (off) or milliseconds of stall a second, up to 999"),
     "pressure.tcp_memory": Key(default=True, parse=_boolean, allowed="true, false"),
+    "pressure.port_headroom": Key(0.0, number((0, 0), (0.01, 0.9)), "0 (off) or a share of the ports, 0.01 to 0.9"),
+    **_per_class("pressure.floor", _TIME_WAIT, 1.0, 2.0, 15.0),
     "blame.destinations": Key(5, _whole(0, 50), "a whole number from 0 (none) to 50"),
     "blame.metrics": Key(0, _whole(0, 100), "0 (off) or how many parties of each kind, up to 100"),
 }

@@ -1,6 +1,7 @@
 """The daemon of `twctl run`: its `run` is the boot order, its loop is what happens afterwards."""
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -11,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,13 +20,13 @@ from prometheus_client import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
 from twctl import check, loader, netns
-from twctl.blame import Remote, busiest
+from twctl.blame import busiest
 from twctl.classes import Class
 from twctl.config import KERNEL_TIME_WAIT, Config, Mode, load
 from twctl.errors import TwctlError
 from twctl.follow import Follower
 from twctl.guard import remove as remove_guard
-from twctl.headroom import Use, look, worst
+from twctl.headroom import Use, Watch, blocked_for, worst
 from twctl.kernel import socket_bytes
 from twctl.layout import FAMILIES, Layout, guard_identity
 from twctl.members import Member, Members, refuse_obstacles
@@ -35,6 +36,8 @@ from twctl.pins import Pins
 from twctl.pressure import Pressure
 from twctl.reconcile import Drift, Reconciler
 from twctl.server import Server
+from twctl.shrink import Rule, Shrinker
+from twctl.sockdiag import Endpoint
 from twctl.sysctl import Journal, journal_of
 from twctl.table import TICK, Reason, Table
 from twctl.truncate import DRAIN_BATCH, Limits, Reaper
@@ -51,6 +54,9 @@ TRUNCATE_SECONDS = 0.05
 TRUNCATE_BATCH = 2048
 # How often memory is asked about: reclaim begins within a second.
 PORTS_SECONDS = 5.0  # between two looks at the ports that are left
+# With pressure.port_headroom the busiest destinations are looked at this often, and so many of them.
+SHRINK_SECONDS = 1.0
+LOOKED = 5
 PRESSURE_SECONDS = 0.5
 # Notifications say when a filter is taken away; this often all devices are looked at all the same.
 GUARD_SECONDS = 10.0
@@ -96,9 +102,11 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
         tasks: list[_Task] = [comparing, beating]
         tasks += [_Guarding(follower)] if config.mode is Mode.VESTIGIAL else []
         tasks += [leaving] if leaving else []
-        tasks += [_Foreseeing(table, members, state, config)] if config.blame.destinations else []
+        shrinker = _shrinker(table, members, state, config)
+        tasks += [_Foreseeing(table, members, state, config, shrinker)] if config.blame.destinations else []
         if config.mode is Mode.TRUNCATE:
             tasks += [_Truncating(table, reaper, limits), _draining(table, members, config, undo)]
+        tasks += [_Shrinking(table, members, shrinker, config)] if shrinker else []
         # Our own namespace alone neither comes nor goes.
         names = [follower] if config.netns or config.all_netns else []
         tasks += names
@@ -214,6 +222,28 @@ def _draining(table: Table, members: Members, config: Config, undo: contextlib.E
     undo.callback(pressure.close)
     log.info("draining under pressure: %s", ", ".join(pressure.watching))
     return _Draining(table, _reaper(table, members, Reason.DRAINED), pressure)
+
+
+def _shrinker(table: Table, members: Members, state: DaemonState, config: Config) -> Shrinker | None:
+    if not config.pressure.port_headroom:
+        return None
+    if config.mode is not Mode.TRUNCATE:
+        log.warning("pressure.port_headroom is ignored: only mode truncate shortens TIME_WAIT sockets")
+        return None
+    shrinker = Shrinker(table, members.diags)
+
+    def shrunk() -> dict[tuple[str, ...], float]:
+        names = {member.index: member.name or "" for member in members}
+        return {
+            (names[each.netns], str(each.local), str(each.remote), str(each.remote_port)): seconds
+            for each, seconds in shrinker.seconds().items()
+            if each.netns in names
+        }
+
+    state.shrunk = shrunk
+    reaper_s = state.destroy_refused
+    state.destroy_refused = lambda: reaper_s() + shrinker.refused
+    return shrinker
 
 
 def _fin_wait2(config: Config) -> dict[Class, float]:
@@ -447,24 +477,85 @@ class _Following:
 class _Foreseeing:
     """Look how many ports are left toward the destinations that are busiest now. It may take 5 % of a CPU at most."""
 
-    def __init__(self, table: Table, members: Members, state: DaemonState, config: Config) -> None:
+    def __init__(
+        self, table: Table, members: Members, state: DaemonState, config: Config, shrinker: Shrinker | None
+    ) -> None:
         self._table, self._members, self._state, self._config = table, members, state, config
+        self._shrinker = shrinker
+        self._watches: dict[Member, Watch] = {}
         self._before: Mapping[bytes, int] = {}
+        self._worst: dict[int, list[Endpoint]] = {}
 
     def run(self) -> float:
         began = time.thread_time()
-        busy, self._before = busiest(self._table, self._config.blame.destinations, self._before)
-        here = {member.index: member for member in self._members}
-        uses = [use for remote in busy if remote.netns in here for use in self._look(here[remote.netns], remote)]
-        self._state.uses = worst(uses, self._config.blame.destinations)
+        busy, self._before = _busiest(self._table, self._config.blame.destinations, self._before)
+        found = {member: self._look(member, busy.get(member.index, ())) for member in self._members}
+        uses = worst(itertools.chain.from_iterable(found.values()), self._config.blame.destinations)
+        self._worst = {
+            member.index: [(use.remote, use.remote_port) for use in mine if use in uses]
+            for member, mine in found.items()
+        }
+        self._watches = {member: watch for member, watch in self._watches.items() if member in found}
+        self._state.uses, self._state.uses_at = uses, time.monotonic()
         return max(PORTS_SECONDS, 20 * (time.thread_time() - began))
 
-    def _look(self, member: Member, remote: Remote) -> list[Use]:
-        klass = member.routes.explain(remote.address).class_
-        own = self._config.time_wait[klass] if self._config.mode is Mode.TRUNCATE else KERNEL_TIME_WAIT
+    def _look(self, member: Member, busy: Iterable[Endpoint]) -> list[Use]:
+        """At the busiest, and at those that were worst: once their ports are used up, they are busy no more."""
+        remotes = {*busy, *self._worst.get(member.index, ())}
+        watch = self._watches.setdefault(member, Watch(member.diag, member.ports, member.name or ""))
         with contextlib.suppress(OSError):
-            return look(member.diag, member.ports, member.name or "", (remote.address, remote.port), own)
+            return watch.look({remote: self._time_wait(member, remote) for remote in remotes})
         return []
+
+    def _time_wait(self, member: Member, remote: Endpoint) -> float:
+        if self._config.mode is not Mode.TRUNCATE:
+            return KERNEL_TIME_WAIT
+        seconds = self._config.time_wait[member.routes.explain(remote[0]).class_]
+        return self._shrinker.toward(member.index, remote, seconds) if self._shrinker else seconds
+
+
+class _Shrinking:
+    """While too few ports are left toward a destination, its sessions go sooner than their class's time."""
+
+    def __init__(self, table: Table, members: Members, shrinker: Shrinker, config: Config) -> None:
+        self._table, self._members, self._shrinker, self._config = table, members, shrinker, config
+        self._before: Mapping[bytes, int] = {}
+
+    def run(self) -> float:
+        if self._shrinker.condemned:
+            with self._table.exclusive():
+                self._shrinker.execute()
+            return TRUNCATE_SECONDS
+        began = time.thread_time()
+        busy, self._before = _busiest(self._table, LOOKED, self._before)
+        self._shrinker.keep({member.index for member in self._members})
+        for member in self._members:
+            if remotes := {*busy.get(member.index, ()), *self._shrinker.remotes(member.index)}:
+                with contextlib.suppress(OSError):
+                    found = member.diag.toward(list(remotes))
+                    rules = {remote: self._rule(member, remote) for remote in remotes}
+                    self._shrinker.look(member.index, found, member.ports.range(), rules)
+        return (
+            max(SHRINK_SECONDS, 20 * (time.thread_time() - began)) if not self._shrinker.condemned else TRUNCATE_SECONDS
+        )
+
+    def _rule(self, member: Member, remote: Endpoint) -> Rule:
+        klass, settings = member.routes.explain(remote[0]).class_, self._config.pressure
+        normal, floor = self._config.time_wait[klass], settings.floor[klass]
+        blocked = blocked_for(*member.ports.reuse(), remote[0], normal)
+        # Where connect() takes sessions over before they could go, there is nothing to gain.
+        return Rule(settings.port_headroom, normal, normal if blocked <= floor else floor, blocked)
+
+
+def _busiest(
+    table: Table, count: int, before: Mapping[bytes, int]
+) -> tuple[dict[int, list[Endpoint]], dict[bytes, int]]:
+    """By index of the namespace."""
+    busy, after = busiest(table, count, before)
+    found: dict[int, list[Endpoint]] = {}
+    for remote in busy:
+        found.setdefault(remote.netns, []).append((remote.address, remote.port))
+    return found, after
 
 
 class _Draining:

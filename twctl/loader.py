@@ -30,7 +30,7 @@ CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
-RECONCILERS = ("take", "adopt", "sweep", "finish", "collect", "epoch")
+RECONCILERS = ("take", "adopt", "sweep", "finish", "collect", "dismiss", "epoch")
 NEEDED_RELEASE = (5, 12)
 STATE_EVENT = b"raw_tracepoint__inet_sock_set_state"
 AGAIN = "again__inet_sock_set_state"

@@ -55,6 +55,9 @@ class DaemonState:
     ephemeral_ports: Callable[[], int] = lambda: 0
     socket_bytes: Callable[[], int] = lambda: 0
     uses: Sequence[Use] = ()
+    uses_at: float = 0.0  # monotonic
+    # By namespace, local and remote address, remote port.
+    shrunk: Callable[[], Mapping[tuple[str, ...], float]] = dict
     blamed: int = 0  # parties of each kind that have series of their own
 
 
@@ -280,8 +283,12 @@ class TwctlCollector(Collector):
         text = "Share of the ephemeral ports held toward a destination; the worst only, from 5 % on."
         yield _gauge("twctl_ephemeral_ports_used_ratio", text, [(where, use.ratio) for where, use in uses], *labels)
         text = "Seconds until connect() finds no port toward it, at the rate of the last 10 s; +Inf: never."
-        left = [(where, math.inf if use.seconds_left is None else use.seconds_left) for where, use in uses]
+        ago = time.monotonic() - self._state.uses_at
+        never = math.inf
+        left = [(where, never if use.seconds_left is None else max(0, use.seconds_left - ago)) for where, use in uses]
         yield _gauge("twctl_ephemeral_ports_left_seconds", text, left, *labels)
+        text = "Seconds that sessions stay in TIME_WAIT toward a destination while few ports are left (port_headroom)."
+        yield _gauge("twctl_pressure_time_wait_seconds", text, self._state.shrunk().items(), *labels)
 
 
 Family = TypeVar("Family", CounterMetricFamily, GaugeMetricFamily)

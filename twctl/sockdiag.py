@@ -1,6 +1,7 @@
 """The kernel's own list of TIME_WAIT sockets, over sock_diag netlink (sock_diag(7)), as raw messages."""
 
 import errno
+import functools
 import ipaddress
 import os
 import socket
@@ -8,7 +9,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from twctl.classes import Address
+from twctl.classes import Address, unmapped
 from twctl.netns import inside
 
 NETLINK_SOCK_DIAG = 4
@@ -25,23 +26,25 @@ SOCKID = struct.Struct("=2s2s16s16sIQ")
 NO_COOKIE = 2**64 - 1
 ANSWER_BYTES = 8192
 DUMP_BYTES = 32768
-EXPIRES_AT = 52  # idiag_expires in struct inet_diag_msg
+# Of struct inet_diag_msg: family, timer, ports, addresses, interface, expires.
+ENTRY = struct.Struct("=BxBx2s2s16s16sI8xI")
 ANSWER_SECONDS = 5  # the kernel answers within the request's own system call
 
 
 Endpoint = tuple[Address, int]  # address, port
-# linux/inet_diag.h: INET_DIAG_REQ_BYTECODE, INET_DIAG_BC_D_COND; struct inet_diag_bc_op, struct inet_diag_hostcond
-REQUEST_BYTECODE, DESTINATION_IS = 1, 8
+# linux/inet_diag.h: INET_DIAG_REQ_BYTECODE, INET_DIAG_BC_JMP and _D_COND; struct inet_diag_bc_op and _hostcond
+REQUEST_BYTECODE, JUMP, DESTINATION_IS = 1, 1, 8
 OPERATION, HOST = struct.Struct("=BBH"), struct.Struct("=BB2xi")
 # All states but those without a remote endpoint: CLOSE (7) and LISTEN (10).
 CONNECTED_STATES = 0xFFF & ~(1 << 7 | 1 << 10)
 
 
 class Held(NamedTuple):
-    """A local endpoint that is in use. left: s until TIME_WAIT lets it go; None: a live connection has it."""
+    """A pair of endpoints in use, as on the wire. left: s until TIME_WAIT lets it go; None: it is a live connection."""
 
     local: Address
     local_port: int
+    remote: Endpoint
     left: float | None
 
 
@@ -53,13 +56,16 @@ def exact_request(local: Endpoint, remote: Endpoint, scope: int = 0) -> bytes:
     return _message(NLM_F_REQUEST, family, ALL_STATES, id_)
 
 
-def _only_toward(remote: Endpoint) -> bytes:
-    """The attribute that restricts a dump: one condition, and what does not meet it is passed over."""
-    address, port = remote
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
-    size = OPERATION.size + HOST.size + len(address.packed)
-    condition = HOST.pack(family, address.max_prefixlen, port) + address.packed
-    code = OPERATION.pack(DESTINATION_IS, size, size + 4) + condition
+def _only_toward(remotes: Sequence[Endpoint]) -> bytes:
+    """The attribute that restricts a dump: what meets a condition jumps to the end, the rest is left out."""
+    code = b""
+    for address, port in reversed(remotes):
+        family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
+        condition = HOST.pack(family, address.max_prefixlen, port) + address.packed
+        size = OPERATION.size + len(condition)
+        # Where it is met, the next operation follows: the jump, of the last condition the end. Else that is left out.
+        jump = OPERATION.pack(JUMP, OPERATION.size, OPERATION.size + len(code)) if code else b""
+        code = OPERATION.pack(DESTINATION_IS, size, size + OPERATION.size) + condition + jump + code
     return struct.pack("=HH", 4 + len(code), REQUEST_BYTECODE) + code
 
 
@@ -95,19 +101,22 @@ class SockDiag:
         """
         yield from self._dump(_message(NLM_F_REQUEST | NLM_F_DUMP, family, MINI_STATES, bytes(SOCKID.size)), buffer)
 
-    def toward(self, remote: Endpoint) -> Iterator[Held]:
-        """Yield every local endpoint that is in use toward a remote one, of dual-stack sockets, too.
+    def toward(self, remotes: Sequence[Endpoint]) -> Iterator[Held]:
+        """Yield every local endpoint that is in use toward remote ones, of dual-stack sockets, too.
+
+        The kernel walks all its sockets each time, whatever is asked for: so all destinations at once.
 
         :raises OSError: if the kernel refuses.
         """
         buffer = memoryview(bytearray(DUMP_BYTES))
-        families = (socket.AF_INET, socket.AF_INET6) if remote[0].version == 4 else (socket.AF_INET6,)  # noqa: PLR2004
-        for family in families:
-            request = _message(
-                NLM_F_REQUEST | NLM_F_DUMP, family, CONNECTED_STATES, bytes(SOCKID.size), _only_toward(remote)
-            )
-            for size in self._dump(request, buffer):
-                yield from _held(buffer[:size])
+        ipv4 = [remote for remote in remotes if remote[0].version == 4]  # noqa: PLR2004
+        for family, asked in ((socket.AF_INET, ipv4), (socket.AF_INET6, remotes)):
+            if asked:
+                request = _message(
+                    NLM_F_REQUEST | NLM_F_DUMP, family, CONNECTED_STATES, bytes(SOCKID.size), _only_toward(asked)
+                )
+                for size in self._dump(request, buffer):
+                    yield from _held(buffer[:size])
 
     def _dump(self, request: bytes, buffer: memoryview) -> Iterator[int]:
         self._sock.send(request)
@@ -172,16 +181,31 @@ class SockDiag:
             refused += 1
 
 
+@functools.lru_cache
+def _address(family: int, packed: bytes, interface: int) -> Address:
+    """The address as on the wire. Many sockets have the same. interface: what tells link-local ones apart."""
+    if family == socket.AF_INET:
+        return ipaddress.IPv4Address(packed[:4])
+    address = ipaddress.IPv6Address(packed)
+    if interface and address.is_link_local:
+        return ipaddress.IPv6Address(f"{address}%{interface}")
+    return unmapped(address)
+
+
 def _held(messages: memoryview) -> Iterator[Held]:
     start = 0
     while start < len(messages):
         length, kind = HEADER.unpack_from(messages, start)[:2]
         if kind == SOCK_DIAG_BY_FAMILY:
-            body = messages[start + HEADER.size : start + length]
-            family, timer = body[0], body[2]
-            local = bytes(body[8:12] if family == socket.AF_INET else body[8:24])
-            left = struct.unpack_from("=I", body, EXPIRES_AT)[0] / 1000 if timer == TIMER_TIME_WAIT else None
-            yield Held(ipaddress.ip_address(local), int.from_bytes(body[4:6], "big"), left)
+            family, timer, port, remote_port, local, remote, interface, expires = ENTRY.unpack_from(
+                messages, start + HEADER.size
+            )
+            yield Held(
+                _address(family, local, 0),
+                int.from_bytes(port, "big"),
+                (_address(family, remote, interface), int.from_bytes(remote_port, "big")),
+                expires / 1000 if timer == TIMER_TIME_WAIT else None,
+            )
         start += length + 3 & ~3
 
 

@@ -26,7 +26,8 @@ ABOUT = {
     "classes": "prefixes that override what the routes say",
     "tls": "PEM files for HTTPS; client_ca makes client certificates a must",
     "sysctl": "set while twctl runs; what was there comes back",
-    "pressure": "mode truncate drains while memory is short",
+    "pressure": "mode truncate drains while memory is short, and shrinks time_wait where ports are (port_headroom)",
+    "pressure.floor": "port_headroom shrinks time_wait no further than to these seconds",
     "blame": "in metrics: destinations whose ports are nearest to their end, and parties with the most births",
 }
 # Keys that are unset by default: a value to begin with.
