@@ -31,6 +31,7 @@ from twctl.kernel import socket_bytes
 from twctl.layout import FAMILIES, Layout, guard_identity
 from twctl.members import Member, Members, refuse_obstacles
 from twctl.metrics import DaemonState, TwctlCollector
+from twctl.missed import Missed
 from twctl.notify import Notifier
 from twctl.pins import Pins
 from twctl.pressure import Pressure
@@ -60,7 +61,9 @@ LOOKED = 5
 PRESSURE_SECONDS = 0.5
 # Notifications say when a filter is taken away; this often all devices are looked at all the same.
 GUARD_SECONDS = 10.0
-# Where there are hundreds of namespaces that takes this share of one CPU, and more time.
+# The kernel's count is compared with the births this often.
+COUNT_SECONDS = 1.0
+# Where there are hundreds of namespaces either takes this share of one CPU, and more time.
 GUARD_SHARE = 0.005
 # The loop shows that it goes round this often, and hangs if it has not for so long: as the unit's watchdog has it.
 BEAT_SECONDS, HANGING_SECONDS = 15.0, 60.0
@@ -100,7 +103,7 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
         undo.callback(server.close)
         log.info("%s", doing := f"{_DOING[config.mode]} with the {state.probe} probe, metrics on port {server.port}")
         tasks: list[_Task] = [comparing, beating]
-        tasks += [_Guarding(follower)] if config.mode is Mode.VESTIGIAL else []
+        tasks += [_Guarding(follower), _Counting(table, members, state)] if config.mode is Mode.VESTIGIAL else []
         tasks += [leaving] if leaving else []
         shrinker = _shrinker(table, members, state, config)
         tasks += [_Foreseeing(table, members, state, config, shrinker)] if config.blame.destinations else []
@@ -130,7 +133,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="twctl: %(message)s", stream=sys.stderr)
     file = Path(request["file"]) if request["file"] else None
     before: Config | None = None
-    # Up to 15 descriptors for each network namespace; nothing here calls select(2), for which the usual limit is low.
+    # Up to 16 descriptors for each network namespace; nothing here calls select(2), for which the usual limit is low.
     with contextlib.suppress(OSError, ValueError):  # a sandbox may not let us; then fewer fit, and say so
         resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     try:
@@ -384,6 +387,7 @@ class _Reconciling:
         self.mended(self._reconciler.marks())
         self._state.reconciliations += 1
         self._state.drift = {"missing": drift.missing, "stale": drift.stale}
+        self._state.missed += drift.missing
         _report(drift, "reconciled")
         return drift.seconds
 
@@ -402,6 +406,23 @@ class _Guarding:
         if self._due:
             self._follower.attend(self._due.pop(), Member.look)
         return max(GUARD_SECONDS / max(1, len(members)), (time.thread_time() - started) / GUARD_SHARE)
+
+
+class _Counting:
+    """Count what was born unseen, from the kernel's own count."""
+
+    def __init__(self, table: Table, members: Members, state: DaemonState) -> None:
+        self._state = state
+        self._missed = Missed(members, lambda: sum(table.counters().values["entered"]))
+        self._missed.look()
+
+    def run(self) -> float:
+        started = time.thread_time()
+        with contextlib.suppress(OSError):
+            if self._missed.look() > self._state.missed:
+                log.warning("%d births were not seen by the probe", self._missed.total - self._state.missed)
+                self._state.missed = self._missed.total
+        return max(COUNT_SECONDS, (time.thread_time() - started) / GUARD_SHARE)
 
 
 class _Beating:

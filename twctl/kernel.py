@@ -26,6 +26,23 @@ class Sockstat:
         self._file.close()
 
 
+class Refusals:
+    """One namespace's /proc/net/netstat, kept open: it shows the namespace it was opened in."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._file: TextIO = inside(netns, Path("/proc/thread-self/net/netstat").open)
+
+    def count(self) -> int:
+        """Sessions that tcp_max_tw_buckets kept out of TIME_WAIT (TcpExt TCPTimeWaitOverflow)."""
+        self._file.seek(0)
+        names, numbers = (line.split() for line in self._file if line.startswith("TcpExt:"))
+        return int(numbers[names.index("TCPTimeWaitOverflow")])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class PortRange:
     """One namespace's sysctls about ports, kept open: they show the namespace they were opened in."""
 

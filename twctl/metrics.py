@@ -46,6 +46,7 @@ class DaemonState:
     reconciliations: int = 0
     drift: dict[str, int] = field(default_factory=lambda: {"missing": 0, "stale": 0})
     reconcile_errors: int = 0
+    missed: int = 0  # births that no probe saw
     lateness: Mapping[Class, Lateness] = field(default_factory=lambda: {klass: Lateness() for klass in Class})
     destroy_refused: Callable[[], int] = lambda: 0
     namespaces: Callable[[], Mapping[str, int]] = lambda: dict.fromkeys(STATES, 0)
@@ -245,6 +246,8 @@ class TwctlCollector(Collector):
             [((), state.reconciliations)],
         )
         yield _counter("twctl_reconcile_errors", "Comparisons that failed.", [((), state.reconcile_errors)])
+        text = "Births that the probe did not see, by the kernel's list, in mode vestigial by its count."
+        yield _counter("twctl_time_wait_missed", text, [((), state.missed)])
         drift = [((which,), count) for which, count in state.drift.items()]
         text = "Differences that the last comparison mended: sessions missing in the table, or in the kernel (stale)."
         yield _gauge("twctl_table_drift_sessions", text, drift, "which")

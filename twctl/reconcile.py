@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from twctl.classes import Class
-from twctl.layout import FAMILIES
+from twctl.layout import FAMILIES, LANES
 from twctl.sockdiag import HEADER, SockDiag
 from twctl.table import Reason, Table
 
@@ -21,6 +21,8 @@ OUTBOX_BYTES = OUTBOX_HEADER.size + 16 * 8 * UNSEEN.size
 MESSAGE_BYTES = 88
 # One round asks the kernel about at most this many vanished sessions, some 0.2 s of work; the next round goes on.
 QUESTIONS = 10_000
+# From this share of a pool on it counts as full.
+FULL = 0.99
 
 
 class Unseen(NamedTuple):
@@ -62,14 +64,19 @@ class Reconciler:
         self._seen = {
             family: table.map(f"seen_{family}", (table.layout.slots(family) // 64 + 1) * 8) for family in FAMILIES
         }
+        self._adopting = True
         self._take, self._adopt, self._sweep, self._finish = (
             table.program(name) for name in ("take", "adopt", "sweep", "finish")
         )
 
     def round(self, *, end: bool = True) -> Drift:
-        """Compare once. With `end`, sessions that the kernel no longer has are ended (reason unknown)."""
+        """Compare once. With `end`, sessions that the kernel no longer has are ended (reason unknown).
+
+        What a full pool lacks it has discarded: nothing is taken over then, for that would discard others.
+        """
         started = time.thread_time()
         self._begin()
+        self._adopting = not (end and self._is_full())
         for index in self._diags:
             self._read(index)
         stale = sum(self._walk(family, end=end) for family in (IPV4, IPV6))
@@ -80,6 +87,7 @@ class Reconciler:
         """Take what the kernel has in namespaces that just joined; what is stale is left to the next round."""
         started = time.thread_time()
         self._begin()
+        self._adopting = True
         for index in indexes:
             self._read(index)
         adopted, restarted, _ = OUTBOX_HEADER.unpack_from(self._outbox)
@@ -105,6 +113,15 @@ class Reconciler:
             self._walk(family, end=False)
         return time.thread_time() - started
 
+    def _is_full(self) -> bool:
+        living = self._table.living(time.monotonic_ns())
+        return any(
+            sum(living[klass, family, lane] for lane in range(LANES))
+            >= FULL * self._table.layout.capacity[family][klass]
+            for klass in Class
+            for family in FAMILIES
+        )
+
     def _begin(self) -> None:
         OUTBOX_HEADER.pack_into(self._outbox, 0, 0, 0, 0)
         for memory in self._seen.values():
@@ -115,7 +132,7 @@ class Reconciler:
     def _compare(self, family: int, size: int, index: int) -> None:
         offset = 0
         while offset + MESSAGE_BYTES <= size:
-            if self._take.run(family, offset, index):
+            if self._take.run(family, offset, index) and self._adopting:
                 self._adopt.run(family, offset, index)
             offset += HEADER.unpack_from(self._inbox, offset)[0] + 3 & ~3
 
