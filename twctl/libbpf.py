@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import struct
+from pathlib import Path
 
 from twctl.errors import TwctlError
 
@@ -123,8 +124,10 @@ def map_delete(fd: int, key: bytes) -> None:
     _checked(libbpf().bpf_map_delete_elem(fd, key), "bpf_map_delete_elem")
 
 
-def map_items(fd: int, key_size: int, value_size: int) -> dict[bytes, bytes]:
+def map_items(fd: int) -> dict[bytes, bytes]:
     """All elements of a small map (hash or LPM trie)."""
+    info = dict(line.split(":", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+    key_size, value_size = int(info["key_size"]), int(info["value_size"])
     items: dict[bytes, bytes] = {}
     key, value = None, ctypes.create_string_buffer(value_size)
     following = ctypes.create_string_buffer(key_size)

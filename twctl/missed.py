@@ -1,7 +1,7 @@
-"""Births that no probe saw: a kernel may run no tracepoint for a while, and count no miss. It knows of them otherwise.
+"""Births that no probe saw: a kernel may run no tracepoint for a while, and count no miss. It tells of them otherwise.
 
-In modes observe and truncate that is the kernel's list (reconcile.py takes over what the table lacks). In mode vestigial
-there is none, but the kernel counts each session that it keeps no socket for, and that is each birth.
+In modes observe and truncate its list does (reconcile.py takes over what the table lacks). In mode vestigial there is
+none, but the kernel counts each session that it keeps no socket for, and that is each birth.
 """
 
 from collections.abc import Callable, Iterable

@@ -500,8 +500,8 @@ class ClassTries:
         self._index = struct.pack("=I", index)
         self._fds = {4: table.fd("classes_ipv4"), 6: table.fd("classes_ipv6")}
         self._known: dict[bytes, int] = {}
-        for version, fd in self._fds.items():
-            items = libbpf.map_items(fd, 12 if version == 4 else 24, 4)  # noqa: PLR2004
+        for fd in self._fds.values():
+            items = libbpf.map_items(fd)
             self._known |= {
                 key: int(struct.unpack("=I", value)[0]) for key, value in items.items() if key[4:8] == self._index
             }

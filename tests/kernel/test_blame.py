@@ -298,7 +298,7 @@ def test_the_worst_of_all_is_found_while_all_cpus_count(both: Link) -> None:
         options = ("--address", both.server_ipv4, "--port", "20000-20006", "--threads", "8")
         run(both.client, "--connect", "--count", "10007", *options)
         seen, missed = "twctl_time_wait_entered_total", "twctl_time_wait_missed_total"
-        wait_until(lambda: one.metric(seen) + one.metric(missed) == 10007, what="10,007 births")
+        wait_until(lambda: one.metric(seen) + one.metric(missed) == 10007, what="10,007 births", timeout=20)
         rows, births = blamed(one, By.REMOTE), one.metric(seen)
         assert births > 9000
         assert (7, births, 0) == (len(rows), sum(row["births"] for row in rows), sum(row["error"] for row in rows))

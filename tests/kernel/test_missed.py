@@ -27,7 +27,7 @@ def unwatched(one: Daemon) -> Iterator[None]:
     """The probes take no namespace for theirs."""
     fd = Table(one.pins / "current").fd("namespaces")
     try:
-        kept = libbpf.map_items(fd, 8, 4)
+        kept = libbpf.map_items(fd)
         for cookie in kept:
             libbpf.map_delete(fd, cookie)
         yield
@@ -64,7 +64,9 @@ def test_in_mode_observe_the_kernel_s_list_tells() -> None:
             run(ns, "--count", "11", *CLOSES)
         run(ns, "--count", "13", *CLOSES)
         rounds = one.metric("twctl_reconciliations_total")
-        wait_until(lambda: one.metric("twctl_reconciliations_total") >= rounds + 3, what="three comparisons")
+        wait_until(
+            lambda: one.metric("twctl_reconciliations_total") >= rounds + 3, what="three comparisons", timeout=20
+        )
         assert (20, 11, 11) == numbers(one)
         assert 31 == len(one.table())
 
@@ -75,6 +77,8 @@ def test_what_a_full_pool_has_discarded_is_not_taken_over_again() -> None:
     with namespace(QUIET) as ns, daemon(ns, config=config) as one:
         run(ns, "--count", "307", *CLOSES)
         rounds = one.metric("twctl_reconciliations_total")
-        wait_until(lambda: one.metric("twctl_reconciliations_total") >= rounds + 3, what="three comparisons")
+        wait_until(
+            lambda: one.metric("twctl_reconciliations_total") >= rounds + 3, what="three comparisons", timeout=20
+        )
         assert (307, 0, 0) == numbers(one)
         assert 51 == one.metric("twctl_time_wait_ended_total", reason="evicted")

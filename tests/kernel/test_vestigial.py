@@ -68,15 +68,15 @@ def test_between_socket_and_vestige_no_segment_is_answered(probe: str) -> None:
         closing = table.fd("closing")
         pending = memoryview(table.map("pending", PENDING * 8)).cast("Q")
         sock, connection = peer.dial("ipv4")
-        assert {} == libbpf.map_items(closing, 8, 4)
+        assert {} == libbpf.map_items(closing)
         sock.close()
         connection.expect(FIN | ACK)
-        notes = libbpf.map_items(closing, 8, 4)
+        notes = libbpf.map_items(closing)
         [part] = [struct.unpack("=Q", key)[0] % PENDING for key in notes]
         assert (1, 1) == (pending[part], sum(pending))
         connection.send(ACK, ack=connection.rcv_nxt - 1)  # led to its socket
         connection.send(RST | ACK)
-        wait_until(lambda: libbpf.map_items(closing, 8, 4) == {}, what="the connection is gone, and its note")
+        wait_until(lambda: libbpf.map_items(closing) == {}, what="the connection is gone, and its note")
         assert 0 == sum(pending)
         connection.send(ACK)
         assert [RST] == [each.flags for each in peer.received(connection)]
