@@ -19,7 +19,7 @@ from typing import Protocol
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
-from twctl import check, loader, netns
+from twctl import capabilities, check, loader, netns
 from twctl.blame import busiest
 from twctl.classes import Class
 from twctl.config import KERNEL_TIME_WAIT, Config, Mode, load
@@ -80,6 +80,7 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
     """
     following: Config | None = None
     with contextlib.ExitStack() as undo, _signals() as signals:
+        capabilities.restore()
         pins = Pins(config.pins)
         pins.open()
         undo.callback(pins.unlock)
@@ -99,9 +100,6 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
         comparing.wait(leaving.seconds if leaving else 0.0)
         follower.joined = comparing.take_over
         beating = _Beating()
-        server = Server(config.listen, config.tls, _registry(table, state), beating.healthy)
-        undo.callback(server.close)
-        log.info("%s", doing := f"{_DOING[config.mode]} with the {state.probe} probe, metrics on port {server.port}")
         tasks: list[_Task] = [comparing, beating]
         tasks += [_Guarding(follower), _Counting(table, members, state)] if config.mode is Mode.VESTIGIAL else []
         tasks += [leaving] if leaving else []
@@ -114,6 +112,10 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
         names = [follower] if config.netns or config.all_netns else []
         tasks += names
         tasks += [_Reporting(notifier)] if notifier.watchdog else []
+        capabilities.lower(pins.current / "maps" / "meta")
+        server = Server(config.listen, config.tls, _registry(table, state), beating.healthy)
+        undo.callback(server.close)
+        log.info("%s", doing := f"{_DOING[config.mode]} with the {state.probe} probe, metrics on port {server.port}")
         notifier.ready(doing)
         following = _loop(signals, [_Following(follower), *names], tasks, _rereading(reread, notifier, doing))
         if following is None:

@@ -155,7 +155,7 @@ def _compile(file: str, flags: list[str], programs: Sequence[str], kind: str, wh
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
             failure = str(error)
     hint = "run 'twctl check' to see what this kernel allows"
-    if "Invalid argument" in failure and _release() < NEEDED_RELEASE:
+    if "Invalid argument" in failure and running_release() < NEEDED_RELEASE:
         failure, lines = f"Linux {os.uname().release} has no atomic exchange in BPF (5.12)", []
         hint = "twctl needs Linux 5.15 or later"
     if any("could not open bpf map" in line for line in lines):  # bcc opens pinned maps by number
@@ -243,7 +243,8 @@ def _bcc() -> Any:  # noqa: ANN401 - bcc has no types
     return bcc
 
 
-def _release() -> tuple[int, ...]:
+def running_release() -> tuple[int, ...]:
+    """Version of the running kernel, as far as the second number."""
     return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
 
 

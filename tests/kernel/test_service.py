@@ -1,6 +1,7 @@
 """The daemon under a service manager: ready when all is in force, alive in between, and told of a reload."""
 
 import os
+import re
 import select
 import signal
 import socket
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.load import wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, namespace
+from twctl import loader
+from twctl.capabilities import Capability
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -105,6 +109,33 @@ def test_a_reload_ends_with_ready(manager: socket.socket, ns: Namespace) -> None
         hang_up(one)
         await_line(manager, "RELOADING=1")
         assert "refused" in await_line(manager, "READY=1")
+
+
+def in_force(one: Daemon) -> set[Capability]:
+    """What any thread of the daemon has of them."""
+    assert one.process
+    effective = 0
+    for status in Path(f"/proc/{one.process.pid}/task").glob("*/status"):
+        [words] = [line.split() for line in status.read_text().splitlines() if line.startswith("CapEff")]
+        effective |= int(words[1], 16)
+    return {capability for capability in Capability if effective >> capability & 1}
+
+
+def test_what_only_the_start_needs_is_out_of_force_afterwards(manager: socket.socket, ns: Namespace) -> None:
+    """No thread has it, a reload that loads the guard has, and the guard follows new devices without it."""
+    kept = {Capability.BPF} if loader.running_release() < (5, 19) else set()
+    with daemon(ns) as one:
+        await_line(manager, "READY=1")
+        assert kept == in_force(one)
+        (one.folder / "twctl.toml").write_text('mode = "vestigial"\n')
+        hang_up(one)
+        assert "guarding" in await_line(manager, "READY=1")
+        assert kept == in_force(one)
+        one.port = int(re.findall(r"metrics on port (\d+)", one.log)[-1])
+        assert 1 == one.metric("twctl_guard_devices")
+        ns.ip("link", "add", "veth7", "type", "veth", "peer", "name", "veth8")
+        ns.ip("link", "set", "veth7", "up")
+        wait_until(lambda: one.metric("twctl_guard_devices") == 3, what="the new devices have the guard")
 
 
 def test_a_start_that_fails_is_never_ready(manager: socket.socket, ns: Namespace) -> None:
