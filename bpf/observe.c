@@ -69,7 +69,7 @@ ALWAYS_INLINE void born(u32 worker, const void *sk, const struct common *common,
 	/* last: a segment may be waiting for the vestige */
 	attribute(w, sk, true);
 	if (inserted)
-		set_owner(w, w->slot, w->owner);
+		vestige_assign(w);
 }
 
 /* How a connection that did not enter TIME_WAIT ended. A RST sets ECONNRESET (EPIPE in CLOSE_WAIT) before the event, the

@@ -297,6 +297,36 @@ def test_an_owner_keeps_its_place_while_its_vestiges_may_live(zipf: tuple[Counte
     assert all(births <= drawn[n] for n, (births, _) in found.items())
 
 
+# Two programs in one: what a birth does, and in the middle of it what the FIN's arrival does on another CPU.
+MOVED = r"""
+#define MINUTE 60000000000ULL
+int moved(struct __sk_buff *skb)
+{
+    struct work *birth = work_of(WORKER_BIRTH), *fin = work_of(WORKER_RECONCILE);
+
+    if (!birth || !fin)
+        return 1001;
+    birth->family = fin->family = FAMILY_IPV4;
+    birth->session.tuple.remote_port = 443;
+    birth->owner = OWNER_UNKNOWN;
+    if (!vestige_insert(birth, CLASS_REMOTE, MINUTE))
+        return 1002;
+    fin->session.tuple = birth->session.tuple;
+    if (!vestige_find(fin))
+        return 1003;
+    vestige_restart(fin, MINUTE);
+    birth->owner = 23;
+    vestige_assign(birth);
+    return fin->slot == birth->slot ? 1004 : owner_at(fin, fin->slot);
+}
+"""
+
+
+def test_a_vestige_that_moves_before_it_is_attributed_has_its_owner() -> None:
+    """The FIN of a FIN_WAIT2 vestige may come before its birth is over."""
+    assert 23 == Programs(MOVED, 256).result("moved")
+
+
 def test_the_worst_of_all_is_found_while_all_cpus_count(both: Link) -> None:
     """Eight threads at once: what all of them do is counted exactly, or known to be missed by the probe."""
     with (
