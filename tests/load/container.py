@@ -130,9 +130,9 @@ def container(host: Host, overlay: str, folder: Path, pins: Path, *words: str) -
 
 
 def rights(pid: int | str) -> set[int]:
-    """Numbers of the capabilities that a process has, and can have."""
+    """Numbers of the capabilities that a process can have: after its start the daemon puts some of them out of force."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    masks = {int(line.split()[1], 16) for line in lines if line.startswith(("CapPrm", "CapEff", "CapBnd"))}
+    masks = {int(line.split()[1], 16) for line in lines if line.startswith(("CapPrm", "CapBnd"))}
     (mask,) = masks
     return {number for number in range(64) if mask >> number & 1}
 
