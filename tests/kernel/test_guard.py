@@ -229,13 +229,19 @@ def test_sockets_from_before_are_left_to_the_kernel(ns: Namespace) -> None:
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[tuple[Link, Daemon]]:
-    """A client whose sessions are vestiges, and its server."""
-    with link() as both, daemon(both.client, mode="vestigial", config="[time_wait]\nlocal = 60\n") as one:
+    """A client whose sessions are vestiges, and its server, whose RSTs end none of them."""
+    with (
+        link({"net.ipv4.tcp_rfc1337": 1}) as both,
+        daemon(both.client, mode="vestigial", config="[time_wait]\nlocal = 60\n") as one,
+    ):
         yield both, one
 
 
 def test_a_tuple_is_used_again_at_once(pair: tuple[Link, Daemon]) -> None:
-    """23 tuples closed and opened five times over: no connect() fails, no RST, each ends as reused."""
+    """23 tuples closed and opened five times over: no connect() fails, the client sends no RST, each ends as reused.
+
+    The server may send one: where its acknowledgement of the FIN is overtaken by its own FIN, the answer finds it gone.
+    """
     both, one = pair
     address = ("--close", "client", "--address", both.server_ipv4)
     with serving(both.server, *address), capture(both.client, both.device) as wire:
@@ -253,7 +259,7 @@ def test_a_tuple_is_used_again_at_once(pair: tuple[Link, Daemon]) -> None:
                 *address,
             )
             assert (23, 0) == (report["closed"], report["failed"])
-        assert not [each for each in wire.segments() if each.flags & RST]
+        assert not [each for each in wire.segments() if each.flags & RST and each.source == both.client_ipv4]
     assert one.metric("twctl_guard_segments_total", action="reused") == 4 * N
     assert one.metric("twctl_time_wait_ended_total", reason="reused") == 4 * N
 

@@ -130,7 +130,7 @@ def container(host: Host, overlay: str, folder: Path, pins: Path, *words: str) -
 
 
 def rights(pid: int | str) -> set[int]:
-    """Numbers of the capabilities that a process can have: after its start the daemon puts some of them out of force."""
+    """Numbers of the capabilities that a process can have; the daemon puts some out of force once it runs."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     masks = {int(line.split()[1], 16) for line in lines if line.startswith(("CapPrm", "CapBnd"))}
     (mask,) = masks
