@@ -125,7 +125,6 @@ def assert_same(pair: tuple[Duty, Duty], case: Case) -> None:
 fixed = settings(
     max_examples=EXAMPLES,
     derandomize=True,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )

@@ -261,7 +261,6 @@ def target(duties: Duties) -> Subject:
 fixed = settings(
     max_examples=EXAMPLES,
     derandomize=True,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
