@@ -24,6 +24,7 @@
 #define BETWEEN_TICKS 2
 #define BETWEEN_LOOKS 128
 #define BETWEEN_NANOSECONDS 10000
+#define OVERTAKING_NANOSECONDS 15000
 #define PAWS_WINDOW_TICKS 895 /* 60 s: a RST is held against a timestamp for so long (TCP_PAWS_WINDOW) */
 #define NANOSECONDS_A_MILLISECOND 1000000
 #define ECN_IPV4 0x3u
@@ -488,7 +489,7 @@ ALWAYS_INLINE bool is_between(u64 key)
 
 	if (!since)
 		return true;
-	if (*since == NOTE_SOCKET)
+	if (*since & NOTE_SOCKET)
 		*since = now;
 	if (now - *since <= BETWEEN_TICKS)
 		return true;
@@ -496,11 +497,37 @@ ALWAYS_INLINE bool is_between(u64 key)
 	return false;
 }
 
-/* A segment without a vestige. If its connection may become one any moment (observe.c, will_close), it is led to the socket.
- * False if that is gone: the vestige is just being made. */
-ALWAYS_INLINE bool escort(struct __sk_buff *skb, const struct work *w)
+ALWAYS_INLINE u64 here_and_now(void)
 {
-	return !w->noted || w->flags & SYN || socket_for(skb, w) == PRESENCE_LIVE || !is_between(w->hash);
+	return (bpf_ktime_get_ns() & ~NOTE_CPU) | (bpf_get_smp_processor_id() & NOTE_CPU);
+}
+
+ALWAYS_INLINE void note_led(const struct work *w)
+{
+	u64 key = w->hash, *note = closing.lookup(&key);
+
+	if (note && *note & NOTE_SOCKET)
+		*note = NOTE_SOCKET | here_and_now();
+}
+
+/* Whether a segment follows at once what another CPU led to the socket: if that is the acknowledgement of our FIN, a FIN would
+ * wait for the socket's lock, find it closed, and be lost. */
+ALWAYS_INLINE bool is_overtaking(const struct work *w)
+{
+	u64 key = w->hash, *note = closing.lookup(&key), now = here_and_now(), last;
+
+	if (!note)
+		return false;
+	last = *note & ~NOTE_SOCKET;
+	return (last & NOTE_CPU) != (now & NOTE_CPU) && (s64)(now - last) < OVERTAKING_NANOSECONDS;
+}
+
+/* The time (ns) some 100 ns later: the verifier allows only so many looks. */
+ALWAYS_INLINE u64 a_moment_later(void)
+{
+	bpf_ktime_get_ns();
+	bpf_ktime_get_ns();
+	return bpf_ktime_get_ns();
 }
 
 /* Waits for the vestige that is just being made on another CPU, some us: a FIN that is lost leaves the peer's end open until
@@ -513,10 +540,28 @@ ALWAYS_INLINE bool has_come(struct work *w)
 	for (u32 looks = 0; looks < BETWEEN_LOOKS; looks++) {
 		struct line *line = line_at(w, w->line);
 
-		if (!line || has_tag(w, line) || bpf_ktime_get_ns() > until)
+		if (!line || has_tag(w, line) || a_moment_later() > until)
 			break;
 	}
 	return find_in_line(w, line_at(w, w->line));
+}
+
+enum fate { FATE_PASSES, FATE_HAS_VESTIGE, FATE_LOST };
+
+/* A segment without a vestige. If its connection may become one any moment (observe.c, will_close), it is led to the socket; if
+ * that is gone, or just going, the vestige is waited for. Before it is led: what is made an answer must not have that socket,
+ * for a peer on this host would take it for its own. */
+ALWAYS_INLINE enum fate escort(struct __sk_buff *skb, struct work *w, bool can_wait)
+{
+	if (!w->noted || w->flags & SYN)
+		return FATE_PASSES;
+	if (!(w->flags & FIN))
+		note_led(w);
+	else if (is_overtaking(w) && can_wait && has_come(w))
+		return FATE_HAS_VESTIGE;
+	if (socket_for(skb, w) == PRESENCE_LIVE || !is_between(w->hash))
+		return FATE_PASSES;
+	return can_wait && has_come(w) ? FATE_HAS_VESTIGE : FATE_LOST;
 }
 
 /* The peer sends it again. */
@@ -532,6 +577,7 @@ ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
 	struct segment *s;
 	u32 classid = skb->tc_classid;
 	enum parsed parsed;
+	enum fate fate;
 
 	/* a VLAN's own device has the guard too; VLAN 0 is only a priority */
 	if (!w || (skb->vlan_present && skb->vlan_tci & VLAN_ID))
@@ -541,16 +587,15 @@ ALWAYS_INLINE int look(struct __sk_buff *skb, bool ingress)
 	if (parsed == NOT_TCP)
 		return TC_ACT_UNSPEC;
 	if (parsed == PARSED && !has_vestige(skb, w, classid)) {
-		if (!ingress || escort(skb, w))
-			return TC_ACT_UNSPEC;
-		if (!has_come(w))
-			return lose();
+		fate = ingress ? escort(skb, w, true) : FATE_PASSES;
+		if (fate != FATE_HAS_VESTIGE)
+			return fate == FATE_LOST ? lose() : TC_ACT_UNSPEC;
 	}
 	s = the_segment();
 	if (!s)
 		return TC_ACT_UNSPEC;
 	if (!look_closer(skb, w, s, classid, parsed, ingress))
-		return ingress && !escort(skb, w) ? lose() : TC_ACT_UNSPEC;
+		return ingress && escort(skb, w, false) == FATE_LOST ? lose() : TC_ACT_UNSPEC;
 	return ingress ? face(skb, w, s) : release(skb, w, s);
 }
 

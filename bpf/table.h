@@ -75,8 +75,10 @@ TABLE(struct meta, meta, 1);
 TABLE(struct tallies, tallies, KINDS * TALLY_LINES);
 
 /* Connections that closed first and are not yet vestiges, and how many `closing` has of them, by PENDING parts of the hash: what
- * keeps other segments from a look into it. A note says that there is a socket, or since when (tick) none was found. */
-#define NOTE_SOCKET (~0ULL)
+ * keeps other segments from a look into it. A note says that there is a socket, with when (ns) and on which CPU a segment was
+ * last led to it in its lower bits; or since when (tick) none was found. */
+#define NOTE_SOCKET (1ULL << 63)
+#define NOTE_CPU 0xffULL
 #define PENDING 4096
 TABLE(u64, pending, PENDING);
 

@@ -14,9 +14,12 @@ REPEAT = 300_000
 
 
 class Programs:
-    """One compiled object: the table for `capacity` remote IPv4 sessions, and the programs of this text."""
+    """One compiled object: the table for `capacity` remote IPv4 sessions, and the programs of this text.
 
-    def __init__(self, text: str, capacity: int) -> None:
+    file: whose functions they may call.
+    """
+
+    def __init__(self, text: str, capacity: int, file: str = "observe.c") -> None:
         import bcc  # noqa: PLC0415 - Debian's, and heavy
 
         os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
@@ -25,10 +28,10 @@ class Programs:
         small = dict.fromkeys(Class, 256)
         sizes = {"ipv4": small | {Class.REMOTE: capacity}, "ipv6": small}
         self.layout = Layout({family: sizes[family] for family in FAMILIES})
-        flags = [*compile_flags(self.layout, btf.macros(types)), f"-DCAPACITY={capacity}"]
+        flags = [*compile_flags(self.layout, btf.macros(types, btf.REQUIRED + btf.GUARD)), f"-DCAPACITY={capacity}"]
         types.close()
         # not RAW_TRACEPOINT_PROBE: bcc would attach it to the host
-        probe = source("observe.c").replace(
+        probe = source(file).replace(
             "RAW_TRACEPOINT_PROBE(inet_sock_set_state)", "int unused(struct bpf_raw_tracepoint_args *ctx)"
         )
         self._bpf: Any = bcc.BPF(text=(probe + text).encode(), cflags=flags)
