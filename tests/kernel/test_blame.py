@@ -86,7 +86,7 @@ def both() -> Iterator[Link]:
         yield made
 
 
-@pytest.mark.vm
+@pytest.mark.vm("fentry")
 def test_owners_and_destinations_are_exact(both: Link, cgroups: list[Path], probe: str) -> None:
     """Three services in three cgroups and of two users, to three destinations: each has what it closed, and no more."""
     with daemon(both.client, probe=probe) as one:
