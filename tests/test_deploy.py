@@ -47,6 +47,33 @@ def test_the_unit_exposes_little() -> None:
     assert float(found[1]) < EXPOSURE
 
 
+def allowed_calls() -> set[str]:
+    """System calls that the unit's filter allows, its lines taken in their order."""
+    calls: set[str] = set()
+    for line in re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.MULTILINE):
+        named = members(line.removeprefix("~").split())
+        calls = calls - named if line.startswith("~") else calls | named
+    return calls
+
+
+def members(names: list[str]) -> set[str]:
+    """Of sets, all that is in them."""
+    sets = [name for name in names if name.startswith("@")]
+    found = set(names) - set(sets)
+    for each in sets:
+        lines = output("systemd-analyze", "syscall-filter", each).splitlines()[1:]
+        found |= members([line.strip() for line in lines if line.strip() and "#" not in line])
+    return found
+
+
+def test_the_unit_allows_what_the_daemon_calls() -> None:
+    """bpf() and capset() are among what systemd calls privileged, of which it allows nothing else."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed: apt-get install systemd")
+    assert {"bpf", "capset"} == allowed_calls() & members(["@privileged"])
+    assert {"sendmsg", "epoll_wait", "mmap", "execve", "setns"} - allowed_calls() == set()
+
+
 def test_each_capability_has_its_reason() -> None:
     """A comment of the same file says what it is for."""
     for file in (UNIT, UNIT.parent / "vestigial.conf"):

@@ -51,6 +51,8 @@ def _change(effective: Callable[[int, int], int]) -> None:
     _checked(libc.capget(header, words))
     now, permitted = (words[which] | words[which + SETS] << 32 for which in (0, 1))
     then = effective(now, permitted)
+    if then == now:
+        return
     words[0], words[SETS] = then & 0xFFFFFFFF, then >> 32
     _checked(libc.capset(header, words))
 
