@@ -228,20 +228,25 @@ class Table:
         try:
             folder = os.open(self._pins / "programs", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise TwctlError(f"the table at {self._pins} was removed", "start 'twctl run' again") from error
+            raise self._removed() from error
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             yield
         finally:
             os.close(folder)
 
+    def _removed(self) -> TwctlError:
+        return TwctlError(f"the table at {self._pins} was removed", "start 'twctl run' again")
+
     def fd(self, name: str) -> int:
         """Open a map; the caller closes it.
 
-        :raises TwctlError: without the right to.
+        :raises TwctlError: without the right to, or if the pins were removed meanwhile.
         """
         try:
             return libbpf.obj_get(self._pins / "maps" / name)
+        except FileNotFoundError as error:
+            raise self._removed() from error
         except OSError as error:
             raise TwctlError(f"cannot open {self._pins / 'maps' / name}: {error.strerror}", "run as root") from error
 

@@ -315,8 +315,8 @@ def test_it_outlives_the_daemon_and_the_table() -> None:
         assert "of 17 sessions, read now" in pane.lines
         assert twctl("release", "--pins", str(one.pins)).returncode == 0
         pane.shows("^waiting for a table")
-        text = " ".join(pane.lines[1:])
-        assert f"no table is pinned at {one.pins}/current (start 'twctl run' as root first)" in text
+        why = f"no table is pinned at {one.pins}/current (start 'twctl run' as root first)"
+        wait_until(lambda: why in " ".join(pane.lines[1:]), what="a line that says why")
         assert not Path(one.pins).exists()
         one.start()
         pane.shows("^of 17 sessions")  # taken over from the kernel's list
