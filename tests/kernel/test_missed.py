@@ -73,7 +73,7 @@ def test_in_mode_observe_the_kernel_s_list_tells() -> None:
 
 def test_what_a_full_pool_has_discarded_is_not_taken_over_again() -> None:
     """The kernel's list has 51 sessions more than the pool has room for: each is discarded once."""
-    config = "reconcile_interval = 0.2\n[capacity.ipv4]\nloopback = 256\nlocal = 256\nremote = 256\n"
+    config = "reconcile_interval = 0.2\n[capacity.ipv4]\nloopback = 256\n"  # of so many lines none is ever full
     with namespace(QUIET) as ns, daemon(ns, config=config) as one:
         run(ns, "--count", "307", *CLOSES)
         rounds = one.metric("twctl_reconciliations_total")
@@ -81,4 +81,5 @@ def test_what_a_full_pool_has_discarded_is_not_taken_over_again() -> None:
             lambda: one.metric("twctl_reconciliations_total") >= rounds + 3, what="three comparisons", timeout=20
         )
         assert (307, 0, 0) == numbers(one)
-        assert 51 == one.metric("twctl_time_wait_ended_total", reason="evicted")
+        restarted = one.metric("twctl_time_wait_restarted_total")  # a FIN came later, and its vestige took a new place
+        assert 51 + restarted == one.metric("twctl_time_wait_ended_total", reason="evicted")
