@@ -27,7 +27,7 @@ from twctl.errors import TwctlError
 from twctl.follow import Follower
 from twctl.guard import remove as remove_guard
 from twctl.headroom import Use, Watch, blocked_for, worst
-from twctl.kernel import socket_bytes
+from twctl.kernel import counts_births, socket_bytes
 from twctl.layout import FAMILIES, Layout, guard_identity
 from twctl.members import Member, Members, refuse_obstacles
 from twctl.metrics import DaemonState, TwctlCollector
@@ -101,7 +101,8 @@ def run(config: Config, reread: Callable[[], Config | None], notifier: Notifier)
         follower.joined = comparing.take_over
         beating = _Beating()
         tasks: list[_Task] = [comparing, beating]
-        tasks += [_Guarding(follower), _Counting(table, members, state)] if config.mode is Mode.VESTIGIAL else []
+        tasks += [_Guarding(follower)] if config.mode is Mode.VESTIGIAL else []
+        tasks += [_Counting(table, members, state)] if _has_count(config) else []
         tasks += [leaving] if leaving else []
         shrinker = _shrinker(table, members, state, config)
         tasks += [_Foreseeing(table, members, state, config, shrinker)] if config.blame.destinations else []
@@ -354,6 +355,7 @@ class _Reconciling:
         # Of what the guard keeps the kernel has no list.
         seen = state.probe == "fentry" or config.mode is Mode.VESTIGIAL
         self._comparing = config.reconcile_interval > 0 and not seen
+        self._counted = _has_count(config)
         self._interval = config.reconcile_interval if self._comparing else SWEEP_SECONDS
         self._quiet = self._interval  # the start has just done it
 
@@ -389,7 +391,7 @@ class _Reconciling:
         self.mended(self._reconciler.marks())
         self._state.reconciliations += 1
         self._state.drift = {"missing": drift.missing, "stale": drift.stale}
-        self._state.missed += drift.missing
+        self._state.missed += 0 if self._counted else drift.missing
         _report(drift, "reconciled")
         return drift.seconds
 
@@ -408,6 +410,11 @@ class _Guarding:
         if self._due:
             self._follower.attend(self._due.pop(), Member.look)
         return max(GUARD_SECONDS / max(1, len(members)), (time.thread_time() - started) / GUARD_SHARE)
+
+
+def _has_count(config: Config) -> bool:
+    """Whether the kernel counts all births, so that those which were missed are known."""
+    return config.mode is Mode.VESTIGIAL or counts_births()
 
 
 class _Counting:

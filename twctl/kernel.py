@@ -1,6 +1,8 @@
 """What the kernel itself counts and spends: its TIME_WAIT sockets, their size, and the ports they can hold."""
 
 import dataclasses
+import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -26,17 +28,27 @@ class Sockstat:
         self._file.close()
 
 
-class Refusals:
+def counts_births(release: str | None = None) -> bool:
+    """Whether TcpExt TW and TWKilled count sessions that enter TIME_WAIT; before Linux 5.18 those that expire there.
+
+    Source: __inet_twsk_schedule(), tw_timer_handler(). A kernel that has it from a later one is taken for an old one.
+    """
+    major, minor = (release or os.uname().release).split(".")[:2]
+    return (int(major), int(re.match(r"\d+", minor)[0])) >= (5, 18)  # type: ignore[index]
+
+
+class Births:
     """One namespace's /proc/net/netstat, kept open: it shows the namespace it was opened in."""
 
     def __init__(self, netns: str | None = None) -> None:
         self._file: TextIO = inside(netns, Path("/proc/thread-self/net/netstat").open)
+        self._names = ("TCPTimeWaitOverflow", *(("TW", "TWKilled") if counts_births() else ()))
 
     def count(self) -> int:
-        """Sessions that tcp_max_tw_buckets kept out of TIME_WAIT (TcpExt TCPTimeWaitOverflow)."""
+        """Sessions that tcp_max_tw_buckets kept out of TIME_WAIT, and those that entered it if they are counted."""
         self._file.seek(0)
         names, numbers = (line.split() for line in self._file if line.startswith("TcpExt:"))
-        return int(numbers[names.index("TCPTimeWaitOverflow")])
+        return sum(int(numbers[names.index(name)]) for name in self._names)
 
     def close(self) -> None:
         """Close the file."""

@@ -21,7 +21,7 @@ from twctl.classes import Class
 from twctl.config import Config, Mode
 from twctl.errors import TwctlError
 from twctl.guard import Guard
-from twctl.kernel import FinTimeout, PortRange, Refusals, Sockstat
+from twctl.kernel import Births, FinTimeout, PortRange, Sockstat
 from twctl.layout import FAMILIES
 from twctl.obstacles import obstacles
 from twctl.routes import RouteWatcher
@@ -60,7 +60,7 @@ class Member:
     sockstat: Sockstat
     fin_timeout: FinTimeout
     ports: PortRange
-    refusals: Refusals
+    births: Births
     guard: Guard | None
 
     def drain(self) -> None:
@@ -202,7 +202,7 @@ class Members:
             use(Sockstat(name)),
             use(FinTimeout(name)),
             use(PortRange(name)),
-            use(Refusals(name)),
+            use(Births(name)),
             use(Guard(name, index, self._folder)) if self._guarded else None,
         )
         if netns.inode(name) != member.inode:

@@ -246,7 +246,7 @@ class TwctlCollector(Collector):
             [((), state.reconciliations)],
         )
         yield _counter("twctl_reconcile_errors", "Comparisons that failed.", [((), state.reconcile_errors)])
-        text = "Births that the probe did not see, by the kernel's list, in mode vestigial by its count."
+        text = "Births that the probe did not see, by the kernel's count; before Linux 5.18 by its list."
         yield _counter("twctl_time_wait_missed", text, [((), state.missed)])
         drift = [((which,), count) for which, count in state.drift.items()]
         text = "Differences that the last comparison mended: sessions missing in the table, or in the kernel (stale)."

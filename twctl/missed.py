@@ -1,7 +1,7 @@
-"""Births that no probe saw: a kernel may run no tracepoint for a while, and count no miss. It tells of them otherwise.
+"""Births that no probe saw: a kernel may run no tracepoint for a while, and count no miss. But it counts births itself.
 
-In modes observe and truncate its list does (reconcile.py takes over what the table lacks). In mode vestigial there is
-none, but the kernel counts each session that it keeps no socket for, and that is each birth.
+What it has a list of is taken over from there (reconcile.py), and that is all that is known in modes observe and
+truncate before Linux 5.18. In mode vestigial the kernel counts the sessions that it keeps no socket for on any kernel.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,36 +13,39 @@ TRIES = 5
 
 
 class Missed:
-    """Mode vestigial's count. As long as the namespaces are the same: what the kernel refused, less what was seen.
+    """As long as the namespaces are the same: what the kernel has counted, less what was seen.
 
-    births: of the enrolled namespaces, all in all. total: so many were missed, at least.
+    seen: births of the enrolled namespaces, all in all. total: so many were missed, at least.
     """
 
-    def __init__(self, members: Iterable[Member], births: Callable[[], int]) -> None:
-        self._members, self._births = members, births
+    def __init__(self, members: Iterable[Member], seen: Callable[[], int]) -> None:
+        self._members, self._seen = members, seen
         self._cookies: set[int] | None = None
-        self._base = self._before = self.total = 0
+        self._base = self._before = self._last = self.total = 0
 
     def look(self) -> int:
-        """Bring the total up to date; returns it.
+        """Bring the total up to date; returns it. A miss counts from the second look on that finds it.
 
         :raises OSError: if the kernel's count cannot be read.
         """
         cookies = {member.cookie for member in self._members}
         if cookies != self._cookies:
             self._cookies, self._before, self._base = cookies, self.total, self._difference_at_rest()
-        # Refusals first: what is born meanwhile makes the difference smaller, and no miss of what is none.
-        self.total = max(self.total, self._before + self._refusals() - self._births() - self._base)
+            self._last = self.total
+        # The kernel's count first: what is born meanwhile makes the difference smaller, and no miss of what is none.
+        # It counts a session a moment before the probe sees it: that one is gone from the difference a look later.
+        last, self._last = self._last, self._before + self._counted() - self._seen() - self._base
+        self.total = max(self.total, min(last, self._last))
         return self.total
 
-    def _refusals(self) -> int:
-        return sum(member.refusals.count() for member in self._members)
+    def _counted(self) -> int:
+        return sum(member.births.count() for member in self._members)
 
     def _difference_at_rest(self) -> int:
         """Without a moment of rest it is too large rather than too small, by the births of one reading."""
         for _ in range(TRIES):
-            before = self._births()
-            difference = self._refusals() - before
-            if before == self._births():
+            before = self._seen()
+            difference = self._counted() - before
+            if before == self._seen():
                 break
         return difference

@@ -56,6 +56,16 @@ def test_in_mode_vestigial_the_kernel_s_count_tells(probe: str) -> None:
             wait_until(lambda: "11 births were not seen by the probe" in one.log, what="a line says so")
 
 
+def test_without_comparisons_the_kernel_s_count_tells(probe: str) -> None:
+    """Nothing is taken over then."""
+    with namespace(QUIET) as ns, daemon(ns, probe=probe, config="reconcile_interval = 0\n") as one:
+        run(ns, "--count", "7", *CLOSES)
+        with unwatched(one):
+            run(ns, "--count", "11", *CLOSES)
+        run(ns, "--count", "13", *CLOSES)
+        wait_until(lambda: numbers(one) == (20, 0, 11), what="11 are missed")
+
+
 def test_in_mode_observe_the_kernel_s_list_tells() -> None:
     """What was missed is taken over with its class, and counted once."""
     with namespace(QUIET) as ns, daemon(ns, config="reconcile_interval = 0.2\n") as one:
@@ -67,7 +77,7 @@ def test_in_mode_observe_the_kernel_s_list_tells() -> None:
         wait_until(
             lambda: one.metric("twctl_reconciliations_total") >= rounds + 3, what="three comparisons", timeout=20
         )
-        assert (20, 11, 11) == numbers(one)
+        wait_until(lambda: numbers(one) == (20, 11, 11), what="11 are missed and taken over")
         assert 31 == len(one.table())
 
 
