@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typer.models import ArgumentInfo
 
 from twctl import __version__
-from twctl.cli import app
-from twctl.config import KEYS
-from twctl.template import template
+from twctl.commands.cli import app
+from twctl.config.config import KEYS
+from twctl.config.template import template
 
 INTRODUCTION = """\
 twctl shows what TCP TIME_WAIT does on a Linux host, and on request ends it after a time that suits the peer's nearness,

@@ -1,4 +1,4 @@
-"""What it costs to know who causes it: a birth with and without attribution, at the real tracepoint.
+"""What it costs to know who causes it: an entry with and without attribution, at the real tracepoint.
 
 Both probes are attached at once and see the same closes. Who comes second finds the socket in the cache, so each is
 first as often as the other.
@@ -15,10 +15,10 @@ from tests.load.closes import run as close
 from tests.load.closes import serving
 from tests.load.netns import link
 from tests.load.programs import ring_bytes
-from twctl import btf, libbpf, netns
 from twctl.classes import Class
-from twctl.layout import FAMILIES, Layout, bpf_folder, source
-from twctl.loader import STATE_EVENT, compile_flags
+from twctl.linux import btf, libbpf, netns
+from twctl.table.layout import FAMILIES, Layout, bpf_folder, source
+from twctl.table.loader import STATE_EVENT, compile_flags
 
 CLOSES = 50_021
 ROUNDS = 4
@@ -36,8 +36,8 @@ class Probe:
         with contextlib.closing(btf.Btf()) as types:
             layout = Layout({family: dict.fromkeys(Class, 65536) for family in FAMILIES})
             self._bpf: Any = bcc.BPF(text=text.encode(), cflags=compile_flags(layout, btf.macros(types)))
-        for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
-            libbpf.map_update(self._map("rings"), i.to_bytes(4, "little"), ring_bytes(layout.ring(family, klass)))
+        for i, (class_, family) in enumerate((class_, family) for class_ in Class for family in FAMILIES):
+            libbpf.map_update(self._map("rings"), i.to_bytes(4, "little"), ring_bytes(layout.ring(family, class_)))
         libbpf.map_update(self._map("namespaces"), cookie.to_bytes(8, "little"), bytes(4))
 
     def _map(self, name: str) -> int:
@@ -89,7 +89,7 @@ def run() -> dict[str, Any]:
     mine, other = (sum(spent[name]) / ROUNDS for name in ("with", "without"))
     rounds = [a / b for a, b in zip(spent["with"], spent["without"], strict=True)]
     return {
-        "a birth with attribution, against one without": {
+        "an entry with attribution, against one without": {
             "ns": round(mine),
             "other_ns": round(other),
             "ratio": round(mine / other, 3),

@@ -72,7 +72,7 @@ def _loader() -> dict[str, Any]:
         request = {"pins": str(pins), "capacity": {"ipv4": sizes, "ipv6": sizes}, "probe": "tracepoint"}
         started = time.monotonic()
         subprocess.run(
-            [sys.executable, "-m", "twctl.loader"],
+            [sys.executable, "-m", "twctl.table.loader"],
             input=json.dumps(request),
             text=True,
             check=True,

@@ -12,10 +12,10 @@ from typing import Any
 from tests.load.daemon import daemon
 from tests.load.netns import Link, Namespace, link
 from tests.load.segments import ACK, Segment, build
-from twctl import btf, libbpf
 from twctl.classes import Class
-from twctl.layout import FAMILIES, Layout, bpf_folder, source
-from twctl.loader import compile_flags
+from twctl.linux import btf, libbpf
+from twctl.table.layout import FAMILIES, Layout, bpf_folder, source
+from twctl.table.loader import compile_flags
 
 ROUNDS, REPEAT = 31, 100_000
 TRANSFERS, TRANSFER_SECONDS = 7, 2.0

@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+from tests import ROOT
+
 ROUTES = 1_000_000
-ROOT = Path(__file__).parents[2]
 SYNTHETIC_MESSAGES = 100_000
 
 
@@ -23,7 +24,7 @@ def run(routes: int = ROUTES) -> dict[str, float]:
     """Results by name; seconds, kilobytes (kB, resident) and microseconds (us) as the name says. Needs root."""
     found: dict[str, float] = {
         "pyroute2_import_kb": _import_kb("import pyroute2"),
-        "routes_import_kb": _import_kb("import twctl.routes"),
+        "routes_import_kb": _import_kb("import twctl.routes.watcher"),
     }
     found |= {"notification_us": _per_message(covers=0), "notification_near_subnets_us": _per_message(covers=5)}
     namespace = f"twr-bench-{os.getpid()}"
@@ -75,7 +76,7 @@ def _fill(namespace: str, routes: int) -> None:
 
 def _load(namespace: str) -> dict[str, float]:
     """Start a watcher in this process; then make an on-link prefix appear, which means reading once more."""
-    from twctl.routes import RouteWatcher  # noqa: PLC0415 as above
+    from twctl.routes.watcher import RouteWatcher  # noqa: PLC0415 as above
 
     before = _resident_kb()
     started = time.perf_counter()
@@ -101,7 +102,8 @@ def _load(namespace: str) -> dict[str, float]:
 
 def _per_message(covers: int) -> float:
     """Microseconds to drop a notified gateway route, next to on-link prefixes of so many lengths."""
-    from twctl import netlink, rtnetlink  # noqa: PLC0415 the processes that measure memory import nothing before
+    from twctl.linux import netlink  # noqa: PLC0415 the processes that measure memory import nothing before
+    from twctl.routes import messages as rtnetlink  # noqa: PLC0415 the processes that measure memory import nothing before
 
     screen = rtnetlink.Screen((socket.AF_INET, 10 << 24, 24 - n) for n in range(covers))
     message = _gateway_route()
@@ -122,7 +124,8 @@ def _per_message(covers: int) -> float:
 
 def _gateway_route() -> bytes:
     """RTM_NEWROUTE of 203.0.113.0/24 via 10.0.0.2 as a BGP daemon adds it (protocol 186), in the kernel's order."""
-    from twctl import netlink, rtnetlink  # noqa: PLC0415
+    from twctl.linux import netlink  # noqa: PLC0415
+    from twctl.routes import messages as rtnetlink  # noqa: PLC0415
 
     values = ((15, struct.pack("=I", 254)), (1, b"\xcb\0\x71\0"), (6, struct.pack("=I", 20)), (5, b"\x0a\0\0\2"))
     attributes = b"".join(struct.pack("=HH", 8, type_) + value for type_, value in values)

@@ -20,7 +20,7 @@ from tests.load.daemon import daemon
 from tests.load.netns import Namespace, link, namespace
 
 SECONDS = 90  # the last two thirds are one whole life of a stock socket: its ports come back once
-BIRTHS, BIRTH_SECONDS = 10_000, 15
+ENTRIES, ENTRY_SECONDS = 10_000, 15
 CACHES = ("tw_sock_TCP", "tcp_bind_bucket", "tcp_bind2_bucket")
 TIME_WAIT = {"loopback": 2, "local": 10}
 # Class, tcp_tw_reuse, ports. The kernel's default of tcp_tw_reuse, 2, gives a port on lo out again after 1 s; on a link
@@ -39,17 +39,17 @@ REUSE, PORTS = "net.ipv4.tcp_tw_reuse", "net.ipv4.ip_local_port_range"
 def run(seconds: int = SECONDS) -> dict[str, Any]:
     """Every figure, and its ratio to stock's of the same run."""
     results = {}
-    for klass, reuse, ports in WAYS:
-        truncate = toward_one_server(klass, {REUSE: reuse, PORTS: ports}, seconds, mode="truncate")
-        stock = toward_one_server(klass, {REUSE: reuse, PORTS: ports}, seconds)
-        what = f"toward one server over {seconds} s, {klass}, {truncate['ports']} ports, tcp_tw_reuse {reuse}"
-        results[f"connections a second once the ports are used up, {what}"] = _rates(klass, truncate, stock)
+    for class_, reuse, ports in WAYS:
+        truncate = toward_one_server(class_, {REUSE: reuse, PORTS: ports}, seconds, mode="truncate")
+        stock = toward_one_server(class_, {REUSE: reuse, PORTS: ports}, seconds)
+        what = f"toward one server over {seconds} s, {class_}, {truncate['ports']} ports, tcp_tw_reuse {reuse}"
+        results[f"connections a second once the ports are used up, {what}"] = _rates(class_, truncate, stock)
         results[f"kernel memory at the end, {what}"] = _memory(truncate, stock)
     return results | _at_a_steady_rate()
 
 
-def _rates(klass: str, truncate: Mapping[str, float], stock: Mapping[str, float]) -> dict[str, Any]:
-    allowed = truncate["ports"] / TIME_WAIT[klass]
+def _rates(class_: str, truncate: Mapping[str, float], stock: Mapping[str, float]) -> dict[str, Any]:
+    allowed = truncate["ports"] / TIME_WAIT[class_]
     share = truncate["per_second"] / allowed
     goal = {"goal": 0.9, "met": share >= 0.9} if truncate["ports"] == FEW else {}
     return {
@@ -73,7 +73,7 @@ def _memory(truncate: Mapping[str, float], stock: Mapping[str, float]) -> dict[s
 
 
 def toward_one_server(
-    klass: str, sysctls: Mapping[str, object], seconds: int, mode: str = "", fixed: int = 0
+    class_: str, sysctls: Mapping[str, object], seconds: int, mode: str = "", fixed: int = 0
 ) -> dict[str, Any]:
     """One run of one client thread against one server thread; the rate is that of the last two thirds.
 
@@ -81,7 +81,7 @@ def toward_one_server(
     """
     sysctls = {"net.ipv4.tcp_rfc1337": 1, PORTS: "32768 60999", **sysctls}
     with ExitStack() as stack:
-        if klass == "local":
+        if class_ == "local":
             both = stack.enter_context(link(sysctls))
             client, options = both.client, ["--close", "client", "--address", both.server_ipv4]
             stack.enter_context(serving(both.server, *options))
@@ -120,7 +120,7 @@ def _at_a_steady_rate() -> dict[str, Any]:
 
     The daemon's CPU is taken over the run and the two seconds until the last is gone.
     """
-    load = ("--seconds", str(BIRTH_SECONDS), "--rate", str(BIRTHS), "--close", "client", *SOURCES)
+    load = ("--seconds", str(ENTRY_SECONDS), "--rate", str(ENTRIES), "--close", "client", *SOURCES)
     sysctls = {**ROOMY, "net.ipv4.tcp_tw_reuse": 0}  # every session ends by truncation or not at all
     with namespace(sysctls) as ns, daemon(ns, mode="truncate", config="[capacity.ipv4]\nloopback = 1048576\n") as one:
         before, started = cpu_seconds(one), time.monotonic()
@@ -133,8 +133,8 @@ def _at_a_steady_rate() -> dict[str, Any]:
     with namespace(sysctls) as ns:
         closes(ns, *load)
         stock = _held(ns)
-    what = f"at {BIRTHS:,} births a second for {BIRTH_SECONDS} s, loopback"
-    goals = report["made"] >= 0.95 * BIRTHS * BIRTH_SECONDS  # a machine that is too busy for this rate tells nothing
+    what = f"at {ENTRIES:,} entries a second for {ENTRY_SECONDS} s, loopback"
+    goals = report["made"] >= 0.95 * ENTRIES * ENTRY_SECONDS  # a machine that is too busy for this rate tells nothing
     return {
         f"kernel memory {what}": _memory(truncate, stock),
         f"destroyed within 250 ms of due {what}": {

@@ -21,8 +21,8 @@ from tests.load.closes import closes_binary, run, serving
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, link, namespace
 from tests.load.programs import Programs
-from twctl.blame import LINES, PLACES, TALLIES_BYTES, By, places_of
-from twctl.table import Table
+from twctl.table.maps import Table
+from twctl.table.tallies import LINES, PLACES, TALLIES_BYTES, By, places_of
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -75,8 +75,8 @@ def blamed(one: Daemon, by: By, limit: int = 100) -> list[dict[str, Any]]:
 
 
 def numbers(row: dict[str, Any]) -> tuple[int, int, int, int]:
-    """Live sessions, births, their error and failed connects."""
-    return row["sessions"], row["births"], row["error"], row["no_port"]
+    """Live sessions, entries, their error and failed connects."""
+    return row["sessions"], row["entered"], row["error"], row["no_port"]
 
 
 @pytest.fixture
@@ -95,13 +95,13 @@ def test_owners_and_destinations_are_exact(both: Link, cgroups: list[Path], prob
                 close_as(both, cgroup, uid, count, port)
         owners = {row["cgroup"]: row for row in blamed(one, By.OWNER)}
         expected = {f"/{each.name}": (count, uid) for each, (count, uid) in zip(cgroups, SERVICES, strict=True)}
-        assert expected == {name: (row["births"], row["uid"]) for name, row in owners.items()}
-        assert [(row["births"], row["births"], 0, 0) for row in owners.values()] == [*map(numbers, owners.values())]
+        assert expected == {name: (row["entered"], row["uid"]) for name, row in owners.items()}
+        assert [(row["entered"], row["entered"], 0, 0) for row in owners.values()] == [*map(numbers, owners.values())]
         remotes = blamed(one, By.REMOTE)
-        assert [(20003, 1009), (20002, 101), (20001, 23)] == [(row["remote_port"], row["births"]) for row in remotes]
+        assert [(20003, 1009), (20002, 101), (20001, 23)] == [(row["remote_port"], row["entered"]) for row in remotes]
         assert {both.server_ipv4} == {row["remote"] for row in remotes}
         assert {both.client.name} == {row["netns"] for row in remotes}
-        assert all(numbers(row) == (row["births"], row["births"], 0, 0) for row in remotes)
+        assert all(numbers(row) == (row["entered"], row["entered"], 0, 0) for row in remotes)
 
 
 @pytest.mark.parametrize("family", ["ipv6", "mapped"])
@@ -113,7 +113,7 @@ def test_a_server_that_closes_first_is_blamed_by_its_port(family: str, probe: st
             run(ns, "--connect", "--count", "101", *ways)
         assert [(20005, (101, 101, 0, 0))] == [(row["local_port"], numbers(row)) for row in blamed(one, By.LOCAL_PORT)]
         remotes = blamed(one, By.REMOTE, 1000)
-        assert 101 == len(remotes) == sum(row["births"] for row in remotes)
+        assert 101 == len(remotes) == sum(row["entered"] for row in remotes)
         assert {"127.0.0.1" if family == "mapped" else "::1"} == {row["remote"] for row in remotes}
 
 
@@ -175,7 +175,7 @@ def test_owners_go_with_their_vestiges_when_the_timer_starts_anew(both: Link) ->
         servers = [listener.accept()[0] for _ in clients]
         for each in clients:
             each.close()
-        wait_until(lambda: one.metric("twctl_time_wait_entered_total") == 101, what="101 births")
+        wait_until(lambda: one.metric("twctl_time_wait_entered_total") == 101, what="101 entries")
         assert 0 == one.metric("twctl_time_wait_restarted_total")
         for each in servers:
             each.close()
@@ -189,7 +189,7 @@ def test_the_worst_have_series_if_asked_for(both: Link, cgroups: list[Path]) -> 
         for (count, uid), cgroup, port in zip(SERVICES, cgroups, (20001, 20002, 20003), strict=True):
             with serving(both.server, *at(both, port)):
                 close_as(both, cgroup, uid, count, port)
-        wait_until(lambda: one.metric("twctl_time_wait_entered_total") == 1133, what="1133 births")
+        wait_until(lambda: one.metric("twctl_time_wait_entered_total") == 1133, what="1133 entries")
         found = {name: count for name, count in one.metrics().items() if re.match(r"twctl_(owner|remote)_", name)}
         where = f'netns="{both.client.name}",remote="{both.server_ipv4}"'
         names = [f"/{each.name}" for each in cgroups]
@@ -246,7 +246,7 @@ int zipf(struct __sk_buff *skb)
 
 @pytest.fixture(scope="module")
 def zipf() -> tuple[Counter[int], mmap.mmap]:
-    """A million births toward a million destinations, the k-th with 1/k of the first one's share; and the tallies."""
+    """A million entries toward a million destinations, the k-th with 1/k of the first one's share; and the tallies."""
     rng = random.Random(2011)  # noqa: S311 - the same workload each time
     weights = list(itertools.accumulate(1 / k for k in range(1, 1_000_001)))
     drawn = rng.choices(range(1_000_000), cum_weights=weights, k=WORKLOAD)
@@ -259,20 +259,20 @@ def zipf() -> tuple[Counter[int], mmap.mmap]:
 
 
 def counted(memory: mmap.mmap, by: By, begin: int, end: int) -> dict[int, tuple[int, int]]:
-    """Births and error of each party, by the number that these bytes of its key are."""
+    """Entries and error of each party, by the number that these bytes of its key are."""
     rows = places_of(memory, by)
-    return {int.from_bytes(key[begin:end], "little"): (births, error) for _, key, births, error, _ in rows}
+    return {int.from_bytes(key[begin:end], "little"): (entries, error) for _, key, entries, error, _ in rows}
 
 
 @pytest.mark.parametrize("by", [By.REMOTE, By.LOCAL_PORT])
 def test_beyond_capacity_the_error_is_as_stated(zipf: tuple[Counter[int], mmap.mmap], by: By) -> None:
-    """No birth is missing; a count is never too low, and too high by its error at most; the great are there."""
+    """No entry is missing; a count is never too low, and too high by its error at most; the great are there."""
     drawn, memory = zipf
     true = drawn if by is By.REMOTE else Counter(n % 65536 for n in drawn.elements())
     found = counted(memory, by, 0, 4 if by is By.REMOTE else 2)
-    assert WORKLOAD == sum(births for births, _ in found.values())
+    assert WORKLOAD == sum(entries for entries, _ in found.values())
     assert LINES * PLACES == len(found)
-    assert [] == [n for n, (births, error) in found.items() if not births - error <= true[n] <= births]
+    assert [] == [n for n, (entries, error) in found.items() if not entries - error <= true[n] <= entries]
     lines = WORKLOAD / LINES
     assert max(error for _, error in found.values()) < 2 * lines / PLACES
     great = [n for n, count in true.items() if count > 2 * lines / PLACES]
@@ -285,37 +285,37 @@ def test_an_owner_keeps_its_place_while_its_vestiges_may_live(zipf: tuple[Counte
     drawn, memory = zipf
     found = counted(memory, By.OWNER, 0, 8)
     assert 0.98 * LINES * PLACES < len(found) <= LINES * PLACES
-    assert sum(drawn[n] == births for n, (births, _) in found.items()) > 0.5 * len(found)
-    assert all(births <= drawn[n] for n, (births, _) in found.items())
+    assert sum(drawn[n] == entries for n, (entries, _) in found.items()) > 0.5 * len(found)
+    assert all(entries <= drawn[n] for n, (entries, _) in found.items())
 
 
-# Two programs in one: what a birth does, and in the middle of it what the FIN's arrival does on another CPU.
+# Two programs in one: what an entry does, and in the middle of it what the FIN's arrival does on another CPU.
 MOVED = r"""
 #define MINUTE 60000000000ULL
 int moved(struct __sk_buff *skb)
 {
-    struct work *birth = work_of(WORKER_BIRTH), *fin = work_of(WORKER_RECONCILE);
+    struct work *entry = work_of(WORKER_BIRTH), *fin = work_of(WORKER_RECONCILE);
 
-    if (!birth || !fin)
+    if (!entry || !fin)
         return 1001;
-    birth->family = fin->family = FAMILY_IPV4;
-    birth->session.tuple.remote_port = 443;
-    birth->owner = OWNER_UNKNOWN;
-    if (!vestige_insert(birth, CLASS_REMOTE, MINUTE))
+    entry->family = fin->family = FAMILY_IPV4;
+    entry->session.tuple.remote_port = 443;
+    entry->owner = OWNER_UNKNOWN;
+    if (!vestige_insert(entry, CLASS_REMOTE, MINUTE))
         return 1002;
-    fin->session.tuple = birth->session.tuple;
+    fin->session.tuple = entry->session.tuple;
     if (!vestige_find(fin))
         return 1003;
     vestige_restart(fin, MINUTE);
-    birth->owner = 23;
-    vestige_assign(birth);
-    return fin->slot == birth->slot ? 1004 : owner_at(fin, fin->slot);
+    entry->owner = 23;
+    vestige_assign(entry);
+    return fin->slot == entry->slot ? 1004 : owner_at(fin, fin->slot);
 }
 """
 
 
 def test_a_vestige_that_moves_before_it_is_attributed_has_its_owner() -> None:
-    """The FIN of a FIN_WAIT2 vestige may come before its birth is over."""
+    """The FIN of a FIN_WAIT2 vestige may come before its entry is over."""
     assert 23 == Programs(MOVED, 256).result("moved")
 
 
@@ -327,9 +327,9 @@ def test_the_worst_of_all_is_found_while_all_cpus_count(both: Link) -> None:
     ):
         options = ("--address", both.server_ipv4, "--port", "20000-20006", "--threads", "8")
         run(both.client, "--connect", "--count", "10007", *options)
-        seen, missed = "twctl_time_wait_entered_total", "twctl_time_wait_missed_total"
-        wait_until(lambda: one.metric(seen) + one.metric(missed) == 10007, what="10,007 births", timeout=20)
-        rows, births = blamed(one, By.REMOTE), one.metric(seen)
-        assert births > 9000
-        assert (7, births, 0) == (len(rows), sum(row["births"] for row in rows), sum(row["error"] for row in rows))
-        assert [births] == [row["births"] for row in blamed(one, By.OWNER) if row["owner"] != "unknown"]
+        seen, missed = "twctl_time_wait_entered_total", "twctl_time_wait_unseen_total"
+        wait_until(lambda: one.metric(seen) + one.metric(missed) == 10007, what="10,007 entries", timeout=20)
+        rows, entries = blamed(one, By.REMOTE), one.metric(seen)
+        assert entries > 9000
+        assert (7, entries, 0) == (len(rows), sum(row["entered"] for row in rows), sum(row["error"] for row in rows))
+        assert [entries] == [row["entered"] for row in blamed(one, By.OWNER) if row["owner"] != "unknown"]

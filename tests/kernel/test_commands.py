@@ -19,11 +19,13 @@ from tests.load import paths
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, link
 from tests.load.paths import CLIENT, IPV4, IPV6
-from twctl import blame, btf, reconcile, truncate
 from twctl.classes import Class
-from twctl.layout import FAMILIES, Layout, bpf_folder, source
-from twctl.loader import compile_flags
-from twctl.table import (
+from twctl.linux import btf
+from twctl.modes import reconcile, truncate
+from twctl.table import tallies as blame
+from twctl.table.layout import FAMILIES, Layout, bpf_folder, source
+from twctl.table.loader import compile_flags
+from twctl.table.maps import (
     ACTIONS,
     CLOSES,
     COUNTERS,
@@ -165,11 +167,11 @@ def test_metrics_follow_prometheus_s_rules(place: tuple[Link, Daemon]) -> None:
 def test_every_label_value_is_there_from_the_first_scrape(place: tuple[Link, Daemon]) -> None:
     """Classes, families, reasons and modes, also those that are 0."""
     metrics = place[1].metrics()
-    for klass in Class:
+    for class_ in Class:
         for family in FAMILIES:
-            assert f'twctl_time_wait_sessions{{class="{klass.label}",family="{family}"}}' in metrics
+            assert f'twctl_time_wait_sessions{{class="{class_.label}",family="{family}"}}' in metrics
         for reason in Reason:
-            assert f'twctl_time_wait_ended_total{{class="{klass.label}",reason="{reason.name.lower()}"}}' in metrics
+            assert f'twctl_time_wait_ended_total{{class="{class_.label}",reason="{reason.name.lower()}"}}' in metrics
     assert {1.0, 0.0} == {metrics[f'twctl_mode{{mode="{mode}"}}'] for mode in ("observe", "truncate", "vestigial")}
 
 

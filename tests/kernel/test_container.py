@@ -14,7 +14,7 @@ from tests.load.daemon import twctl
 from tests.load.host import Host, host
 from tests.load.kustomize import build
 from tests.load.netns import Namespace
-from twctl.table import Table
+from twctl.table.maps import Table
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),

@@ -10,7 +10,7 @@ import pytest
 from tests.load.monitoring import ALERTS, DASHBOARD, RULES, panel_expressions, rule_expressions, rules, selectors_in
 from tests.load.prometheus import Prometheus, watched
 from twctl.classes import Class
-from twctl.table import MODES
+from twctl.table.maps import MODES
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -72,7 +72,7 @@ def test_every_alert_asks_for_series_that_are_there(prometheus: Prometheus) -> N
 def test_every_panel_has_data(prometheus: Prometheus) -> None:
     """Of the hosts together and of each class alone, and something other than 0 where all is well."""
     until_none(lambda: _silent(prometheus, VARIABLES))
-    alone = [VARIABLES | {"class": klass.label} for klass in Class]
+    alone = [VARIABLES | {"class": class_.label} for class_ in Class]
     until_none(lambda: [title for variables in alone for title in _empty(prometheus, variables)])
 
 
@@ -83,7 +83,7 @@ def test_the_variables_offer_every_host_and_class(prometheus: Prometheus) -> Non
         if variable["type"] == "query":
             metric, label = variable["query"]["query"].removeprefix("label_values(").removesuffix(")").split(", ")
             found[variable["name"]] = set(prometheus.get(f"label/{label}/values", **{"match[]": metric})["data"])
-    assert {"instance": set(MODES), "class": {klass.label for klass in Class}} == found
+    assert {"instance": set(MODES), "class": {class_.label for class_ in Class}} == found
 
 
 def test_no_alert_fires_on_hosts_without_trouble(prometheus: Prometheus) -> None:

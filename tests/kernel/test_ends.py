@@ -20,9 +20,9 @@ from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED
 from tests.load.peer import tun_peer
 from tests.load.scripts import scripted
 from tests.load.segments import ACK, FIN, RST
-from twctl.reconcile import Reconciler
-from twctl.sockdiag import SockDiag
-from twctl.table import Table
+from twctl.linux.sockdiag import SockDiag
+from twctl.modes.reconcile import Reconciler
+from twctl.table.maps import Table
 
 N = 23
 FAMILIES = (IPV4, IPV6, MAPPED)
@@ -192,7 +192,7 @@ def assert_alive(client: socket.socket, server: socket.socket) -> None:
 
 
 def test_connect_takes_the_tuple(probe: str) -> None:
-    """connect() from the port of a session ends it: at once where the kernel tells, else at the next birth."""
+    """connect() from the port of a session ends it: at once where the kernel tells, else at the next entry."""
     with namespace(QUIET) as ns, daemon(ns, probe=probe, config=ALONE) as one, pairs(ns, 22000) as connect:
         for client, server in connect():
             close(client, server)

@@ -19,7 +19,7 @@ from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, Namespace, link, namespace
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SERVER
 from tests.load.segments import RST, capture
-from twctl.table import Table
+from twctl.table.maps import Table
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),

@@ -17,9 +17,9 @@ from tests.load import counters, wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import link
 from tests.load.paths import IPV4, IPV6, MAPPED, Route, over_link
-from twctl.headroom import Use, Watch
-from twctl.kernel import PortRange
-from twctl.sockdiag import SockDiag
+from twctl.linux.procfs import PortRange
+from twctl.linux.sockdiag import SockDiag
+from twctl.modes.headroom import Use, Watch
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),

@@ -19,7 +19,7 @@ from tests.load.netns import Link, Namespace, add_addresses, link, namespace
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, Route, Session
 from tests.load.peer import tun_peer
 from tests.load.scripts import SCRIPTS, scripted
-from twctl.table import Vestige
+from twctl.table.maps import Vestige
 
 N = 23
 FAMILIES = (IPV4, IPV6, MAPPED)
@@ -41,12 +41,12 @@ class Host:
             daemon(self.client, probe=probe, config="reconcile_interval = 0\n[capacity.ipv4]\nloopback = 262144\n")
         )
 
-    def route(self, klass: str, family: str) -> Route:
+    def route(self, class_: str, family: str) -> Route:
         """The way to a peer of this class."""
-        if klass == "loopback":
+        if class_ == "loopback":
             return paths.over_lo(self.client, family)
         near = paths.over_link(self.link, family)
-        if klass == "local":
+        if class_ == "local":
             return near
         far = FAR_IPV6 if family == IPV6 else FAR_IPV4
         return Route(near.client, near.server, near.client_address, far, family, near.device)
@@ -67,7 +67,7 @@ def host(probe: str) -> Iterator[Host]:
 
 
 def entered(one: Daemon) -> dict[str, float]:
-    """The series that count births, where they are not 0."""
+    """The series that count entries, where they are not 0."""
     name = "twctl_time_wait_entered_total"
     return {row: number for row, number in one.metrics().items() if row.startswith(name) and number}
 
@@ -79,23 +79,23 @@ def difference(before: dict[str, float], after: dict[str, float]) -> dict[str, f
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("klass", ["loopback", "local", "remote"])
+@pytest.mark.parametrize("class_", ["loopback", "local", "remote"])
 @pytest.mark.parametrize("path", [paths.fin_wait2, paths.orphan_late_fin, paths.fin_with_ack, paths.simultaneous])
 def test_each_way_into_time_wait_makes_one_vestige_a_session(
-    host: Host, path: Callable[..., list[Session]], klass: str, family: str
+    host: Host, path: Callable[..., list[Session]], class_: str, family: str
 ) -> None:
     """23 closes by the client give 23 vestiges of the right class and family, counted there and nowhere else."""
     before = entered(host.daemon)
-    sessions = path(host.route(klass, family), N, CLIENT)
+    sessions = path(host.route(class_, family), N, CLIENT)
     ends = [session.client for session in sessions]
-    if path is paths.simultaneous and klass == "loopback":
+    if path is paths.simultaneous and class_ == "loopback":
         ends += [session.server for session in sessions]
     wire = "ipv6" if family == IPV6 else "ipv4"
-    row = f'twctl_time_wait_entered_total{{class="{klass}",family="{wire}"}}'
+    row = f'twctl_time_wait_entered_total{{class="{class_}",family="{wire}"}}'
     assert {row: float(len(ends))} == difference(before, entered(host.daemon))
     found = [host.vestige(end) for end in ends]
-    assert [(klass, wire, host.client.name)] * len(ends) == [
-        (one.klass.label, one.family, one.netns) if one else None for one in found
+    assert [(class_, wire, host.client.name)] * len(ends) == [
+        (one.class_.label, one.family, one.netns) if one else None for one in found
     ]
 
 
@@ -110,7 +110,7 @@ def test_a_vestige_holds_what_was_seen_on_the_wire(host: Host, name: str, family
         vestige, seen = host.vestige(session.client), session.seen
         assert vestige
         assert seen
-        # Without fentry nothing tells that a mini-socket's FIN has come: the record is that of its birth.
+        # Without fentry nothing tells that a mini-socket's FIN has come: the record is that of its entry.
         rcv_nxt = seen.rcv_nxt - late_fin & 0xFFFFFFFF
         assert (seen.snd_nxt, rcv_nxt, seen.window, seen.scale) == (
             vestige.snd_nxt,
@@ -144,11 +144,11 @@ ENDINGS: dict[str, tuple[str, Callable[..., list[Session]]]] = {
 def test_other_endings_make_no_vestige_and_are_counted_as_what_they_are(host: Host, name: str) -> None:
     """23 aborts, resets, timeouts and passive closes of the client leave nothing in the table."""
     how, path = ENDINGS[name]
-    before, births = host.daemon.metric("twctl_closed_without_time_wait_total", how=how), entered(host.daemon)
+    before, entries = host.daemon.metric("twctl_closed_without_time_wait_total", how=how), entered(host.daemon)
     # the server is in a namespace that is not enrolled: only the client's end can count
     sessions = path(host.route("local", IPV4), N, CLIENT)
     wait_until(lambda: host.daemon.metric("twctl_closed_without_time_wait_total", how=how) == before + N, what=how)
-    assert difference(births, entered(host.daemon)) == {}
+    assert difference(entries, entered(host.daemon)) == {}
     assert [None] * N == [host.vestige(session.client) for session in sessions]
 
 
@@ -156,14 +156,14 @@ def test_a_storm_is_counted_exactly(host: Host) -> None:
     """Of 100,003 closes from both CPUs, some on reused tuples, none counts twice, and what was missed is known."""
     options = ("--inline", "--threads", "2", "--cpus", "0,1", "--port", "20000-20003", "--source", "127.0.1.1+16")
     before = counters.tcpext(host.client)
-    births, missed = (host.daemon.metric(f"twctl_time_wait_{which}_total") for which in ("entered", "missed"))
+    entries, missed = (host.daemon.metric(f"twctl_time_wait_{which}_total") for which in ("entered", "missed"))
     report = run(host.client, "--count", "100003", "--close", "client", *options)
     assert (100003, 0) == (report["closed"], report["failed"])
     after = counters.tcpext(host.client)
     kernel = sum(after[name] - before[name] for name in ("TW", "TWKilled", "TCPTimeWaitOverflow"))
-    lost = kernel - (host.daemon.metric("twctl_time_wait_entered_total") - births)
+    lost = kernel - (host.daemon.metric("twctl_time_wait_entered_total") - entries)
     assert 0 <= lost <= 1009
-    wait_until(lambda: host.daemon.metric("twctl_time_wait_missed_total") - missed == lost, what=f"{lost} are missed")
+    wait_until(lambda: host.daemon.metric("twctl_time_wait_unseen_total") - missed == lost, what=f"{lost} are missed")
     metrics = host.daemon.metrics()
     dropped = {row: n for row, n in metrics.items() if re.match('twctl_table_dropped.*"(?!collision|nested)', row)}
     assert dict.fromkeys(dropped, 0) == dropped
@@ -290,7 +290,7 @@ def test_sessions_from_before_are_taken_over_with_their_time(probe: str) -> None
 
 
 def test_a_killed_daemon_loses_nothing(probe: str) -> None:
-    """After kill -9 births go on being recorded, and the next start takes over; a new capacity replaces the table."""
+    """After kill -9 entries go on being recorded, and the next start takes over; a new capacity replaces the table."""
     with namespace(QUIET) as ns, daemon(ns, probe=probe) as one:
         run(ns, "--count", "23", "--close", "client", "--inline", "--threads", "1")
         one.kill()
@@ -325,7 +325,7 @@ def test_a_route_moves_the_next_session(host: Host) -> None:
         session = paths.fin_wait2(host.route("local", IPV4), 1, CLIENT)[0]
         vestige = host.vestige(session.client)
         assert vestige
-        return vestige.klass.label
+        return vestige.class_.label
 
     assert class_of_next() == "local"
     detour = (f"{host.link.server_ipv4}/32", "via", host.link.server_ipv4, "onlink", "dev", host.link.device)
@@ -377,4 +377,4 @@ def notifications_lost(ns: Namespace) -> bool:
 def class_of_next(both: Link, one: Daemon) -> str:
     """The class of a session over the link that closes now."""
     end = paths.fin_wait2(paths.over_link(both), 1, CLIENT)[0].client
-    return next(vestige.klass.label for vestige in one.table() if vestige.local_port == end.local_port)
+    return next(vestige.class_.label for vestige in one.table() if vestige.local_port == end.local_port)

@@ -13,7 +13,7 @@ import pytest
 
 from twctl.classes import Class, Explanation, Network
 from twctl.errors import TwctlError
-from twctl.routes import RouteWatcher
+from twctl.routes.watcher import RouteWatcher
 
 LOOPBACK, LOCAL, REMOTE = Class.LOOPBACK, Class.LOCAL, Class.REMOTE
 SECONDS = 1.0  # a change must reach the trie within this time

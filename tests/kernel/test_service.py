@@ -15,8 +15,8 @@ import pytest
 from tests.load import wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, namespace
-from twctl import loader
-from twctl.capabilities import Capability
+from twctl.linux.capabilities import Capability
+from twctl.table import loader
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),

@@ -64,23 +64,23 @@ def test_sessions_from_before_are_adopted_as_what_they_are(probe: str, both: Lin
     """TIME_WAIT and FIN_WAIT2, of every class and family; without sequence numbers, which nobody saw."""
     wanted = set()
     with ExitStack() as stack:
-        for klass, route in routes(both):
+        for class_, route in routes(both):
             for substate, sessions in (
                 ("TIME_WAIT", paths.fin_wait2(route, N, CLIENT)),
                 ("FIN_WAIT2", stack.enter_context(paths.orphan_fin_wait2(route, N, CLIENT, fin_timeout=40))),
             ):
-                wanted |= {(klass, substate, *session.client.tuple) for session in sessions}
+                wanted |= {(class_, substate, *session.client.tuple) for session in sessions}
         one = stack.enter_context(daemon(both.client, probe=probe))
         table = one.table()
         assert wanted == {
-            (each.klass.label, each.substate, str(each.local), each.local_port, str(each.remote), each.remote_port)
+            (each.class_.label, each.substate, str(each.local), each.local_port, str(each.remote), each.remote_port)
             for each in table
         }
         assert {(both.client.name, False)} == {(each.netns, each.known) for each in table}
         assert f"took over: {len(wanted)} sessions the table did not have, 0 the kernel no longer has" in one.log
-        for klass in ("loopback", "local", "remote"):
+        for class_ in ("loopback", "local", "remote"):
             assert [4 * N, 2 * N] == [
-                one.metric("twctl_time_wait_adopted_total", **{"class": klass, "family": family})
+                one.metric("twctl_time_wait_adopted_total", **{"class": class_, "family": family})
                 for family in ("ipv4", "ipv6")
             ]
         assert 0 == one.metric("twctl_time_wait_entered_total")
@@ -132,7 +132,7 @@ def test_sessions_born_without_a_daemon_are_as_exact_as_others(probe: str) -> No
         paths.fin_wait2(paths.over_link(both), 29, CLIENT)
         one.start()
         table = one.table()
-        assert (N, 29) == tuple(sum(each.klass.label == label for each in table) for label in ("loopback", "local"))
+        assert (N, 29) == tuple(sum(each.class_.label == label for each in table) for label in ("loopback", "local"))
         assert all(each.known and each.ts_recent for each in table)
         assert before.items() <= {each.local_port: (each.snd_nxt, each.rcv_nxt) for each in table}.items()
         assert (52, 0) == (one.metric("twctl_time_wait_entered_total"), one.metric("twctl_time_wait_adopted_total"))

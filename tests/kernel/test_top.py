@@ -21,8 +21,8 @@ from tests.load import paths, wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import link, namespace
 from tests.load.paths import CLIENT, IPV6, SERVER
-from twctl.layout import FAMILIES
-from twctl.table import Table, Vestige, decode
+from twctl.table.layout import FAMILIES
+from twctl.table.maps import Table, Vestige, decode
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -180,7 +180,7 @@ def test_batches_are_the_vestiges(place: Place) -> None:
         steps = list(table.batches(family))
         assert table.steps(family) == len(steps)
         found = [
-            decode(family, record, klass=batch.klass, expires_in=0, age=0, names={})
+            decode(family, record, class_=batch.class_, expires_in=0, age=0, names={})
             for batches in steps
             for batch in batches
             for record in batch.records
@@ -191,7 +191,7 @@ def test_batches_are_the_vestiges(place: Place) -> None:
 def identity(vestige: Vestige) -> tuple[str, str, int, str, int]:
     """Class and tuple."""
     ends = str(vestige.local), vestige.local_port, str(vestige.remote), vestige.remote_port
-    return (vestige.klass.label, *ends)
+    return (vestige.class_.label, *ends)
 
 
 def test_it_fits_whatever_size_the_terminal_has_and_gets(place: Place) -> None:

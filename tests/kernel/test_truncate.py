@@ -22,9 +22,9 @@ from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, link, namespace
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED
 from twctl.classes import Class
-from twctl.cli import app
-from twctl.daemon import main
-from twctl.sockdiag import SockDiag
+from twctl.commands.cli import app
+from twctl.daemon.main import main
+from twctl.linux.sockdiag import SockDiag
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -332,7 +332,7 @@ def connection(stack: ExitStack, ns: Namespace) -> tuple[socket.socket, socket.s
 def drained(one: Daemon) -> dict[str, float]:
     """Sessions that ended as drained, by class."""
     name = "twctl_time_wait_ended_total"
-    return {klass.label: one.metric(name, reason="drained", **{"class": klass.label}) for klass in Class}
+    return {class_.label: one.metric(name, reason="drained", **{"class": class_.label}) for class_ in Class}
 
 
 def test_the_daemon_says_what_tells_it_of_pressure(ns: Namespace) -> None:
@@ -367,10 +367,10 @@ def test_a_route_moves_new_sessions_and_leaves_those_that_are_there() -> None:
         wait_until(lambda: far_prefixes(one) == 0, what="the route is gone")
         started = time.monotonic()
         paths.fin_wait2(paths.over_link(both), 31, CLIENT)
-        assert {"local": 31, "remote": 29} == Counter(vestige.klass.label for vestige in one.table())
+        assert {"local": 31, "remote": 29} == Counter(vestige.class_.label for vestige in one.table())
         wait_until(lambda: counters.time_wait_count(both.client) == 29, what="what is local again goes", timeout=10)
         assert time.monotonic() - started >= 3 - 0.02
-        assert {"remote": 29} == Counter(vestige.klass.label for vestige in one.table())
+        assert {"remote": 29} == Counter(vestige.class_.label for vestige in one.table())
 
 
 def far_prefixes(one: Daemon) -> float:

@@ -13,8 +13,8 @@ from tests.load.peer import tun_peer
 from tests.load.programs import Programs
 from tests.load.scripts import scripted
 from tests.load.segments import ACK, FIN, RST
-from twctl import libbpf
-from twctl.table import Table
+from twctl.linux import libbpf
+from twctl.table.maps import Table
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),

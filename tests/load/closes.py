@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests import ROOT
 from tests.load.netns import Namespace
 
 SOURCE = Path(__file__).with_name("closes.c")
-BUILD = Path(__file__).parents[2] / "build" / "tests"
+BUILD = ROOT / "build" / "tests"
 FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
 
 

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import ROOT
 from tests.load import wait_until
 from tests.load.daemon import START_SECONDS
 from tests.load.host import Host
-from tests.load.kustomize import ROOT, build
+from tests.load.kustomize import build
 from tests.load.monitoring import program
 
 # A root file system that has /opt/twctl, as the image does (tests/vm/image makes one); else this machine's, which

@@ -41,7 +41,7 @@ class Socket:
 def tcpext(ns: Namespace) -> dict[str, int]:
     """TcpExt of /proc/net/netstat: TCPTimeWaitOverflow, TWRecycled, TW, TWKilled...
 
-    Despite their names TW and TWKilled tell two kinds of birth (seen on 6.18): a mini-socket made for more than 4 s
+    Despite their names TW and TWKilled tell two kinds of entry (seen on 6.18): a mini-socket made for more than 4 s
     counts as TW, one made for less as TWKilled, both when its timer is first set.
     """
     return _table(ns.read("netstat"), "TcpExt:")

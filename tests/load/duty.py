@@ -21,7 +21,7 @@ from tests.load.paths import IPV4, MAPPED
 from tests.load.peer import Connection, TunPeer, tun_peer
 from tests.load.scripts import SCRIPTS, Script
 from tests.load.segments import ACK, RST, Seen, Segment, after, build
-from twctl.sockdiag import HEADER, SOCKID, TIMER_TIME_WAIT, SockDiag, exact_request
+from twctl.linux.sockdiag import HEADER, SOCKID, TIMER_TIME_WAIT, SockDiag, exact_request
 
 STOCK, VESTIGIAL = "stock", "vestigial"
 # Why no vestigial duty can be tested; None: it can.

@@ -327,7 +327,7 @@ def orphan_fin_wait2(
 ) -> Iterator[list[Session]]:
     """close(), acknowledged, and no FIN from the peer while the block lasts: FIN_WAIT2 mini-sockets.
 
-    Their birth has three callers in the kernel:
+    Their entry has three callers in the kernel:
       plainly               the ACK of the FIN finds an orphan in FIN_WAIT1
       shutdown_first        close() finds the socket in FIN_WAIT2 already
       fin_timeout > 60      the full socket lives `fin_timeout` - 60 s, then its keepalive timer makes the mini-socket,

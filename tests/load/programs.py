@@ -4,11 +4,11 @@ import ctypes
 import os
 from typing import Any
 
-from twctl import btf, libbpf
 from twctl.classes import Class
-from twctl.layout import BLOCKS, FAMILIES, Layout, Ring, bpf_folder, source
-from twctl.loader import compile_flags
-from twctl.table import RING
+from twctl.linux import btf, libbpf
+from twctl.table.layout import BLOCKS, FAMILIES, Layout, Ring, bpf_folder, source
+from twctl.table.loader import compile_flags
+from twctl.table.maps import RING
 
 REPEAT = 300_000
 
@@ -37,8 +37,8 @@ class Programs:
         self._bpf: Any = bcc.BPF(text=(probe + text).encode(), cflags=flags)
         self._kind = bcc.BPF.SCHED_CLS
         self._fds: dict[str, int] = {}
-        for i, (klass, family) in enumerate((klass, family) for klass in Class for family in FAMILIES):
-            ring = self.layout.ring(family, klass)
+        for i, (class_, family) in enumerate((class_, family) for class_ in Class for family in FAMILIES):
+            ring = self.layout.ring(family, class_)
             libbpf.map_update(self.map("rings"), i.to_bytes(4, "little"), ring_bytes(ring))
 
     def map(self, name: str) -> int:
@@ -68,5 +68,5 @@ class Programs:
 
 
 def ring_bytes(ring: Ring) -> bytes:
-    """Struct ring, before its first birth."""
+    """Struct ring, before its first entry."""
     return RING.pack(0, ring.base, ring.capacity, ring.block_shift, *[0] * BLOCKS)

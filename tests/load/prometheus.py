@@ -16,12 +16,13 @@ from typing import Any
 
 import yaml
 
+from tests import ROOT
 from tests.load import wait_until
 from tests.load.closes import closes_binary, serving
 from tests.load.daemon import daemon
-from tests.load.monitoring import ALERTS, ROOT, RULES, program
+from tests.load.monitoring import ALERTS, RULES, program
 from tests.load.netns import Link, link
-from twctl.table import MODES
+from twctl.table.maps import MODES
 
 RATE = 200  # connections a second of each generator: next to nothing, and enough for every rate
 FAR = "10.99.0.2"  # of the server, behind its own address: a remote peer

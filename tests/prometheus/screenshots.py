@@ -7,7 +7,7 @@ import time
 import urllib.parse
 from pathlib import Path
 
-from tests.load.monitoring import ROOT
+from tests import ROOT
 from tests.load.prometheus import watched
 
 SECONDS = 100  # the kernel's own sockets live 60

@@ -1,0 +1,248 @@
+"""The collector over a table of plain numbers: every series, in order, and what changes while it reads."""
+
+import re
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.registry import CollectorRegistry
+
+from tests import ROOT
+from tests.commands.test_status import zeros
+from tests.table.test_tallies import FakeTable as Tallies
+from tests.table.test_tallies import local_port, owner, remote
+from twctl import __version__
+from twctl.classes import Class
+from twctl.daemon.metrics import DaemonState, Sums, TwctlCollector
+from twctl.table.layout import FAMILIES, LANES, Layout
+from twctl.table.maps import ACTIONS, Counters, Reason, Table
+from twctl.table.tallies import TALLIES_BYTES, By
+
+LOCAL, IPV4, LANE = Class.LOCAL, 0, 5
+
+
+class FakeTable:
+    """A table whose counters and cells stand in lists."""
+
+    def __init__(self) -> None:
+        self.layout = Layout({family: dict.fromkeys(Class, 256) for family in FAMILIES})
+        self.values = zeros()
+        self.alive = {(class_, family, lane): 0 for class_ in Class for family in FAMILIES for lane in range(LANES)}
+        self.meanwhile: Callable[[], None] = lambda: None  # what happens between one look and the next
+
+    def counters(self) -> Counters:
+        """What all CPUs have counted."""
+        return Counters({name: tuple(numbers) for name, numbers in self.values.items()})
+
+    def living(self, _now_ns: int) -> dict[tuple[Class, str, int], int]:
+        """The cells."""
+        self.meanwhile()
+        alive = dict(self.alive)
+        self.meanwhile()
+        return alive
+
+    def nested(self) -> int:
+        """No event came inside of another."""
+        return 0
+
+    def actions(self) -> dict[str, int]:
+        """No guard was ever loaded."""
+        return dict.fromkeys(ACTIONS, 0)
+
+    def entry(self) -> None:
+        """One local IPv4 session of 60 s."""
+        self.values["entered"][LOCAL * len(FAMILIES) + IPV4] += 1
+        self.values["planned"][LOCAL * LANES + LANE] += 1
+        self.values["planned_ticks"][LOCAL * LANES + LANE] += 900
+        self.alive[LOCAL, "ipv4", LANE] += 1
+
+    def reset(self) -> None:
+        """One of them is over, at once."""
+        self.values["withdrawn"][LOCAL * LANES + LANE] += 1
+        self.alive[LOCAL, "ipv4", LANE] -= 1
+        self.values["ended"][LOCAL * len(Reason) + Reason.RESET] += 1
+        self.values["lifetime"][LOCAL * LANES] += 1
+
+
+def sums(table: FakeTable) -> Sums:
+    """Read it."""
+    return Sums.read(cast("Table", table))
+
+
+def registry(table: FakeTable, kernel_sockets: Callable[[], int] = lambda: 23, blamed: int = 0) -> CollectorRegistry:
+    """The metrics of a daemon that observes this table."""
+    prefixes = {(class_, family): 3 for class_ in Class for family in FAMILIES}
+    state = DaemonState("observe", "tracepoint", dict.fromkeys(Class, 60.0), lambda: prefixes, kernel_sockets)
+    state.blamed = blamed
+    made = CollectorRegistry()
+    made.register(TwctlCollector(cast("Table", table), state))
+    return made
+
+
+def series(made: CollectorRegistry) -> dict[str, float]:
+    """One scrape, without the zeros."""
+    rows = (line.rsplit(" ", 1) for line in generate_latest(made).decode().splitlines() if line[0] != "#")
+    return {name: float(value) for name, value in rows if float(value)}
+
+
+def test_what_begins_or_ends_while_it_is_read_has_not_expired() -> None:
+    """Entries and early ends between the counters and the cells are no expiries."""
+    table = FakeTable()
+    for _ in range(101):
+        table.entry()
+    for meanwhile in (table.reset, table.entry):
+        table.meanwhile = meanwhile
+        assert sums(table).ended(LOCAL, Reason.EXPIRED) <= 0
+    table.meanwhile = lambda: None
+    assert (0, 2) == (sums(table).ended(LOCAL, Reason.EXPIRED), sums(table).ended(LOCAL, Reason.RESET))
+
+
+def test_a_derived_counter_never_falls() -> None:
+    """A scrape in the middle of an entry does not take back an expiry that was told."""
+    table = FakeTable()
+    for _ in range(23):
+        table.entry()
+    table.alive[LOCAL, "ipv4", LANE] = 6
+    made, row = registry(table), 'twctl_time_wait_ended_total{class="local",reason="expired"}'
+    assert series(made)[row] == 17
+    table.alive[LOCAL, "ipv4", LANE] = 7  # its cell is there, the rest is still to come
+    assert series(made)[row] == 17
+
+
+def test_every_number_of_the_table_is_told() -> None:
+    """The whole scrape after 101 entries, 7 resets and 71 expiries; what is 0 is left out here."""
+    table = FakeTable()
+    for _ in range(101):
+        table.entry()
+    for _ in range(7):
+        table.reset()
+    table.alive[LOCAL, "ipv4", LANE] = 23
+    tick = 2**26 / 1e9
+    found = series(registry(table))
+    expected = {
+        'twctl_time_wait_entered_total{class="local",family="ipv4"}': 101,
+        'twctl_time_wait_sessions{class="local",family="ipv4"}': 23,
+        'twctl_time_wait_ended_total{class="local",reason="expired"}': 71,
+        'twctl_time_wait_ended_total{class="local",reason="reset"}': 7,
+        **{f'twctl_time_wait_lifetime_seconds_bucket{{class="local",le="{le}.0"}}': 7 for le in (1, 2, 5, 10, 30)},
+        **{f'twctl_time_wait_lifetime_seconds_bucket{{class="local",le="{le}.0"}}': 78 for le in (70, 150)},
+        'twctl_time_wait_lifetime_seconds_bucket{class="local",le="+Inf"}': 78,
+        'twctl_time_wait_lifetime_seconds_count{class="local"}': 78,
+        'twctl_time_wait_lifetime_seconds_sum{class="local"}': 71 * 900 * tick,
+        "twctl_table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
+        "twctl_blame_bytes": TALLIES_BYTES,
+        "twctl_kernel_time_wait_sockets": 23,
+        'twctl_mode{mode="observe"}': 1,
+        f'twctl_build_info{{probe="tracepoint",version="{__version__}"}}': 1,
+        **{f'twctl_time_wait_seconds{{class="{class_.label}"}}': 60 for class_ in Class},
+    }
+    for class_ in Class:
+        for family in FAMILIES:
+            labels = f'{{class="{class_.label}",family="{family}"}}'
+            expected |= {f"twctl_table_capacity_sessions{labels}": 256, f"twctl_classifier_prefixes{labels}": 3}
+    assert expected == found
+
+
+def test_a_part_that_fails_is_counted_and_the_rest_is_told() -> None:
+    """Own errors come last, so that this scrape's failure is in this scrape."""
+
+    def fail() -> int:
+        raise OSError
+
+    made = registry(FakeTable(), fail)
+    for scrape in (1, 2):
+        text = generate_latest(made).decode()
+        assert f"twctl_collect_errors_total {scrape}.0" == text.splitlines()[-1]
+        assert 'twctl_mode{mode="observe"} 1.0' in text
+        assert "twctl_kernel_time_wait_sockets" not in text
+
+
+NGINX = "/system.slice/nginx.service"
+
+
+class BlamedTable(Tallies, FakeTable):
+    """One whose tallies can be written, too."""
+
+    def __init__(self) -> None:
+        FakeTable.__init__(self)
+        Tallies.__init__(self)
+
+
+def parties(made: CollectorRegistry) -> dict[str, float]:
+    """The series that one party has."""
+    return {name: count for name, count in series(made).items() if re.match(r"twctl_(owner|remote|local_port)_", name)}
+
+
+@pytest.fixture
+def blamed(monkeypatch: pytest.MonkeyPatch) -> BlamedTable:
+    """Three parties of each kind; two owners have the same user, one cgroup is gone."""
+    monkeypatch.setattr("twctl.table.tallies.cgroup_paths", lambda: {4711: NGINX, 4712: "/kubepods/ab"})
+    table = BlamedTable()
+    for place, (cgroup, entries) in enumerate(((4711, 1009), (4712, 101), (4713, 23))):
+        table.put(By.OWNER, place, owner(cgroup, 33), entered=entries, error=10**6)
+    for place, (address, entries) in enumerate((("192.0.2.1", 1000), ("2001:db8::1", 101), ("192.0.2.3", 23))):
+        table.put(By.REMOTE, place, remote(address, 443, 3), entered=entries, error=place)
+    for place, port in enumerate((443, 80, 22)):
+        table.put(By.LOCAL_PORT, place, local_port(port), entered=23 + place)
+    return table
+
+
+def test_the_parties_with_the_most_entries_have_series_if_asked_for(blamed: BlamedTable) -> None:
+    """So many of each kind; entries that are theirs for certain; none of any party by default."""
+    assert {} == parties(registry(blamed))
+    expected = {
+        f'twctl_owner_time_wait_entered_total{{cgroup="{NGINX}",owner="nginx.service",uid="33"}}': 1009,
+        'twctl_owner_time_wait_entered_total{cgroup="/kubepods/ab",owner="/kubepods/ab",uid="33"}': 101,
+        'twctl_remote_time_wait_entered_total{netns="blue",remote="192.0.2.1",remote_port="443"}': 1000,
+        'twctl_remote_time_wait_entered_total{netns="blue",remote="2001:db8::1",remote_port="443"}': 100,
+        'twctl_local_port_time_wait_entered_total{local_port="22",netns=""}': 25,
+        'twctl_local_port_time_wait_entered_total{local_port="80",netns=""}': 24,
+    }
+    assert expected == parties(registry(blamed, blamed=2))
+    gone = 'twctl_owner_time_wait_entered_total{cgroup="",owner="cgroup 4713",uid="33"}'
+    assert expected | {gone: 23} == {
+        name: count for name, count in parties(registry(blamed, blamed=3)).items() if name in {*expected, gone}
+    }
+
+
+def test_a_party_that_loses_its_place_loses_its_series(blamed: BlamedTable) -> None:
+    """The one who took it counts from 0, not from what it found there."""
+    made = registry(blamed, blamed=100)
+    blamed.put(By.REMOTE, 2, remote("192.0.2.4", 443), entered=25, error=23)
+    found = {name: count for name, count in parties(made).items() if "192.0.2." in name}
+    first, second = (
+        'twctl_remote_time_wait_entered_total{netns="blue",remote="192.0.2.1",remote_port="443"}',
+        ('twctl_remote_time_wait_entered_total{netns="",remote="192.0.2.4",remote_port="443"}'),
+    )
+    assert {first: 1000, second: 2} == found
+
+
+def test_cgroups_are_looked_for_when_there_is_a_new_one_and_not_all_the_time(
+    blamed: BlamedTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A scrape walks no hierarchy for the sake of a cgroup that is gone."""
+    now, walks = [1000.0], []
+
+    def paths() -> dict[int, str]:
+        walks.append(now[0])
+        return {4713: "/system.slice/new.service"}
+
+    monkeypatch.setattr("twctl.table.tallies.time.monotonic", lambda: now[0])
+    made = registry(blamed, blamed=100)
+    parties(made)
+    monkeypatch.setattr("twctl.table.tallies.cgroup_paths", paths)
+    for now[0] in (1009.0, 1011.0, 1012.0):
+        found = parties(made)
+    assert [1011.0] == walks
+    assert 23 == next(count for name, count in found.items() if 'owner="new.service"' in name)
+
+
+def test_the_readme_has_every_metric_and_no_other(blamed: BlamedTable) -> None:
+    """Its table names what a scrape can tell."""
+    readme = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| (`twctl_.*?) \|", readme, re.MULTILINE)
+    written = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    ends = {"counter": "_total", "info": "_info"}
+    told = [family.name + ends.get(family.type, "") for family in registry(blamed, blamed=1).collect()]
+    assert sorted(told) == sorted(written)

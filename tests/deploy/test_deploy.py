@@ -1,0 +1,143 @@
+"""deploy/: the unit is hardened, and what is printed from the command line cannot drift from it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests import ROOT
+from twctl.commands.cli import app
+
+DEPLOY = ROOT / "deploy"
+UNIT = DEPLOY / "systemd/twctl.service"
+EXPOSURE = 2.5  # of 10, below which systemd-analyze must see it
+COMMANDS = [each.callback.__name__ for each in app.registered_commands if each.callback]
+
+
+def output(*words: object, **environment: str) -> str:
+    """What a program prints; it must succeed."""
+    done = subprocess.run(
+        [str(word) for word in words], capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def document(kind: str) -> str:
+    """What deploy/documents.py prints."""
+    return output(sys.executable, DEPLOY / "documents.py", kind)
+
+
+def options(command: str) -> set[str]:
+    """What --help says."""
+    told = CliRunner().invoke(app, [command, "--help"]).stdout
+    return set(re.findall(r"^ +(--[a-z-]+)", told, re.MULTILINE)) - {"--help"}
+
+
+def test_the_unit_exposes_little() -> None:
+    """`systemd-analyze security` rates it below 2.5."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed: apt-get install systemd")
+    found = re.search(r"exposure level.*: ([0-9.]+)", output("systemd-analyze", "security", "--offline=true", UNIT))
+    assert found
+    assert float(found[1]) < EXPOSURE
+
+
+def allowed_calls() -> set[str]:
+    """System calls that the unit's filter allows, its lines taken in their order."""
+    calls: set[str] = set()
+    for line in re.findall(r"^SystemCallFilter=(.*)$", UNIT.read_text(), re.MULTILINE):
+        named = members(line.removeprefix("~").split())
+        calls = calls - named if line.startswith("~") else calls | named
+    return calls
+
+
+def members(names: list[str]) -> set[str]:
+    """Of sets, all that is in them."""
+    sets = [name for name in names if name.startswith("@")]
+    found = set(names) - set(sets)
+    for each in sets:
+        lines = output("systemd-analyze", "syscall-filter", each).splitlines()[1:]
+        found |= members([line.strip() for line in lines if line.strip() and "#" not in line])
+    return found
+
+
+def test_the_unit_allows_what_the_daemon_calls() -> None:
+    """bpf() and capset() are among what systemd calls privileged, of which it allows nothing else."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed: apt-get install systemd")
+    assert {"bpf", "capset"} == allowed_calls() & members(["@privileged"])
+    assert {"sendmsg", "epoll_wait", "mmap", "execve", "setns"} - allowed_calls() == set()
+
+
+def test_each_capability_has_its_reason() -> None:
+    """A comment of the same file says what it is for."""
+    for file in (UNIT, UNIT.parent / "vestigial.conf"):
+        text = file.read_text()
+        given = re.findall(r"^CapabilityBoundingSet=(.*)$", text, re.MULTILINE)
+        names = [name.removeprefix("CAP_") for line in given for name in line.split()]
+        assert names
+        assert [name for name in names if not re.search(rf"^# {name}: ", text, re.MULTILINE)] == []
+
+
+def test_the_man_page_has_every_command_and_option() -> None:
+    """And troff has nothing to say about it."""
+    text = document("man").replace("\\-", "-")
+    for command in COMMANDS:
+        section = re.search(rf"^\.SS twctl {command}\b(.*?)(?=^\.S)", text, re.DOTALL | re.MULTILINE)
+        assert section, command
+        assert options(command) == set(re.findall(r"^\\fB(--[a-z-]+)", section[1], re.MULTILINE)), command
+
+
+def test_troff_takes_the_man_page(tmp_path: Path) -> None:
+    """Without a warning."""
+    if shutil.which("groff") is None:
+        pytest.skip("groff is not installed: apt-get install groff")
+    page = tmp_path / "twctl.1"
+    page.write_text(document("man"))
+    done = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", page], capture_output=True, text=True, check=False, env=os.environ
+    )
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+def completed(tmp_path: Path, *words: str) -> set[str]:
+    """What bash offers in place of the last word."""
+    script = tmp_path / "twctl.bash"
+    script.write_text(document("bash"))
+    line = " ".join(f"'{word}'" for word in words)
+    ask = f'. {script}; COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _twctl; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    return set(output("bash", "-c", ask).split())
+
+
+def test_bash_completes_commands_options_and_values(tmp_path: Path) -> None:
+    """From the words before; other commands' options are not offered."""
+    assert {*COMMANDS, "--help", "--version"} == completed(tmp_path, "twctl", "")
+    for command in COMMANDS:
+        assert options(command) | {"--help"} == completed(tmp_path, "twctl", command, "--")
+    assert completed(tmp_path, "twctl", "run", "--mode", "") == {"observe", "truncate", "vestigial"}
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_the_other_shells_take_their_completions(shell: str, tmp_path: Path) -> None:
+    """They parse, and name every option."""
+    text = document(shell)
+    for command in COMMANDS:
+        assert all(f"-l {each.removeprefix('--')}" in text or f"*{each}[" in text for each in options(command))
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed: apt-get install {shell}")
+    (tmp_path / "file").write_text(text)
+    output(shell, "-n", tmp_path / "file")
+
+
+def test_the_package_names_what_it_leaves_behind() -> None:
+    """The configuration is a conffile, and the maintainer scripts are shell scripts without a finding."""
+    assert "/etc/twctl.toml" in (DEPLOY / "debian/build").read_text()
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed: apt-get install shellcheck")
+    output("shellcheck", *(DEPLOY / "debian" / name for name in ("postinst", "prerm", "postrm")))

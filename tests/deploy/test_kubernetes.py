@@ -1,0 +1,178 @@
+"""deploy/kubernetes: Kubernetes takes it, its rights are those of the systemd unit, and nothing in it is made up."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from tests import ROOT
+from tests.load.kustomize import KUBERNETES, Manifest, build
+from twctl import __version__
+from twctl.commands.cli import app
+from twctl.config.config import Config, Mode, load
+from twctl.linux.sysctl import FOLDER, MOUNTED
+
+OVERLAYS = ("base", "pods", "vestigial", "release")
+# The oldest whose schemas are published with this package, and the newest.
+VERSIONS = ("1.25", "1.30", kubernetes_validate.latest_version())
+UNIT = ROOT / "deploy/systemd"
+
+
+def container(overlay: str) -> Manifest:
+    """The only one."""
+    (found,) = build(overlay)["DaemonSet"]["spec"]["template"]["spec"]["containers"]
+    return dict(found)
+
+
+def host_paths(overlay: str) -> dict[str, tuple[str, bool, str | None]]:
+    """Host path of each volume to where it is mounted, whether read-only, and how mounts propagate."""
+    volumes = build(overlay)["DaemonSet"]["spec"]["template"]["spec"]["volumes"]
+    paths = {each["name"]: each["hostPath"]["path"] for each in volumes if "hostPath" in each}
+    return {
+        paths[each["name"]]: (each["mountPath"], each.get("readOnly", False), each.get("mountPropagation"))
+        for each in container(overlay)["volumeMounts"]
+        if each["name"] in paths
+    }
+
+
+def capabilities(file: str) -> set[str]:
+    """What a unit file gives."""
+    lines = re.findall(r"^CapabilityBoundingSet=(.*)$", (UNIT / file).read_text(), re.MULTILINE)
+    return {name.removeprefix("CAP_") for line in lines for name in line.split()}
+
+
+def config(overlay: str, file: Path) -> Config:
+    """What the daemon runs with, read as it reads it."""
+    data = build(overlay)["ConfigMap"]["data"]["twctl.toml"]
+    file.write_text(data)
+    words = container(overlay)["args"]
+    options = {"all_netns": "--all-netns" in words}
+    options |= {"mode": words[words.index("--mode") + 1]} if "--mode" in words else {}
+    return load(file, {name: value for name, value in options.items() if value}).config
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_takes_it(overlay: str, version: str) -> None:
+    """Every object, strictly: no key that the schema does not have."""
+    for kind, each in build(overlay).items():
+        if kind != "PodMonitor":  # not Kubernetes' own
+            kubernetes_validate.validate(each, version, strict=True)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kustomize_builds_the_same(overlay: str) -> None:
+    """`kubectl kustomize` and this test's own builder agree, but for the hash in a name."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed")
+    done = subprocess.run(["kubectl", "kustomize", KUBERNETES / overlay], capture_output=True, text=True, check=True)
+    built = {each["kind"]: each for each in yaml.safe_load_all(done.stdout)}
+    theirs, ours = (
+        re.sub(r'"twctl-[a-z0-9]{10}"', '"twctl-HASH"', json.dumps(each, sort_keys=True, indent=1))
+        for each in (built, build(overlay))
+    )
+    assert theirs == ours
+
+
+def test_the_capabilities_are_those_of_the_unit() -> None:
+    """Each overlay adds what its mode needs and no more; all others are dropped."""
+    observe, vestigial = capabilities("twctl.service"), capabilities("vestigial.conf")
+    assert vestigial == {"SYS_ADMIN", "SYSLOG"}
+    wanted = {"base": observe, "pods": observe | {"SYS_ADMIN"}, "vestigial": observe | vestigial}
+    for overlay, names in wanted.items():
+        given = container(overlay)["securityContext"]["capabilities"]
+        assert (["ALL"], names) == (given["drop"], set(given["add"]))
+
+
+def test_each_capability_has_its_reason() -> None:
+    """A comment in the manifest says what it is for."""
+    text = "".join(file.read_text() for file in KUBERNETES.glob("*/daemonset.yaml"))
+    for name in container("vestigial")["securityContext"]["capabilities"]["add"]:
+        assert re.search(rf"- {name} # |# {name}: ", text), name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_it_is_confined(overlay: str) -> None:
+    """Not privileged, no way to more rights, a read-only root, the runtime's seccomp profile, no token, no PIDs."""
+    pod, context = build(overlay)["DaemonSet"]["spec"]["template"]["spec"], container(overlay)["securityContext"]
+    assert (False, False, True) == tuple(
+        context[name] for name in ("privileged", "allowPrivilegeEscalation", "readOnlyRootFilesystem")
+    )
+    assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
+    assert pod["automountServiceAccountToken"] is False
+    assert not {"hostPID", "hostIPC", "shareProcessNamespace"} & pod.keys()
+
+
+def test_the_host_s_files_are_few_and_each_has_its_use(tmp_path: Path) -> None:
+    """The pins; names of namespaces; where sysctls are written, the journal and the sysctls. Nothing else."""
+    pins = config("base", tmp_path / "twctl.toml").pins
+    base = {"/sys/fs/bpf": (str(pins.parent), False, None)}
+    pods = base | {"/run/netns": ("/run/netns", True, "HostToContainer")}
+    vestigial = pods | {
+        str(FOLDER): (str(FOLDER), False, None),
+        "/proc/sys/net": (str(MOUNTED / "net"), False, None),
+    }
+    assert {"base": base, "pods": pods, "vestigial": vestigial, "release": vestigial} == {
+        overlay: host_paths(overlay) for overlay in OVERLAYS
+    }
+
+
+def test_the_configuration_and_the_arguments_are_twctl_s(tmp_path: Path) -> None:
+    """They parse; mode and namespaces are what the overlay's name says; the probes ask the port that is served."""
+    wanted = {"base": (Mode.OBSERVE, False), "pods": (Mode.OBSERVE, True), "vestigial": (Mode.VESTIGIAL, True)}
+    told = CliRunner().invoke(app, ["run", "--help"]).stdout
+    for overlay, expected in wanted.items():
+        made, found = config(overlay, tmp_path / "twctl.toml"), container(overlay)
+        assert expected == (made.mode, made.all_netns)
+        assert found["args"][0] == "run"
+        assert all(f"{word} " in told for word in found["args"] if word.startswith("--"))
+        assert {made.listen.port} == {each["containerPort"] for each in found["ports"]}
+        paths = {found[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
+        assert paths == {"/healthy"}
+
+
+def test_only_where_nothing_is_lost_by_it_a_stop_releases() -> None:
+    """Not in mode vestigial: the guard goes on for its sessions while the pod is replaced."""
+    assert {"base": True, "pods": True, "vestigial": False} == {
+        overlay: "--release" in container(overlay)["args"] for overlay in ("base", "pods", "vestigial")
+    }
+    command = container("release")["command"]
+    assert shlex.split(command[2])[:2] == ["/opt/twctl/bin/twctl", "release"]
+
+
+def test_the_image_is_this_version() -> None:
+    """The manifests' tag, and what the Dockerfile's first line builds."""
+    assert container("base")["image"] == f"twctl:{__version__}"
+    text = (KUBERNETES / "Dockerfile").read_text()
+    assert f"-t twctl:{__version__} " in text.splitlines()[0]
+    assert 'ENTRYPOINT ["/opt/twctl/bin/twctl"]' in text
+
+
+def test_prometheus_finds_the_pods_as_job_twctl() -> None:
+    """What deploy/prometheus asks of the scrape job; PodMonitor is a resource of the Prometheus operator."""
+    found = build("base")
+    monitor, template = found["PodMonitor"], found["DaemonSet"]["spec"]["template"]
+    assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
+    labels = template["metadata"]["labels"]
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
+    assert labels[monitor["spec"]["jobLabel"]] == "twctl"
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["port"] in {port["name"] for port in container("base")["ports"]}
+    assert {"instance"} == {each["targetLabel"] for each in endpoint["relabelings"]}
+
+
+def test_the_memory_of_the_default_table_fits() -> None:
+    """Requests and limits in MiB: table and daemon, and the loader for a moment."""
+    resources = container("base")["resources"]
+    request, limit = (int(resources[kind]["memory"].removesuffix("Mi")) for kind in ("requests", "limits"))
+    assert request >= 24 + 35
+    assert limit >= request + 160
+    assert tomllib.loads((KUBERNETES / "base/twctl.toml").read_text()).keys() == {"mode", "listen", "pins"}

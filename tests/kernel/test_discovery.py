@@ -1,0 +1,183 @@
+"""Network namespaces that come and go while the daemon works in all of them, or in those that are named."""
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.load import wait_until
+from tests.load.closes import run
+from tests.load.daemon import Daemon, daemon, twctl
+from tests.load.host import Host, host
+from tests.load.netns import Namespace
+from twctl.linux import netns
+from twctl.table.layout import NAMESPACES
+from twctl.table.maps import Table
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
+    reason="BPF needs root; TWCTL_TEST_KERNEL=1 forces it",
+)
+
+N = 23
+ALL = "all_netns = true\nreconcile_interval = 0\ncapacity = 1021\n"
+MODES = ("observe", "truncate", "vestigial")
+BUCKETS = "net.ipv4.tcp_max_tw_buckets"
+SOON = 1.0  # s, in which one that comes has joined
+
+
+@pytest.fixture
+def machine() -> Iterator[Host]:
+    """Where the daemon runs."""
+    with host() as made:
+        yield made
+
+
+def close(ns: Namespace, port: int = 20000) -> None:
+    """23 sessions over lo."""
+    run(ns, "--count", str(N), "--close", "client", "--inline", "--threads", "1", "--port", str(port))
+
+
+def states(machine: Host, one: Daemon) -> tuple[float, ...]:
+    """Enrolled, refused and beyond capacity."""
+    with machine.own.entered():
+        return tuple(
+            one.metric("twctl_network_namespaces", state=state) for state in ("enrolled", "refused", "beyond_capacity")
+        )
+
+
+def enrolled(one: Daemon) -> set[str]:
+    """Names of the namespaces that the probes watch."""
+    return {name for _, name in Table(one.pins / "current").enrolments().values()}
+
+
+def has_guard(ns: Namespace) -> bool:
+    """Whether lo has both filters."""
+    words = [("tc", "filter", "show", "dev", "lo", side) for side in ("ingress", "egress")]
+    shown = [subprocess.run(ns.command(*each), capture_output=True, text=True, check=True).stdout for each in words]
+    return all("twctl_" in each for each in shown)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_comes_joins_and_what_goes_is_freed(machine: Host, mode: str) -> None:
+    """In each mode: sessions of one that came later are recorded under its name; its peer's device goes with it."""
+    early = machine.add()
+    with daemon(mode=mode, config=ALL, prefix=machine.prefix) as one:
+        assert enrolled(one) == {"", early.path.name}
+        late = machine.add("late")
+        machine.own.ip("link", "add", "to-late", "type", "veth", "peer", "name", "eth0", "netns", late.name)
+        wait_until(lambda: "late" in enrolled(one), what="it joins", timeout=SOON)
+        guarded = mode == "vestigial"
+        if guarded:
+            wait_until(lambda: late.sysctl(BUCKETS) == "0", what="the sysctl is set", timeout=SOON)
+        assert [guarded] * 2 == [has_guard(ns) for ns in (early, late)]
+        close(early)
+        close(late)
+        names = [each.netns for each in one.table()]
+        assert [N, N] == [names.count(ns.path.name) for ns in (early, late)]
+        machine.delete(late)
+        wait_until(lambda: "to-late" not in machine.own.read("dev"), what="the namespace is freed")
+        assert enrolled(one) == {"", early.path.name}
+        assert states(machine, one) == (2, 0, 0)
+        assert one.stop() == 0
+        assert early.sysctl(BUCKETS) != "0"
+
+
+def test_a_crash_changes_nothing_and_the_next_start_picks_up(machine: Host) -> None:
+    """Guard and sysctl stay; of one that went meanwhile nothing is left, one that came meanwhile joins."""
+    stays, goes = machine.add("stays"), machine.add("goes")
+    with daemon(mode="vestigial", config=ALL, prefix=machine.prefix) as one:
+        close(stays)
+        one.kill()
+        assert (True, "0") == (has_guard(stays), stays.sysctl(BUCKETS))
+        machine.delete(goes)
+        comes = machine.add("comes")
+        one.start()
+        assert enrolled(one) == {"", "stays", "comes"}
+        assert (True, "0") == (has_guard(comes), comes.sysctl(BUCKETS))
+        close(comes)
+        names = [each.netns for each in one.table()]
+        assert [N, N] == [names.count(name) for name in ("stays", "comes")]
+
+
+def test_release_puts_every_namespace_back(machine: Host) -> None:
+    """Also after a crash: the sysctls are what they were, and no filter is left."""
+    pods = [machine.add() for _ in range(3)]
+    before = [ns.sysctl(BUCKETS) for ns in (machine.own, *pods)]
+    with daemon(mode="vestigial", config=ALL, prefix=machine.prefix) as one:
+        one.kill()
+        done = twctl("release", *one.options, prefix=machine.prefix)
+        assert (0, "") == (done.returncode, done.stderr)
+        assert before == [ns.sysctl(BUCKETS) for ns in (machine.own, *pods)]
+        assert not any(map(has_guard, (machine.own, *pods)))
+
+
+def test_where_the_guard_cannot_see_is_left_alone_and_said_once(machine: Host) -> None:
+    """NAT in one: it keeps its TIME_WAIT sockets, the others are guarded, and looking again says nothing new."""
+    good, bad = machine.add("good"), machine.add("bad")
+    rules = "add table ip t; add chain ip t c { type nat hook output priority 0; }; add rule ip t c counter redirect"
+    subprocess.run(bad.command("nft", rules), check=True)
+    with daemon(mode="vestigial", config=ALL, prefix=machine.prefix) as one:
+        assert states(machine, one) == (2, 1, 0)
+        machine.add("another")
+        wait_until(lambda: "another" in enrolled(one), what="it has looked")
+        assert one.log.count("network namespace bad is left alone") == 1
+        assert [(True, True), (False, False)] == [(has_guard(ns), ns.sysctl(BUCKETS) == "0") for ns in (good, bad)]
+
+
+def test_what_is_beyond_the_capacity_is_counted_and_said_once(machine: Host) -> None:
+    """Indexes of namespaces that have just left are not free: their vestiges still have them."""
+    pods = [machine.add() for _ in range(5)]
+    with daemon(config=ALL, prefix=machine.prefix) as one:
+        one.stop()
+        table = Table(one.pins / "current", writable=True)
+        for index in range(len(pods) + 1, NAMESPACES - 2):
+            table.enrol(index, 1 << 40 | index, f"gone-{index}")
+        one.start()
+        assert states(machine, one) == (6, 0, 0)
+        for _ in range(5):
+            machine.add()
+        wait_until(lambda: states(machine, one) == (8, 0, 3), what="two of five join")
+        assert one.log.count("no room") == 1
+        assert enrolled(one) >= {ns.path.name for ns in pods}
+
+
+def test_a_named_one_may_go_and_come_again(machine: Host) -> None:
+    """It is not kept meanwhile; another of the same name joins anew."""
+    ns = machine.add("blue")
+    with daemon(config='netns = ["blue"]\nreconcile_interval = 0\ncapacity = 1021\n', prefix=machine.prefix) as one:
+        close(ns)
+        machine.delete(ns)
+        wait_until(lambda: enrolled(one) == set(), what="it is left")
+        ns = machine.add("blue")
+        wait_until(lambda: enrolled(one) == {"blue"}, what="it joins again")
+        close(ns)
+        # those of the one that went have its number until they expire
+        names = [each.netns for each in one.table()]
+        assert (N, 2 * N) == (names.count("blue"), len(names))
+
+
+def test_one_that_is_named_and_not_there_is_an_error_at_the_start(machine: Host) -> None:
+    """One line, and nothing is pinned."""
+    one = Daemon((), config='netns = ["blue"]\n', prefix=machine.prefix)
+    with pytest.raises(AssertionError, match="cannot enter network namespace blue"):
+        one.start()
+    assert not (one.pins / "current").exists()
+    assert twctl("release", *one.options, prefix=machine.prefix).returncode == 0
+
+
+def test_docker_s_are_known_by_their_path(machine: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A namespace with two names is one, our own is none, and a file without one on it neither."""
+    ns, other = machine.add(), tmp_path / "0123456789ab"
+    with contextlib.ExitStack() as undo:
+        for path, source in ((other, ns.path), (tmp_path / "again", ns.path), (tmp_path / "own", netns.OWN)):
+            path.touch()
+            subprocess.run(["mount", "--bind", source, path], check=True)
+            undo.callback(os.system, f"umount {path}")
+        (tmp_path / "empty").touch()
+        monkeypatch.setattr(netns, "FOLDERS", (tmp_path,))
+        assert {str(other): ns.path.stat().st_ino} == netns.present()
+        assert netns.cookie(str(other)) == netns.cookie(str(ns.path))

@@ -1,0 +1,135 @@
+"""The journal of changed sysctls, over a kernel that is a dictionary."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from twctl.errors import TwctlError
+from twctl.linux.sysctl import Journal
+
+FIN, REUSE = "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_tw_reuse"
+
+
+class FakeKernel:
+    """Two namespaces with two sysctls each; writes can be made to fail."""
+
+    def __init__(self) -> None:
+        self.values = {(where, name): 60 if name == FIN else 2 for where in (None, "blue") for name in (FIN, REUSE)}
+        self.cookies: dict[str | None, int] = {None: 1, "blue": 2}
+        self.refused = ""
+        self.journal: Path | None = None
+
+    def cookie(self, namespace: str | None) -> int:
+        """See Access."""
+        if namespace not in self.cookies:
+            message = f"cannot enter network namespace {namespace}"
+            raise TwctlError(message, "")
+        return self.cookies[namespace]
+
+    def read(self, namespace: str | None, name: str) -> int:
+        """See Access."""
+        if (namespace, name) not in self.values:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory")
+        return self.values[namespace, name]
+
+    def write(self, namespace: str | None, name: str, value: int) -> None:
+        """See Access."""
+        if self.journal:
+            assert self.journal.exists(), "written before it was journalled"
+        if name == self.refused:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        self.values[namespace, name] = value
+
+
+@pytest.fixture
+def kernel() -> FakeKernel:
+    """A fresh one."""
+    return FakeKernel()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the journal lies; its folder is not there yet."""
+    return tmp_path / "run" / "journal.json"
+
+
+def test_what_was_there_comes_back_in_each_namespace(kernel: FakeKernel, path: Path) -> None:
+    """Also through another Journal, as after a crash, and twice in a row."""
+    before = dict(kernel.values)
+    kernel.journal = path
+    for where in (None, "blue"):
+        Journal(path, kernel).set({FIN: 30, REUSE: 1}, where)
+    assert {30, 1} == set(kernel.values.values())
+    assert [Journal(path, kernel).restore(), Journal(path, kernel).restore()] == [[], []]
+    assert (before, False) == (kernel.values, path.exists())
+
+
+def test_a_value_that_somebody_else_changed_is_left_alone_and_reported(kernel: FakeKernel, path: Path) -> None:
+    """One line says which, and from what."""
+    Journal(path, kernel).set({FIN: 30}, None)
+    kernel.values[None, FIN] = 45
+    assert Journal(path, kernel).restore() == [f"{FIN} is left at 45: somebody else changed it from 30"]
+    assert kernel.values[None, FIN] == 45
+
+
+def test_setting_again_keeps_the_first_value_and_what_is_no_longer_wanted_is_put_back(
+    kernel: FakeKernel, path: Path
+) -> None:
+    """As at a reload of the configuration: other sysctls, and another set of namespaces."""
+    for where in (None, "blue"):
+        Journal(path, kernel).set({FIN: 30, REUSE: 1}, where)
+    assert Journal(path, kernel).keep({FIN}, {kernel.cookies[None]}) == []
+    Journal(path, kernel).set({FIN: 20}, None)
+    assert {(None, FIN): 20, (None, REUSE): 2, ("blue", FIN): 60, ("blue", REUSE): 2} == kernel.values
+    Journal(path, kernel).restore()
+    assert kernel.values[None, FIN] == 60
+
+
+def test_a_namespace_that_leaves_has_its_own_back_and_no_other(kernel: FakeKernel, path: Path) -> None:
+    """Also where only a path leads there, as its name is gone; afterwards the journal does not know it."""
+    for where in (None, "blue"):
+        Journal(path, kernel).set({FIN: 30}, where)
+    kernel.cookies["/path"], kernel.values["/path", FIN] = kernel.cookies.pop("blue"), 30
+    assert Journal(path, kernel).leave(kernel.cookies["/path"], "/path") == []
+    assert (30, 60) == (kernel.values[None, FIN], kernel.values["/path", FIN])
+    assert Journal(path, kernel).restore() == []
+    assert (60, False) == (kernel.values[None, FIN], path.exists())
+
+
+def test_nothing_is_half_changed(kernel: FakeKernel, path: Path) -> None:
+    """If the second of two cannot be set, the first is put back, and the error names the second."""
+    before = dict(kernel.values)
+    kernel.refused = REUSE
+    with pytest.raises(TwctlError, match=REUSE):
+        Journal(path, kernel).set({FIN: 30, REUSE: 1}, None)
+    assert before == kernel.values
+
+
+def test_a_sysctl_that_the_kernel_lacks_is_an_error_before_anything_changes(kernel: FakeKernel, path: Path) -> None:
+    """One line, and no journal."""
+    before = dict(kernel.values)
+    with pytest.raises(TwctlError, match=r"this kernel has no net\.ipv4\.tcp_tw_reuse_delay"):
+        Journal(path, kernel).set({FIN: 30, "net.ipv4.tcp_tw_reuse_delay": 1}, None)
+    assert (before, False) == (kernel.values, path.exists())
+
+
+def test_a_namespace_that_is_another_one_now_is_not_touched(kernel: FakeKernel, path: Path) -> None:
+    """The name was given to a new namespace, or to none."""
+    Journal(path, kernel).set({FIN: 30}, "blue")
+    kernel.cookies["blue"] = 3
+    assert ["another has that name now"] == [line.split(": ")[1] for line in Journal(path, kernel).restore()]
+    Journal(path, kernel).set({FIN: 31}, "blue")
+    del kernel.cookies["blue"]
+    assert ["cannot enter network namespace blue ()"] == [
+        line.split(": ")[1] for line in Journal(path, kernel).restore()
+    ]
+    assert kernel.values["blue", FIN] == 31
+
+
+def test_the_journal_is_for_root_alone(kernel: FakeKernel, path: Path) -> None:
+    """Its folder has mode 0700, and it is JSON that a person can read."""
+    Journal(path, kernel).set({FIN: 30}, None)
+    assert path.parent.stat().st_mode & 0o777 == 0o700
+    assert json.loads(path.read_text())[0]["before"] == 60

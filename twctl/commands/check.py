@@ -1,0 +1,196 @@
+"""What this kernel and host allow: one line each, with the reason and what to do."""
+
+import contextlib
+import dataclasses
+import enum
+import errno
+import ipaddress
+import os
+import resource
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from twctl.classes import Class
+from twctl.errors import TwctlError
+from twctl.linux import btf, sockdiag
+from twctl.linux.netns import inside_new, lo_up
+from twctl.modes import truncate
+from twctl.modes.obstacles import obstacles
+from twctl.table import loader
+from twctl.table.layout import FAMILIES
+from twctl.table.pins import Pins, mount_of
+
+
+class Verdict(enum.StrEnum):
+    """How a line of `twctl check` begins."""
+
+    OK = "ok"
+    LESS = "less"  # works, but something is seen less exactly
+    FAIL = "fail"  # observe cannot work
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that was tried: what, how it went, why, and what to do."""
+
+    what: str
+    verdict: Verdict
+    reason: str
+    hint: str = ""
+
+
+def check(pins: Path) -> Iterator[Line]:
+    """Try everything that observe needs, in order; loads the probes for real, in a folder of its own."""
+    yield _line("root", _root)
+    yield _line("BTF", _btf)
+    yield _line("bpffs", lambda: _bpffs(pins))
+    yield _line("sock_diag", _sock_diag)
+    for probe in ("fentry", "tracepoint"):
+        yield _probe(probe, pins)
+    yield _destroy()
+    yield _guard(pins)
+
+
+def _line(what: str, attempt: Callable[[], str]) -> Line:
+    try:
+        return Line(what, Verdict.OK, attempt())
+    except TwctlError as error:
+        return Line(what, Verdict.FAIL, error.message, error.hint)
+
+
+def _root() -> str:
+    if os.geteuid():
+        raise TwctlError(
+            "not root",
+            "run with sudo; needed are CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and, for other namespaces, CAP_SYS_ADMIN",
+        )
+    return f"uid 0, locked memory limit {resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]}"
+
+
+def _btf() -> str:
+    types = btf.Btf()
+    offsets = btf.macros(types)
+    types.close()
+    return f"{btf.VMLINUX} has all {len(btf.REQUIRED)} fields" + (
+        "" if "OFFSET_tcp_sock_ao_info" in offsets else ", TCP-AO is not built in"
+    )
+
+
+def _bpffs(pins: Path) -> str:
+    if mount_of(pins.parent)[0] != "bpf":
+        return f"not mounted at {pins.parent}; 'twctl run' mounts it and 'twctl release' unmounts it"
+    return f"mounted at {pins.parent}"
+
+
+def _sock_diag() -> str:
+    diag = sockdiag.SockDiag()
+    buffer = memoryview(bytearray(65536))
+    try:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for _ in diag.dump(family, buffer):
+                pass
+    except OSError as error:
+        why = "the tcp_diag module is missing" if error.errno == errno.ENOENT else os.strerror(error.errno or 0)
+        raise TwctlError(f"the kernel does not list its TCP sockets: {why}", "modprobe tcp_diag") from error
+    finally:
+        diag.close()
+    return "lists TIME_WAIT sockets"
+
+
+def can_destroy() -> str:
+    """Destroy a TIME_WAIT socket for real, of a connection made for it, in a namespace of its own where it can be.
+
+    :raises TwctlError: if this kernel cannot: before 6.0, or without CONFIG_INET_DIAG_DESTROY.
+    """
+    try:
+        (diag, ends), ours = inside_new(_new_time_wait_socket), False
+    except TwctlError:  # that needs CAP_SYS_ADMIN, and mode truncate does not
+        (diag, ends), ours = _our_time_wait_socket(), True
+    request = sockdiag.exact_request(*ends)
+    with contextlib.closing(diag):
+        answer = truncate.parse(diag.ask([request])[0])
+        if ours and answer is None:  # tcp_max_tw_buckets=0, which mode vestigial leaves to the mode after it
+            return "not tried: it needs CAP_SYS_ADMIN, or TIME_WAIT sockets in this namespace"
+        if answer is None or answer.timer != sockdiag.TIMER_TIME_WAIT:
+            raise TwctlError("the kernel does not show a TIME_WAIT socket it was asked for", "modprobe tcp_diag")
+        if diag.destroy([truncate.destroy_request(request, answer.cookie)]):
+            hint = "mode truncate needs Linux 6.0 and CONFIG_INET_DIAG_DESTROY=y; use mode observe"
+            raise TwctlError("this kernel does not destroy TIME_WAIT sockets", hint)
+    return "the kernel destroys TIME_WAIT sockets"
+
+
+_Made = tuple[sockdiag.SockDiag, tuple[sockdiag.Endpoint, sockdiag.Endpoint]]
+
+
+def _new_time_wait_socket() -> _Made:
+    lo_up()
+    return _time_wait_socket()
+
+
+def _our_time_wait_socket() -> _Made:
+    try:
+        return _time_wait_socket()
+    except OSError as error:
+        raise TwctlError(f"cannot make a connection over lo: {error.strerror}", "ip link set lo up") from error
+
+
+def _time_wait_socket() -> _Made:
+    """Close a connection over lo; the client, which closes first, stays in TIME_WAIT."""
+    diag = sockdiag.SockDiag()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+        local, remote = client.getsockname(), client.getpeername()
+        client.close()
+        peer.recv(1)
+        peer.close()
+    address = ipaddress.ip_address("127.0.0.1")
+    return diag, ((address, local[1]), (address, remote[1]))
+
+
+def _destroy() -> Line:
+    """Without it observe works, and truncate does not."""
+    try:
+        return Line("truncate", Verdict.OK, can_destroy())
+    except TwctlError as error:
+        return Line("truncate", Verdict.LESS, error.message, error.hint)
+
+
+def _guard(pins: Path) -> Line:
+    """Load the guard for real, and look for what would keep packets from it; without it the other modes work."""
+    try:
+        with _trial(pins, "tracepoint") as trial:
+            loader.load_guard(trial.current)
+        found = list(obstacles(None))
+    except TwctlError as error:
+        return Line("vestigial", Verdict.LESS, error.message, error.hint)
+    if found:
+        return Line("vestigial", Verdict.LESS, "; ".join(found), "mode vestigial needs --force here")
+    reason = "the guard loads, and nothing here keeps packets from it (it cannot answer for TCP-MD5 and TCP-AO)"
+    return Line("vestigial", Verdict.OK, reason)
+
+
+@contextlib.contextmanager
+def _trial(pins: Path, probe: str) -> Iterator[Pins]:
+    """Load a small table and a probe in a folder of their own."""
+    sizes = {family: {class_.label: 256 for class_ in Class} for family in FAMILIES}
+    trial = Pins(pins.with_name(f"{pins.name}-check-{os.getpid()}"))
+    try:
+        trial.open()
+        trial.load(loader.Request(str(trial.root / "next"), sizes, probe))
+        yield trial
+    finally:
+        trial.close()
+
+
+def _probe(probe: str, pins: Path) -> Line:
+    """Load one probe for real. Without fentry the tracepoint does its work, so its absence is not a failure."""
+    try:
+        with _trial(pins, probe):
+            return Line(probe, Verdict.OK, "loads, attaches and pins")
+    except TwctlError as error:
+        if probe == "fentry":
+            less = "ends are found by comparing with the kernel's list instead"
+            return Line(probe, Verdict.LESS, error.message, less)
+        return Line(probe, Verdict.FAIL, error.message, error.hint)

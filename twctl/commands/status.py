@@ -1,0 +1,165 @@
+"""What `twctl status` tells: counts by class, table against kernel, and what the other modes would have freed."""
+
+import dataclasses
+import textwrap
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from twctl.classes import Address, Class
+from twctl.config.config import KERNEL_TIME_WAIT
+from twctl.daemon.metrics import Sums
+from twctl.errors import TwctlError
+from twctl.linux.procfs import SocketBytes, Sockstat, ephemeral_ports, socket_bytes
+from twctl.table.layout import FAMILIES, RECORD_BYTES
+from twctl.table.loader import PROBES
+from twctl.table.maps import CLOSES, DROPPED, Reason, Table, Vestige
+from twctl.table.tallies import TALLIES_BYTES
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Freed:
+    """Sessions, ephemeral ports and bytes of kernel memory that a mode would have freed by now."""
+
+    sessions: int
+    ports: int
+    bytes: int
+
+
+def freed(
+    vestiges: Iterable[Vestige], time_wait: Mapping[Class, float], ports: range, size: SocketBytes
+) -> dict[str, Freed]:
+    """Dry run of the other modes over the live sessions.
+
+    `truncate` frees a session once it is older than its class's time_wait (s). `vestigial` frees every session's
+    socket and keeps its record. An ephemeral port counts as freed if no session that
+    stays holds it on the same address.
+    """
+    old: set[tuple[Address, int]] = set()
+    stay: set[tuple[Address, int]] = set()
+    sessions = truncated = records = 0
+    for vestige in vestiges:
+        sessions += 1
+        records += RECORD_BYTES[vestige.family]
+        due = vestige.age >= min(time_wait[vestige.class_], KERNEL_TIME_WAIT)
+        truncated += due
+        if vestige.local_port in ports:
+            (old if due else stay).add((vestige.local, vestige.local_port))
+    every = old | stay
+    return {
+        "truncate": Freed(truncated, len(old - stay), truncated * size.mini + len(old - stay) * size.port),
+        "vestigial": Freed(sessions, len(every), sessions * size.mini + len(every) * size.port - records),
+    }
+
+
+def status(table: Table, time_wait: Mapping[Class, float], *, daemon: bool, pins: Path) -> dict[str, Any]:
+    """Gather everything that `twctl status` prints, as plain values; times in seconds, memory in bytes."""
+    sums = Sums.read(table)
+    would_free = freed(table.vestiges(), time_wait, ephemeral_ports(), socket_bytes())
+    return {
+        "mode": table.mode,
+        "probe": PROBES[table.probe],
+        "daemon": daemon,
+        "pins": str(pins),
+        "seconds": (time.monotonic_ns() - table.loaded_ns) / 1e9,
+        "classes": [_class_row(table, sums, class_, family) for class_ in Class for family in FAMILIES],
+        "ended": {
+            class_.label: {reason.name.lower(): sums.ended(class_, reason) for reason in Reason} for class_ in Class
+        },
+        "closed_without_time_wait": dict(zip(CLOSES, sums.counters.values["closed"], strict=True)),
+        "dropped": dict(zip(DROPPED, sums.counters.values["dropped"], strict=True)) | {"nested": table.nested()},
+        "sessions": would_free["vestigial"].sessions,
+        "kernel_sockets": _kernel_sockets(table),
+        "guard": table.actions() if table.guard else None,
+        "table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
+        "blame_bytes": TALLIES_BYTES,
+        "stock_bytes": would_free["vestigial"].bytes + _record_bytes(sums),
+        "would_free": {mode: dataclasses.asdict(row) for mode, row in would_free.items()},
+    }
+
+
+def _record_bytes(sums: Sums) -> int:
+    return sum(sums.sessions(class_, family) * RECORD_BYTES[family] for class_ in Class for family in FAMILIES)
+
+
+def _class_row(table: Table, sums: Sums, class_: Class, family: str) -> dict[str, Any]:
+    return {
+        "class": class_.label,
+        "family": family,
+        "sessions": sums.sessions(class_, family),
+        "entered": sums.counters.get("entered", class_, FAMILIES.index(family)),
+        "adopted": sums.counters.get("adopted", class_, FAMILIES.index(family)),
+        "capacity": table.layout.capacity[family][class_],
+    }
+
+
+def _kernel_sockets(table: Table) -> int | None:
+    """Count in every enrolled namespace; None where one is gone."""
+    total = 0
+    for _, name in table.enrolments().values():
+        try:
+            sockstat = Sockstat(name or None)
+        except TwctlError:
+            return None
+        total += sockstat.time_wait()
+        sockstat.close()
+    return total
+
+
+def text(status: Mapping[str, Any]) -> str:
+    """Lay the status out in lines of at most 80 columns."""
+    daemon = "daemon running" if status["daemon"] else "no daemon running"
+    kernel = "unknown" if status["kernel_sockets"] is None else status["kernel_sockets"]
+    closed = ", ".join(f"{how} {count}" for how, count in status["closed_without_time_wait"].items())
+    lines = [
+        f"{status['mode']}, {status['probe']} probe, {daemon}, pinned at {status['pins']}",
+        "",
+        *_columns(["class", "family", "sessions", "entered", "adopted", "capacity"], status["classes"]),
+        "",
+        *_columns(["ended", *(class_.label for class_ in Class)], _by_reason(status["ended"])),
+        "",
+        f"sessions in the table {status['sessions']}, TIME_WAIT sockets in the kernel {kernel}",
+        f"no TIME_WAIT: {closed}",
+        (
+            f"memory of the table {_mib(status['table_bytes'])}, of blame {_mib(status['blame_bytes'])}, "
+            f"of stock sockets {_mib(status['stock_bytes'])}"
+        ),
+        *_guard(status["guard"]),
+        *(f"LOST: {why} {count}" for why, count in status["dropped"].items() if count),
+        "",
+        "would have been freed by now:",
+        *_columns(["mode", "sessions", "ports", "memory"], _would_free(status["would_free"])),
+    ]
+    return "\n".join(lines)
+
+
+def _guard(actions: Mapping[str, int] | None) -> Iterator[str]:
+    if actions is not None:
+        done = ", ".join(f"{action} {count}" for action, count in actions.items() if count)
+        yield from textwrap.wrap(f"guard: {done or 'nothing to do yet'}", 80, subsequent_indent="  ")
+
+
+def _columns(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """One line of names and one for each row, words to the left, numbers to the right."""
+    yield "".join(_cell(name, name) for name in names)
+    for row in rows:
+        yield "".join(_cell(name, row[name]) for name in names)
+
+
+def _cell(name: str, value: object) -> str:
+    return f"{value!s:<11}" if name in {"class", "family", "ended", "mode"} else f"{value!s:>12}"
+
+
+def _by_reason(ended: Mapping[str, Mapping[str, int]]) -> Iterator[dict[str, Any]]:
+    for reason in Reason:
+        yield {"ended": reason.name.lower()} | {label: counts[reason.name.lower()] for label, counts in ended.items()}
+
+
+def _would_free(modes: Mapping[str, Mapping[str, int]]) -> Iterator[dict[str, Any]]:
+    for mode, row in modes.items():
+        yield {"mode": mode, **row, "memory": _mib(row["bytes"])}
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:.1f} MiB"

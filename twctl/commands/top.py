@@ -1,0 +1,373 @@
+"""What `twctl top` tells, without a terminal: rates between two looks, and who has the most sessions."""
+
+import enum
+import heapq
+import ipaddress
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from twctl.classes import Class
+from twctl.daemon.metrics import Sums
+from twctl.errors import TwctlError
+from twctl.table.layout import FAMILIES
+from twctl.table.loader import PROBES
+from twctl.table.maps import CLOSES, DROPPED, Batch, Reason, Table
+from twctl.table.pins import Pins
+from twctl.table.tallies import OTHER, Names, Owner, owners, user_name
+
+Rates = Mapping[tuple[str, ...], float]
+ADDRESS_BYTES = {"ipv4": 4, "ipv6": 16}
+# Keys that a tally keeps between two steps, 5 MB. All 65,536 ports have room in what it holds at most, twice as many.
+KEPT = 32768
+SHARE = 0.12  # of a CPU, for counting who has the most sessions
+BURST = 1.0  # s of it at the most in one go; the first reading may take it at once
+
+
+@dataclass(frozen=True)
+class Look:
+    """Counters by name and labels, and sessions by class, of one moment (s, monotonic)."""
+
+    at: float
+    counters: Mapping[tuple[str, ...], int]
+    sessions: Mapping[Class, int]
+    full: Mapping[Class, float]  # share of the capacity, of the family that has less left
+
+    @classmethod
+    def read(cls, table: Table) -> "Look":
+        """Read all counters of a table."""
+        sums = Sums.read(table)
+        counters = dict(_counted(sums)) | {("dropped", "nested"): table.nested()}
+        if table.guard:
+            counters |= {("guard", action): count for action, count in table.actions().items()}
+        capacity = table.layout.capacity
+        full = {k: max(sums.sessions(k, f) / capacity[f][k] for f in FAMILIES) for k in Class}
+        return cls(
+            time.monotonic(), counters, {k: sum(sums.sessions(k, family) for family in FAMILIES) for k in Class}, full
+        )
+
+    def held(self, before: "Look | None") -> "Look":
+        """The same, with no counter less than before.
+
+        What expired is a difference of numbers that are read one after the other: it may go back for a moment, and what
+        came back would look like events.
+        """
+        earlier = before.counters if before else {}
+        return replace(self, counters={name: max(count, earlier.get(name, 0)) for name, count in self.counters.items()})
+
+    def of(self, name: str) -> dict[str, int]:
+        """Counters of a name that have one label."""
+        return {labels[0]: count for (first, *labels), count in self.counters.items() if first == name and labels}
+
+
+def _counted(sums: Sums) -> Iterator[tuple[tuple[str, ...], int]]:
+    for class_ in Class:
+        for name in ("entered", "adopted"):
+            yield (name, class_.label), sum(sums.counters.row(name, class_))
+        yield ("restarted", class_.label), sums.counters.get("restarted", class_)
+        for reason in Reason:
+            yield ("ended", class_.label, reason.name.lower()), sums.ended(class_, reason)
+    for name, labels in (("closed", CLOSES), ("dropped", DROPPED)):
+        for label, count in zip(labels, sums.counters.values[name], strict=True):
+            yield (name, label), count
+
+
+def rates(before: Look | None, after: Look) -> Rates:
+    """Events a second between two looks; none of what there is no earlier look of."""
+    if before is None or after.at <= before.at:
+        return {}
+    seconds = after.at - before.at
+    return {
+        name: (count - before.counters[name]) / seconds
+        for name, count in after.counters.items()
+        if name in before.counters
+    }
+
+
+class Tally:
+    """How often each key came, in bounded memory (Misra and Gries): a count is too low by `missed` at the most."""
+
+    def __init__(self, kept: int = KEPT) -> None:
+        self.counts: Counter[bytes] = Counter()
+        self.missed = 0
+        self._kept = kept
+
+    def add(self, keys: Iterable[bytes]) -> None:
+        """Count some more; not so many at a time that memory matters."""
+        self.counts.update(keys)
+        if len(self.counts) > 2 * self._kept:
+            least = heapq.nlargest(self._kept + 1, self.counts.values())[-1]
+            self.counts = Counter({key: count - least for key, count in self.counts.items() if count > least})
+            self.missed += least
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that sessions are counted by. Keys sort as their names should."""
+
+    title: str
+    usual: int  # characters of most names
+    width: int  # of the longest
+    keys: Callable[[Batch], list[bytes]]
+    name: Callable[[bytes], str]
+    order: Callable[[bytes], tuple[int, bytes]]
+
+
+def _remote_endpoints(batch: Batch) -> list[bytes]:
+    size = ADDRESS_BYTES[batch.family]
+    port = 2 * size + 2
+    return [record[size : 2 * size] + record[port : port + 2] for record in batch.records]
+
+
+def _endpoint(key: bytes) -> str:
+    address, port = ipaddress.ip_address(key[:-2]), int.from_bytes(key[-2:], "big")
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004
+
+
+def _local_ports(batch: Batch) -> list[bytes]:
+    port = 2 * ADDRESS_BYTES[batch.family]
+    return [record[port : port + 2] for record in batch.records]
+
+
+def _port(key: bytes) -> str:
+    return str(int.from_bytes(key, "big"))
+
+
+def _later(_batch: Batch) -> list[bytes]:
+    """None yet: an owner is counted by its number, and has its name when the reading is over."""
+    return []
+
+
+def _as_number(key: bytes) -> tuple[int, bytes]:
+    return len(key), key
+
+
+def _as_text(key: bytes) -> tuple[int, bytes]:
+    return 0, key
+
+
+OWNERS = Subject("owner", 18, 60, _later, bytes.decode, _as_text)
+# Those that come first are shown where not all have room.
+SUBJECTS = (
+    Subject("remote endpoint", 21, 47, _remote_endpoints, _endpoint, _as_number),
+    OWNERS,
+    Subject("local port", 10, 10, _local_ports, _port, _as_number),
+)
+
+
+@dataclass
+class Reading:
+    """One walk through the table, from `began` to `ended` (s, monotonic)."""
+
+    began: float = 0.0
+    ended: float = 0.0
+    sessions: Counter[Class] = field(default_factory=Counter)
+    tallies: dict[tuple[str, Class], Tally] = field(
+        default_factory=lambda: {(subject.title, class_): Tally() for subject in SUBJECTS for class_ in Class}
+    )
+
+    owners: dict[Class, Counter[int]] = field(default_factory=lambda: {class_: Counter() for class_ in Class})
+
+    def add(self, batch: Batch) -> None:
+        """Count the sessions of a step."""
+        self.sessions[batch.class_] += len(batch.slots)
+        self.owners[batch.class_].update(batch.owners)
+        for subject in SUBJECTS:
+            self.tallies[subject.title, batch.class_].add(subject.keys(batch))
+
+    def name_owners(self, names: Mapping[int, str]) -> None:
+        """Count by name what was counted by number; two numbers may have one name."""
+        for class_, numbers in self.owners.items():
+            counts = self.tallies[OWNERS.title, class_].counts
+            for number, sessions in numbers.items():
+                counts[names[number].encode()] += sessions
+
+    def counts(self, subject: Subject, classes: Iterable[Class]) -> tuple[Counter[bytes], int]:
+        """Sessions by key of some classes, and by how many a count may be too low."""
+        tallies = [self.tallies[subject.title, class_] for class_ in classes]
+        if len(used := [tally for tally in tallies if tally.counts]) == 1:
+            return used[0].counts, sum(tally.missed for tally in tallies)
+        counts: Counter[bytes] = Counter()
+        for tally in tallies:
+            counts.update(tally.counts)
+        return counts, sum(tally.missed for tally in tallies)
+
+
+class Order(enum.StrEnum):
+    """What a list is sorted by; by name: those with the most sessions, where rows stay in their places."""
+
+    SESSIONS = "sessions"
+    GROWTH = "growth"
+    NAME = "name"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Sessions of one name, and how many more a second than at the reading before."""
+
+    name: str
+    sessions: int
+    growth: float | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The first rows of a list, and by how many a count may be too low."""
+
+    rows: list[Row]
+    missed: int
+
+
+def ranking(  # noqa: PLR0913, PLR0917 - six things decide
+    subject: Subject, now: Reading, before: Reading | None, classes: Iterable[Class], order: Order, rows: int
+) -> Ranking:
+    """Who has the most sessions, or gained the most. Equal ones stand in the order of their names."""
+    chosen = tuple(classes)
+    counts, missed = now.counts(subject, chosen)
+    earlier = before.counts(subject, chosen)[0] if before else Counter[bytes]()
+    seconds = now.ended - before.ended if before else 0.0
+    by_growth = order is Order.GROWTH and seconds
+    values = {key: count - earlier[key] for key, count in counts.items()} if by_growth else counts
+    found = _first(values, rows, subject.order)
+    if order is Order.NAME:
+        found.sort(key=subject.order)
+    growth = [(counts[key] - earlier[key]) / seconds if seconds else None for key in found]
+    return Ranking([Row(subject.name(key), counts[key], more) for key, more in zip(found, growth, strict=True)], missed)
+
+
+def _first(values: Mapping[bytes, int], rows: int, order: Callable[[bytes], tuple[int, bytes]]) -> list[bytes]:
+    """Keys of the highest values, highest first. There may be a hundred thousand, so most are met only once."""
+    least = heapq.nlargest(rows, values.values())[-1] if values and rows > 0 else 0
+    above = [key for key, value in values.items() if value > least]
+    equal = heapq.nsmallest(rows - len(above), (key for key, value in values.items() if value == least))
+    return sorted(above + equal, key=lambda key: (-values[key], order(key)))[: max(0, rows)]
+
+
+@dataclass(frozen=True)
+class View:
+    """All that is shown, of one moment. readings: the latest that is over, and the one before it."""
+
+    clock: float  # s since 1970
+    state: str  # what runs; without a look: why there is none
+    look: Look | None = None
+    rates: Rates = field(default_factory=dict)
+    readings: tuple[Reading | None, Reading | None] = (None, None)
+    progress: float = 0.0  # of the reading that is under way
+
+
+def _owner_name(name: str, owner: Owner) -> str:
+    """As systemctl takes it: a service needs no suffix, and there is little room."""
+    name = name.removesuffix(".service")
+    return name if owner.uid is None else f"{name} {user_name(owner.uid)}"
+
+
+class Reader:
+    """Reads the table over and over, a step at a time."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._steps = sum(table.steps(family) for family in FAMILIES)
+        self._names: Names | None = None
+        self._begin()
+        self.readings: tuple[Reading | None, Reading | None] = (None, None)
+
+    def _begin(self) -> None:
+        self._reading, self._done = Reading(), 0
+        self._walk = (batches for family in FAMILIES for batches in self._table.batches(family))
+
+    @property
+    def progress(self) -> float:
+        """How much of the reading is done."""
+        return self._done / self._steps
+
+    def step(self) -> bool:
+        """Read on for some milliseconds; whether a reading is over."""
+        if not self._done:
+            self._reading.began = time.monotonic()
+        batches = next(self._walk, None)
+        if batches is None:
+            self._reading.name_owners(self._owner_names({n for each in self._reading.owners.values() for n in each}))
+            self._reading.ended = time.monotonic()
+            self.readings = (self._reading, self.readings[0])
+            self._begin()
+            return True
+        for batch in batches:
+            self._reading.add(batch)
+        self._done += 1
+        return False
+
+    def _owner_names(self, numbers: set[int]) -> dict[int, str]:
+        """Unit or cgroup, and user, of the owners that have sessions."""
+        known = owners(self._table)
+        found = {number: known.get(number, OTHER) for number in numbers}
+        self._names = names = self._names or Names(self._table)
+        names.update(found.values())
+        return {number: _owner_name(names.owner(owner), owner) for number, owner in found.items()}
+
+    def read(self, seconds: float, interrupted: Callable[[], bool]) -> None:
+        """Read on until a reading is over, or so much of a CPU's time is used up, or there is something else to do."""
+        end = time.thread_time() + seconds
+        while not self.step() and time.thread_time() < end and not interrupted():
+            pass
+
+
+class Watch:
+    """Looks at the table that is pinned, as often as it is asked; also at another one that takes its place.
+
+    :raises TwctlError: if nothing is pinned there to begin with.
+    """
+
+    def __init__(self, pins: Path) -> None:
+        self._pins = pins
+        self._source: tuple[Table, Reader] | None = self._open()
+
+    def _open(self) -> tuple[Table, Reader]:
+        self._pinned = self._stamp()
+        table = Table(self._pins / "current")
+        self._before: Look | None = None
+        return table, Reader(table)
+
+    def _stamp(self) -> tuple[int, int] | None:
+        """What tells one table from another: its memory is there even when it is pinned no more."""
+        try:
+            found = (self._pins / "current/maps/meta").stat()
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def view(self, interval: float, interrupted: Callable[[], bool] = lambda: False) -> View:
+        """Look, and read on for as long as an interval (s) allows; says what is wrong where there is no table now."""
+        clock = time.time()
+        try:
+            if self._source is None or self._stamp() != self._pinned:
+                self._close()
+                self._source = self._open()
+            return self._view(*self._source, clock, SHARE * interval, interrupted)
+        except (TwctlError, OSError) as error:
+            self._close()
+            return View(clock, str(error))
+
+    def _view(
+        self, table: Table, reader: Reader, clock: float, seconds: float, interrupted: Callable[[], bool]
+    ) -> View:
+        before = self._before
+        look = Look.read(table).held(before)
+        reader.read(min(BURST, seconds if before else BURST), interrupted)
+        self._before = look
+        return View(
+            clock=clock,
+            state=f"{table.mode}, {PROBES[table.probe]} probe, "
+            f"{'daemon running' if Pins(self._pins).locked() else 'no daemon running'}",
+            look=look,
+            rates=rates(before, look),
+            readings=reader.readings,
+            progress=reader.progress,
+        )
+
+    def _close(self) -> None:
+        """Let go of a table, so that its memory goes with its pins."""
+        if self._source:
+            self._source[0].close()
+        self._source = None

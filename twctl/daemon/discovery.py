@@ -1,0 +1,157 @@
+"""Namespaces come and go while the daemon runs: those it is to work in join when they get a name, and leave with it."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from twctl.config.config import Config
+from twctl.daemon.namespaces import FullError, Namespace, Namespaces, refuse_obstacles
+from twctl.errors import TwctlError
+from twctl.linux import netns
+
+log = logging.getLogger("twctl")
+
+# Mounts tell when a namespace gets or loses its name; this often the names are looked at all the same. s
+LOOK_SECONDS = 10.0
+# What could not join is tried again, and what has joined is looked at for new obstacles, this often. s
+AGAIN_SECONDS = 300.0
+# The first time sooner: who makes a pod gives it its NAT and its devices once it has its namespace. s
+SETTLED_SECONDS = 30.0
+# A host that starts has hundreds of new namespaces at once: so many join, 0.1 s of work, before others have their turn.
+AT_ONCE = 16
+
+Place = tuple[str | None, int]  # name and inode: the same name may be given to another namespace
+
+
+class Discovery:
+    """Has namespaces join and leave: those that the configuration names, or our own; or our own and all with a name.
+
+    In the last case (all_netns) what goes wrong in one namespace is that one's matter: it is said once, and the
+    namespace left alone. Those that are named have to join at the start, and what goes wrong there later ends the
+    daemon, but not that a name goes.
+
+    joined: called with new namespaces, not with those of the start.
+    """
+
+    def __init__(self, namespaces: Namespaces, config: Config) -> None:
+        self.namespaces = namespaces
+        self._config, self._names, self._every = config, config.netns, config.all_netns
+        self._mounts = netns.Mounts()
+        self._refused: dict[Place, tuple[Exception, float]] = {}  # why, and when to try again (monotonic)
+        self._settled: dict[Place, float] = {}  # when to look for obstacles (monotonic)
+        self.joined: Callable[[Sequence[Namespace]], None] = lambda _: None
+
+    def close(self) -> None:
+        """Follow no more."""
+        self._mounts.close()
+
+    def start(self) -> None:
+        """Have all join that are there, and give up what an earlier daemon did elsewhere.
+
+        :raises TwctlError: if one that has to join cannot; then no guard is left that was not there before.
+        """
+        try:
+            for name in self._wanted() if self._every else self._names or (None,):
+                self._join(name, strict=not self._every)
+        except TwctlError:
+            self.namespaces.give_up()
+            raise
+        for line in self.namespaces.keep({namespace.cookie for namespace in self.namespaces}):
+            log.warning("%s", line)
+
+    def states(self) -> dict[str, int]:
+        """How many namespaces are in which state."""
+        errors = [error for error, _ in list(self._refused.values())]
+        full = sum(isinstance(error, FullError) for error in errors)
+        return {"enrolled": len(list(self.namespaces)), "refused": len(errors) - full, "beyond_capacity": full}
+
+    def attend(self, namespace: Namespace, work: Callable[[Namespace], None]) -> None:
+        """Do some work in a namespace. Raises TwctlError, if that one has to go on."""
+        try:
+            work(namespace)
+        except TwctlError as error:
+            self._failed(namespace, error)
+
+    def fileno(self) -> int:
+        """Readable when names may have come or gone."""
+        return self._mounts.fileno()
+
+    def drain(self) -> None:
+        """Have those join and leave that have come and gone."""
+        self._mounts.drain()
+        self._look()
+
+    def run(self) -> float:
+        """Look at the names and, with `every`, for obstacles; returns seconds until the next time."""
+        more = self._look()
+        if self._every:
+            self._look_for_obstacles()
+        return 0.0 if more else LOOK_SECONDS
+
+    def _wanted(self) -> Mapping[str | None, int]:
+        """Which there are, and their inodes."""
+        own: dict[str | None, int] = {None: netns.inode(None)}
+        if self._every:
+            return own | netns.present()
+        if not self._names:
+            return own
+        return {name: inode for name in self._names if (inode := netns.inode(name))}
+
+    def _look(self) -> bool:
+        """Have some join and leave; True if there are more."""
+        wanted, now = self._wanted(), time.monotonic()
+        for namespace in self.namespaces:
+            if wanted.get(namespace.name) != namespace.inode:
+                self._leave(namespace)
+                log.info("left network namespace %s: it is gone", namespace.name)
+        self._refused = {place: why for place, why in self._refused.items() if wanted.get(place[0]) == place[1]}
+        known = {namespace.name for namespace in self.namespaces}
+        later = {name for (name, _), (_, again) in self._refused.items() if again > now}
+        new = [name for name in wanted if name not in known | later]
+        joined = [namespace for namespace in (self._join(name, strict=False) for name in new[:AT_ONCE]) if namespace]
+        if joined:
+            log.info("joined network namespaces: %s", ", ".join(namespace.name or "(own)" for namespace in joined))
+            self.joined(joined)
+        return len(new) > AT_ONCE
+
+    def _join(self, name: str | None, *, strict: bool) -> Namespace | None:
+        place = name, netns.inode(name)
+        try:
+            if not strict:
+                refuse_obstacles(name, self._config)
+            namespace = self.namespaces.join(name)
+        except (TwctlError, OSError) as error:
+            if strict:
+                raise
+            self._refuse(place, error)
+            return None
+        self._refused.pop(place, None)
+        self._settled[place] = time.monotonic() + SETTLED_SECONDS
+        return namespace
+
+    def _leave(self, namespace: Namespace) -> None:
+        self._settled.pop((namespace.name, namespace.inode), None)
+        for line in self.namespaces.leave(namespace):
+            log.warning("%s", line)
+
+    def _refuse(self, place: Place, error: Exception) -> None:
+        """Say why, once; of all for which there is no room, once."""
+        full = isinstance(error, FullError)
+        before = [str(each) for where, (each, _) in self._refused.items() if full or where == place]
+        if str(error) not in before:
+            log.warning("network namespace %s is left alone: %s", place[0] or "(own)", error)
+        self._refused[place] = (error, time.monotonic() + (LOOK_SECONDS if full else AGAIN_SECONDS))
+
+    def _failed(self, namespace: Namespace, error: TwctlError) -> None:
+        """What goes wrong in a namespace. Raises it again, where that one had to join."""
+        if not self._every:
+            raise error
+        self._leave(namespace)
+        self._refuse((namespace.name, namespace.inode), error)
+
+    def _look_for_obstacles(self) -> None:
+        now = time.monotonic()
+        due = [namespace for namespace in self.namespaces if self._settled[namespace.name, namespace.inode] <= now]
+        for namespace in due[:AT_ONCE]:
+            self._settled[namespace.name, namespace.inode] = now + AGAIN_SECONDS
+            self.attend(namespace, lambda namespace: refuse_obstacles(namespace.name, self._config))

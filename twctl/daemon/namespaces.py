@@ -1,0 +1,271 @@
+"""The network namespaces that the daemon works in: how one joins, what is held open in it, how it leaves.
+
+Whatever is open in a namespace keeps it, so a namespace whose name goes has to leave at once (follow.py); until then an
+open descriptor leads there, through which its sysctls are put back.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import os
+import select
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from twctl.classes import Class
+from twctl.config.config import Config, Mode
+from twctl.errors import TwctlError
+from twctl.linux import netns
+from twctl.linux.procfs import EntryCount, FinTimeout, PortRange, Sockstat
+from twctl.linux.sockdiag import SockDiag
+from twctl.linux.sysctl import Journal
+from twctl.modes import guard as guards
+from twctl.modes.guard import Guard
+from twctl.modes.obstacles import obstacles
+from twctl.routes.watcher import RouteWatcher
+from twctl.table.layout import FAMILIES
+from twctl.table.maps import NAME_BYTES, ClassTries, Table
+
+log = logging.getLogger("twctl")
+
+MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"
+
+
+class _Closes(Protocol):
+    def close(self) -> None: ...
+
+
+Made = TypeVar("Made", bound=_Closes)
+
+
+class FullError(TwctlError):
+    """No index is free: the table tells 256 namespaces apart, those that left among them while vestiges have theirs."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Namespace:
+    """An enrolled namespace and what is held open in it. inode: of the namespace; path: leads there, without a name."""
+
+    index: int
+    name: str | None
+    cookie: int
+    inode: int
+    path: str
+    routes: RouteWatcher
+    tries: ClassTries
+    diag: SockDiag
+    sockstat: Sockstat
+    fin_timeout: FinTimeout
+    ports: PortRange
+    entry_count: EntryCount
+    guard: Guard | None
+
+    def drain(self) -> None:
+        """Follow its routes and its devices. Raises TwctlError."""
+        if self.routes.drain():
+            self.tries.sync(self.routes.trie())
+        if self.guard:
+            self.guard.drain()
+
+    def look(self) -> None:
+        """Put the guard on devices that lack it. Raises TwctlError."""
+        if self.guard:
+            self.guard.attach()
+
+    def counts(self) -> Counter[str]:
+        """What counts on when it has left."""
+        return Counter(
+            changes=self.routes.changes,
+            resyncs=self.routes.resyncs,
+            refused=self.tries.refused,
+            reattached=self.guard.reattached if self.guard else 0,
+        )
+
+
+def refuse_obstacles(name: str | None, config: Config) -> None:
+    """Mode vestigial works only where the guard sees what the sockets see.
+
+    :raises TwctlError: if something may be in its way, and is not to be ignored.
+    """
+    found = list(obstacles(name)) if config.mode is Mode.VESTIGIAL else []
+    for line in found:
+        log.warning("network namespace %s: %s", name or "(own)", line)
+    if found and not config.force:
+        raise TwctlError("the guard may not see here what the sockets see", "remove it, or give --force if you know")
+
+
+class Namespaces:
+    """All that have joined. The daemon's one thread has them join and leave; a scrape's thread adds them up.
+
+    folder: the pinned table. diags: their sock_diag sockets by index, as it is now.
+    """
+
+    def __init__(self, table: Table, folder: Path, config: Config, journal: Journal) -> None:
+        self._table, self._folder, self._config, self._journal = table, folder, config, journal
+        self._guarded = config.mode is Mode.VESTIGIAL
+        self._sysctls = dict(config.sysctl) | ({MAX_TW_BUCKETS: 0} if self._guarded else {})
+        self._before = table.mode
+        self._namespaces: dict[int, Namespace] = {}
+        self._open: dict[int, contextlib.ExitStack] = {}
+        self._by_fd: dict[int, Namespace] = {}
+        self._lock = threading.Lock()
+        self._past: Counter[str] = Counter()
+        self._poll = select.epoll()
+        self.diags: dict[int, SockDiag] = {}
+
+    def __iter__(self) -> Iterator[Namespace]:
+        return iter(list(self._namespaces.values()))
+
+    def __getitem__(self, index: int) -> Namespace:
+        return self._namespaces[index]
+
+    def fileno(self) -> int:
+        """Readable when routes or devices of a namespace have changed."""
+        return self._poll.fileno()
+
+    def changed(self) -> list[Namespace]:
+        """Those of which `drain` has something to do."""
+        return [*{self._by_fd[fd].index: self._by_fd[fd] for fd, _ in self._poll.poll(0) if fd in self._by_fd}.values()]
+
+    def close(self) -> None:
+        """Close what is open; what is in force stays."""
+        for stack in self._open.values():
+            stack.close()
+        self._poll.close()
+
+    def keep(self, cookies: set[int]) -> list[str]:
+        """Give up what an earlier daemon did in other namespaces than these; returns what was left alone, a line each.
+
+        The sysctls come first: never a namespace without TIME_WAIT sockets and without a guard.
+        """
+        reports = self._journal.keep(self._sysctls, cookies)
+        gone = {index: each for index, each in self._table.enrolments().items() if each[0] not in cookies}
+        if self._table.guard:
+            reports += guards.remove(gone, self._folder)
+        for index, (cookie, _) in gone.items():
+            self._table.withdraw(index, cookie)
+            with contextlib.closing(ClassTries(self._table, index)) as tries:
+                tries.sync({})
+        return reports
+
+    def join(self, name: str | None) -> Namespace:
+        """Do in a namespace (None: our own) what the mode says: classes and guard first, then entries, then sysctls.
+
+        :raises TwctlError: if that cannot be; then it is as it was.
+        """
+        with contextlib.ExitStack() as opened, contextlib.ExitStack() as undo:
+            namespace = self._opened(name, opened)
+            known = namespace.index in self._table.enrolments()
+            undo.callback(self._journal.leave, namespace.cookie, namespace.path)
+            if not known:
+                undo.callback(namespace.tries.sync, {})
+            namespace.tries.sync(namespace.routes.trie())
+            if namespace.guard:
+                if not known or self._before != Mode.VESTIGIAL:
+                    undo.callback(namespace.guard.remove)
+                namespace.guard.attach()
+            if not known:
+                undo.callback(self._table.withdraw, namespace.index, namespace.cookie)
+            self._table.enrol(namespace.index, namespace.cookie, name or "", guarded=self._guarded)
+            if self._sysctls:
+                self._journal.set(self._sysctls, name)
+            undo.pop_all()
+            self._add(namespace, opened.pop_all())
+        return namespace
+
+    def _opened(self, name: str | None, opened: contextlib.ExitStack) -> Namespace:
+        if len((name or "").encode()) > NAME_BYTES:
+            raise TwctlError(f"the name {name} is too long", f"up to {NAME_BYTES} bytes are allowed")
+        cookie = netns.cookie(name)
+        handle = os.open(netns.path(name), os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, handle)
+        if any(cookie == namespace.cookie for namespace in self):
+            raise TwctlError(f"network namespace {name} has joined under another name", "name each one once")
+        index = self._index(cookie)
+
+        def use(made: Made) -> Made:
+            opened.callback(made.close)
+            return made
+
+        namespace = Namespace(
+            index,
+            name,
+            cookie,
+            os.fstat(handle).st_ino,
+            f"/proc/self/fd/{handle}",
+            use(RouteWatcher(self._config.classes, name)),
+            use(ClassTries(self._table, index)),
+            use(SockDiag(name)),
+            use(Sockstat(name)),
+            use(FinTimeout(name)),
+            use(PortRange(name)),
+            use(EntryCount(name)),
+            use(Guard(name, index, self._folder)) if self._guarded else None,
+        )
+        if netns.inode(name) != namespace.inode:
+            raise TwctlError(f"network namespace {name} became another one just now", "try again")
+        return namespace
+
+    def _index(self, cookie: int) -> int:
+        """The one it has, or a free one."""
+        for index, (known, _) in self._table.enrolments().items():
+            if known == cookie:
+                return index
+        if (free := self._table.free_index()) is None:
+            raise FullError("there is no room for another network namespace", "name those that matter with netns")
+        return free
+
+    def _add(self, namespace: Namespace, opened: contextlib.ExitStack) -> None:
+        for source in (namespace.routes, namespace.guard):
+            if source:
+                self._poll.register(source.fileno(), select.EPOLLIN)
+                self._by_fd[source.fileno()] = namespace
+        self._open[namespace.index] = opened
+        self.diags[namespace.index] = namespace.diag
+        with self._lock:
+            self._namespaces[namespace.index] = namespace
+
+    def leave(self, namespace: Namespace) -> list[str]:
+        """Undo what was done in a namespace and let go of it; its vestiges expire. Returns what was left alone."""
+        reports = self._journal.leave(namespace.cookie, namespace.path)
+        if namespace.guard:
+            with contextlib.suppress(OSError):
+                namespace.guard.remove()
+        self._table.withdraw(namespace.index, namespace.cookie)
+        namespace.tries.sync({})
+        self._by_fd = {fd: each for fd, each in self._by_fd.items() if each is not namespace}
+        del self.diags[namespace.index]
+        with self._lock:
+            del self._namespaces[namespace.index]
+            self._past += namespace.counts()
+            self._open.pop(namespace.index).close()  # epoll forgets what is closed
+        return reports
+
+    def give_up(self) -> None:
+        """A start that fails leaves no guard that was not there before; sysctls are put back elsewhere."""
+        for namespace in self:
+            if namespace.guard and self._before != Mode.VESTIGIAL:
+                self._journal.leave(namespace.cookie, namespace.path)
+                namespace.guard.remove()
+                self._table.enrol(namespace.index, namespace.cookie, namespace.name or "")
+
+    def total(self, number: Callable[[Namespace], int]) -> int:
+        """Add a number of each up. Raises OSError."""
+        with self._lock:
+            return sum(map(number, self._namespaces.values()))
+
+    def counts(self) -> Counter[str]:
+        """Sums over all that ever joined: changes, resyncs, refused, reattached."""
+        with self._lock:
+            return sum((namespace.counts() for namespace in self._namespaces.values()), Counter(self._past))
+
+    def prefixes(self) -> dict[tuple[Class, str], int]:
+        """Prefixes that the probes ask, by class and family."""
+        with self._lock:
+            counts = [namespace.tries.counts() for namespace in self._namespaces.values()]
+        return {
+            (class_, family): sum(count[class_, family] for count in counts) for class_ in Class for family in FAMILIES
+        }

@@ -1,0 +1,192 @@
+"""Field offsets of the running kernel's structures, from its BTF, through libbpf's btf__ functions."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from twctl.errors import TwctlError
+from twctl.linux.libbpf import libbpf
+
+VMLINUX = Path("/sys/kernel/btf/vmlinux")
+
+# linux/btf.h, enum of BTF_KIND_*
+_STRUCT, _UNION, _FUNC = 4, 5, 12
+_KIND_FLAG = 1 << 31
+
+REQUIRED = (
+    "sock_common.skc_daddr",
+    "sock_common.skc_rcv_saddr",
+    "sock_common.skc_dport",
+    "sock_common.skc_family",
+    "sock_common.skc_bound_dev_if",
+    "sock_common.skc_net",
+    "sock_common.skc_v6_daddr",
+    "sock_common.skc_v6_rcv_saddr",
+    "sock_common.skc_flags",
+    "sock_common.skc_tw_rcv_nxt",
+    "sock.sk_protocol",
+    "sock.sk_err",
+    "sock.sk_uid",
+    "inet_sock.inet_sport",
+    "inet_connection_sock.icsk_rto",
+    "tcp_sock.snd_nxt",
+    "tcp_sock.rcv_nxt",
+    "tcp_sock.snd_una",
+    "tcp_sock.write_seq",
+    "tcp_sock.rcv_wup",
+    "tcp_sock.rcv_wnd",
+    "tcp_sock.tsoffset",
+    "tcp_sock.linger2",
+    "tcp_sock.rx_opt.ts_recent",
+    "tcp_sock.rx_opt.ts_recent_stamp",
+    "tcp_sock.rx_opt.rcv_wscale",
+    "net.net_cookie",
+    "net.ipv4.sysctl_tcp_fin_timeout",
+    "inet_timewait_sock.tw_sport",
+    "inet_timewait_sock.tw_substate",
+    "inet_timewait_sock.tw_timer",
+    "tcp_timewait_sock.tw_ts_recent",
+    "inet_sock.tos",
+    "inet_sock.pinet6",
+    "ipv6_pinfo.tclass",
+    "ipv6_pinfo.flow_label",
+    "sock.sk_txhash",
+)
+# Absent where the kernel is older or built without: microsecond timestamps (6.7), TCP-MD5, TCP-AO (6.7).
+OPTIONAL = ("tcp_sock.tcp_usec_ts", "tcp_sock.md5sig_info", "tcp_sock.ao_info")
+# Which cgroup a socket belongs to: all three, or none where the kernel is built without.
+CGROUP = ("sock.sk_cgrp_data", "cgroup.kn", "kernfs_node.id")
+# What the guard reads besides, where a segment has a vestige.
+GUARD = (
+    "sk_buff.dev",
+    "sk_buff.ip_summed",
+    "net_device.nd_net",
+    "net_device.ip6_ptr",
+    "inet6_dev.cnf.hop_limit",
+    "net.ipv4.sysctl_tcp_rfc1337",
+    "net.ipv4.sysctl_tcp_invalid_ratelimit",
+    "net.ipv4.sysctl_ip_default_ttl",
+)
+FUNCTIONS = ("tcp_timewait_state_process", "tcp_twsk_unique")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Field:
+    """Where a field lies: byte offset in its structure; of a bit field also the bit in that byte, and its width."""
+
+    offset: int
+    bit: int = 0
+    bits: int = 0
+
+
+class _Type(ctypes.Structure):
+    _fields_ = (("name_off", ctypes.c_uint32), ("info", ctypes.c_uint32), ("size_or_type", ctypes.c_uint32))
+
+
+class _Member(ctypes.Structure):
+    _fields_ = (("name_off", ctypes.c_uint32), ("type", ctypes.c_uint32), ("offset", ctypes.c_uint32))
+
+
+class Btf:
+    """The type information of one kernel.
+
+    :raises TwctlError: if `path` is missing or cannot be read.
+    """
+
+    def __init__(self, path: Path = VMLINUX) -> None:
+        if not path.exists():
+            raise TwctlError(
+                f"this kernel has no type information at {path}", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+            )
+        self._btf = libbpf().btf__parse(str(path).encode(), None)
+        if not self._btf:
+            raise TwctlError(
+                f"cannot read the type information at {path}",
+                "run as root, on a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+            )
+
+    def close(self) -> None:
+        """Give the memory back (about 10 MB)."""
+        libbpf().btf__free(self._btf)
+        self._btf = None
+
+    def field(self, path: str) -> Field | None:
+        """Find `struct.member[.member...]`, also inside anonymous structures and unions; None if there is no such."""
+        struct, *members = path.split(".")
+        type_id = libbpf().btf__find_by_name_kind(self._btf, struct.encode(), _STRUCT)
+        at, bits = 0, 0
+        for name in members:
+            found = self._member(type_id, name) if type_id > 0 else None
+            if found is None:
+                return None
+            offset, bits, type_id = found
+            at += offset
+        return Field(at // 8, at % 8 if bits else 0, bits)
+
+    def arguments(self, function: str) -> int | None:
+        """How many arguments a kernel function takes; None if the kernel has no such function (or inlined it)."""
+        type_id = libbpf().btf__find_by_name_kind(self._btf, function.encode(), _FUNC)
+        return self._type(self._type(type_id).size_or_type).info & 0xFFFF if type_id > 0 else None
+
+    def _type(self, type_id: int) -> _Type:
+        return _Type.from_address(libbpf().btf__type_by_id(self._btf, type_id))
+
+    def _name(self, offset: int) -> str:
+        return (libbpf().btf__name_by_offset(self._btf, offset) or b"").decode()
+
+    def _members(self, type_id: int) -> Iterator[tuple[str, int, int, int]]:
+        """Yield name, bit offset, width (0: not a bit field) and type of each member."""
+        kind = self._type(type_id)
+        base = ctypes.addressof(kind) + ctypes.sizeof(_Type)
+        for i in range(kind.info & 0xFFFF):
+            member = _Member.from_address(base + i * ctypes.sizeof(_Member))
+            packed = kind.info & _KIND_FLAG  # then the offset's upper byte is the width
+            offset, width = (member.offset & 0xFFFFFF, member.offset >> 24) if packed else (member.offset, 0)
+            yield self._name(member.name_off), offset, width, member.type
+
+    def _member(self, type_id: int, name: str) -> tuple[int, int, int] | None:
+        """Return bit offset, width and type of a member, which may lie in an anonymous member."""
+        type_id = libbpf().btf__resolve_type(self._btf, type_id)
+        if self._type(type_id).info >> 24 & 0x1F not in (_STRUCT, _UNION):
+            return None
+        for member, offset, width, member_type in self._members(type_id):
+            if member == name:
+                return offset, width, member_type
+            if not member and (inner := self._member(member_type, name)):
+                return offset + inner[0], inner[1], inner[2]
+        return None
+
+
+def macros(btf: Btf, required: tuple[str, ...] = REQUIRED) -> Mapping[str, int]:
+    """Name the offsets as the C code does: OFFSET_*, BIT_*, BITS_* and ARGUMENTS_*.
+
+    :raises TwctlError: naming the first field that this kernel lacks.
+    """
+    result: dict[str, int] = {}
+    for path in required + OPTIONAL:
+        field = btf.field(path)
+        if field is None and path in required:
+            raise TwctlError(
+                f"this kernel's type information has no field {path}",
+                "twctl works on Linux 5.15 and later; please report this kernel",
+            )
+        if field is not None:
+            result |= _field_macros(path.replace(".", "_"), field)
+    cgroup = {path: field for path in CGROUP if (field := btf.field(path))}
+    if len(cgroup) == len(CGROUP):
+        for path, field in cgroup.items():
+            result |= _field_macros(path.replace(".", "_"), field)
+    for function in FUNCTIONS:
+        if (count := btf.arguments(function)) is not None:
+            result[f"ARGUMENTS_{function}"] = count
+    return result
+
+
+def _field_macros(name: str, field: Field) -> dict[str, int]:
+    result = {f"OFFSET_{name}": field.offset}
+    if field.bits:
+        result |= {f"BIT_{name}": field.bit, f"BITS_{name}": field.bits}
+    return result

@@ -1,0 +1,62 @@
+"""What only the start needs is out of force afterwards (capabilities(7)).
+
+Lowered, not given up: a reload may have to load again. Threads keep what was in force when they began.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from enum import IntEnum
+from pathlib import Path
+
+from twctl.linux import libbpf
+
+VERSION_3 = 0x20080522  # _LINUX_CAPABILITY_VERSION_3: two words for each set, the lower one first
+SETS = 3  # effective, permitted, inheritable
+
+
+class Capability(IntEnum):
+    """By their numbers (linux/capability.h)."""
+
+    SYS_RESOURCE = 24  # PSI triggers, more descriptors
+    PERFMON = 38  # programs that read kernel memory
+    BPF = 39
+
+
+def lower(pinned: Path) -> None:
+    """Put them out of force in this thread. pinned: any map of ours.
+
+    Before Linux 5.19 bpf(2) does nothing at all without CAP_BPF where unprivileged BPF is disabled: then that stays.
+    """
+    _change(lambda effective, _: effective & ~_bits(*Capability))
+    try:
+        os.close(libbpf.obj_get(pinned))
+    except PermissionError:
+        _change(lambda effective, permitted: effective | _bits(Capability.BPF) & permitted)
+
+
+def restore() -> None:
+    """Bring into force again those that we may have."""
+    _change(lambda effective, permitted: effective | _bits(*Capability) & permitted)
+
+
+def _bits(*capabilities: Capability) -> int:
+    return sum(1 << capability for capability in capabilities)
+
+
+def _change(effective: Callable[[int, int], int]) -> None:
+    """Set what is effective, of what is effective and permitted now."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, words = (ctypes.c_uint32 * 2)(VERSION_3, 0), (ctypes.c_uint32 * (2 * SETS))()
+    _checked(libc.capget(header, words))
+    now, permitted = (words[which] | words[which + SETS] << 32 for which in (0, 1))
+    then = effective(now, permitted)
+    if then == now:
+        return
+    words[0], words[SETS] = then & 0xFFFFFFFF, then >> 32
+    _checked(libc.capset(header, words))
+
+
+def _checked(result: int) -> None:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "capabilities")

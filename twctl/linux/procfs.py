@@ -1,0 +1,131 @@
+"""What the kernel itself counts and spends: its TIME_WAIT sockets, their size, and the ports they can hold."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from twctl.linux.netns import inside
+from twctl.linux.ports import Ports, parse_ports
+
+
+class Sockstat:
+    """One namespace's /proc/net/sockstat, kept open: it shows the namespace it was opened in."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._file: TextIO = inside(netns, Path("/proc/thread-self/net/sockstat").open)
+
+    def time_wait(self) -> int:
+        """Mini-sockets of this namespace, TIME_WAIT and FIN_WAIT2 together, IPv4 and IPv6."""
+        self._file.seek(0)
+        tcp = next(line for line in self._file if line.startswith("TCP:")).split()
+        return int(tcp[tcp.index("tw") + 1])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def counts_entries(release: str | None = None) -> bool:
+    """Whether TcpExt TW and TWKilled count sessions that enter TIME_WAIT; before Linux 5.18 those that expire there.
+
+    Source: __inet_twsk_schedule(), tw_timer_handler(). A kernel that has it from a later one is taken for an old one.
+    """
+    major, minor = (release or os.uname().release).split(".")[:2]
+    return (int(major), int(re.match(r"\d+", minor)[0])) >= (5, 18)  # type: ignore[index]
+
+
+class EntryCount:
+    """One namespace's /proc/net/netstat, kept open: it shows the namespace it was opened in."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._file: TextIO = inside(netns, Path("/proc/thread-self/net/netstat").open)
+        self._names = ("TCPTimeWaitOverflow", *(("TW", "TWKilled") if counts_entries() else ()))
+
+    def count(self) -> int:
+        """Sessions that tcp_max_tw_buckets kept out of TIME_WAIT, and those that entered it if they are counted."""
+        self._file.seek(0)
+        names, numbers = (line.split() for line in self._file if line.startswith("TcpExt:"))
+        return sum(int(numbers[names.index(name)]) for name in self._names)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class PortRange:
+    """One namespace's sysctls about ports, kept open: they show the namespace they were opened in."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        names = ("ip_local_port_range", "ip_local_reserved_ports", "tcp_tw_reuse", "tcp_tw_reuse_delay")
+        self._files: list[TextIO] = inside(netns, lambda: [file.open() for file in _existing(names)])
+
+    def ports(self) -> int:
+        """How many ports the kernel chooses from."""
+        return len(self.range())
+
+    def range(self) -> Ports:
+        """Which they are."""
+        return parse_ports(self._read(0), self._read(1))
+
+    def reuse(self) -> tuple[int, float]:
+        """tcp_tw_reuse, and tcp_tw_reuse_delay (s); before Linux 6.14 that is always 1 s."""
+        return int(self._read(2)), int(self._read(3)) / 1000 if len(self._files) > 3 else 1.0  # noqa: PLR2004
+
+    def _read(self, number: int) -> str:
+        self._files[number].seek(0)
+        return self._files[number].read()
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files:
+            file.close()
+
+
+def _existing(names: Iterable[str]) -> Iterator[Path]:
+    return (file for name in names if (file := Path("/proc/sys/net/ipv4", name)).exists())
+
+
+class FinTimeout:
+    """One namespace's tcp_fin_timeout, kept open: it shows the namespace it was opened in."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        self._file: TextIO = inside(netns, Path("/proc/sys/net/ipv4/tcp_fin_timeout").open)
+
+    def seconds(self) -> int:
+        """What an orphan in FIN_WAIT2 is given, if its application did not say otherwise."""
+        self._file.seek(0)
+        return int(self._file.read())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SocketBytes:
+    """What the slab allocator spends on one TIME_WAIT session, in bytes: mini-socket, and the port it holds alone."""
+
+    mini: int
+    port: int
+
+
+def socket_bytes(slab: Path = Path("/sys/kernel/slab")) -> SocketBytes:
+    """Read the sizes of this kernel's slab caches; a cache that is not there counts as nothing."""
+    sizes = {name: _slab_size(slab / name) for name in ("tw_sock_TCP", "tcp_bind_bucket", "tcp_bind2_bucket")}
+    return SocketBytes(sizes["tw_sock_TCP"], sizes["tcp_bind_bucket"] + sizes["tcp_bind2_bucket"])
+
+
+def _slab_size(cache: Path) -> int:
+    try:
+        return int((cache / "slab_size").read_text())
+    except FileNotFoundError:
+        return 0
+
+
+def ephemeral_ports(proc: Path = Path("/proc")) -> range:
+    """Return the local ports that the kernel chooses from (net.ipv4.ip_local_port_range)."""
+    low, high = (proc / "sys/net/ipv4/ip_local_port_range").read_text().split()
+    return range(int(low), int(high) + 1)

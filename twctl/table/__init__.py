@@ -1,0 +1,1 @@
+"""The table of vestiges: how it is compiled, loaded and pinned, and how user space reads it."""

@@ -1,0 +1,115 @@
+"""The table's sizes, and the text and flags its C code is compiled with: what loader and readers must agree on."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from twctl.classes import Class
+
+FAMILIES = ("ipv4", "ipv6")
+LANES = 8
+BLOCKS = 32
+LINE_BYTES = 64
+INDEX_BYTES = 12  # for each session of capacity: 5.3 words for a line of eight, when every pool is full and alive
+RECORD_BYTES = {"ipv4": 32, "ipv6": 64}
+START_BYTES = 4  # and owner
+PERIODS = 2048
+STARTS = 16  # of a block of 64 bytes: 16 starts, then 16 owners, 16 bits each
+PREFIXES = 65536
+NAMESPACES = 256
+
+
+def bpf_folder() -> Path:
+    """Where the C sources lie: in the package when installed from a wheel, else beside it."""
+    packaged = Path(__file__).parents[1] / "bpf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "bpf"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ring:
+    """One class's run of slots in its family's record array."""
+
+    base: int
+    capacity: int
+
+    @property
+    def block_shift(self) -> int:
+        """Binary logarithm of the slots of a block; a lap has at most 16 blocks."""
+        return max(0, (-(-self.capacity // (BLOCKS // 2)) - 1).bit_length())
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Layout:
+    """Sizes that follow from the capacities (sessions, by family and class)."""
+
+    capacity: Mapping[str, Mapping[Class, int]]
+
+    def ring(self, family: str, class_: Class) -> Ring:
+        """Return the slots of a class: the rings follow each other in order of class."""
+        before = sum(self.capacity[family][other] for other in Class if other < class_)
+        return Ring(before, self.capacity[family][class_])
+
+    def slots(self, family: str) -> int:
+        """Sessions that fit, all classes together."""
+        return sum(self.capacity[family].values())
+
+    def lines(self, family: str) -> int:
+        """Index lines of 64 bytes."""
+        return -(-self.slots(family) * INDEX_BYTES // LINE_BYTES)
+
+    def bytes(self, family: str) -> int:
+        """Kernel memory that grows with the capacity: records, index and starts."""
+        slots = self.slots(family)
+        return slots * (RECORD_BYTES[family] + START_BYTES) + self.lines(family) * LINE_BYTES
+
+    def defines(self) -> dict[str, int]:
+        """Name the sizes as the C code does."""
+        sizes = {}
+        for family in FAMILIES:
+            sizes[f"SLOTS_{family.upper()}"] = self.slots(family)
+            sizes[f"LINES_{family.upper()}"] = self.lines(family)
+        return sizes | {"PREFIXES": PREFIXES, "NAMESPACES": NAMESPACES, "CPUS": possible_cpus()}
+
+    def identity(self, probe: str) -> int:
+        """64 bits that differ where a pinned table cannot be taken over: sources, sizes, kernel, probe."""
+        return _identity(source("observe.c"), sorted(self.defines().items()), str(probe))
+
+
+def guard_identity() -> int:
+    """64 bits, not 0, that differ where a loaded guard is another one than ours."""
+    return _identity(source("guard.c")) | 1
+
+
+def _identity(*parts: object) -> int:
+    """Hash of these parts and the kernel."""
+    what = repr((*parts, os.uname().version, os.uname().release))
+    return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "little")
+
+
+def possible_cpus(root: Path = Path("/sys")) -> int:
+    """How many CPUs the kernel may ever use: highest number + 1."""
+    ranges = (root / "devices/system/cpu/possible").read_text().strip()
+    return int(re.split("[-,]", ranges)[-1]) + 1
+
+
+def source(name: str) -> str:
+    """Return a C file with our own headers put in place of their #include lines.
+
+    bcc rewrites map accesses only in the text it is given, not in files which that text includes.
+    """
+    included: set[str] = set()
+
+    def expand(name: str) -> str:
+        if name in included:
+            return ""
+        included.add(name)
+        text = (bpf_folder() / name).read_text()
+        lines = re.sub(r'^#include "(\w+\.h)"$', lambda match: expand(match[1]), text, flags=re.MULTILINE)
+        return f'#line 1 "{name}"\n{lines}\n'
+
+    return expand(name)

@@ -1,0 +1,317 @@
+"""Who causes TIME_WAIT: owners, remote endpoints and local ports, with their entries and live sessions.
+
+Entries come from the tallies that the probes keep in fixed memory (bpf/blame.h): exact while a line has no more parties
+than places, beyond that never too few, and too many by at most the error that stands beside them. Live sessions are
+counted by one walk of the table.
+"""
+
+import dataclasses
+import enum
+import functools
+import heapq
+import ipaddress
+import itertools
+import mmap
+import pwd
+import struct
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from twctl.classes import Address
+from twctl.linux.cgroups import cgroup_paths, unit_of
+from twctl.table.layout import FAMILIES
+from twctl.table.maps import Batch, Table
+
+# In the order of vestige.h.
+LINES, PLACES = 512, 8
+NUMBERS = struct.Struct(f"={2 * PLACES}Q")  # of a line: keys, entries
+PLACE = struct.Struct("=QQ24s")  # no_port, error, party
+LINE_BYTES = NUMBERS.size + PLACES * PLACE.size
+TALLIES_BYTES = 3 * LINES * LINE_BYTES
+KEY_BUSY = 1
+OWNER_UNKNOWN, OWNER_OTHER = 0, 0xFFFF
+NO_UID = 0xFFFFFFFF
+CGROUPS_SECONDS = 10.0  # between two walks through all cgroups
+
+
+class By(enum.StrEnum):
+    """What is blamed, in the order of enum party_kind (vestige.h)."""
+
+    OWNER = "owner"
+    REMOTE = "remote"
+    LOCAL_PORT = "local-port"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Owner:
+    """Who made a socket: number of its cgroup (version 2), and uid. None: not known, or `other`."""
+
+    cgroup: int | None
+    uid: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Remote:
+    """A remote endpoint, as seen from the namespace of this index."""
+
+    address: Address
+    port: int
+    netns: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LocalPort:
+    """A port of the namespace of this index."""
+
+    port: int
+    netns: int
+
+
+Party = Owner | Remote | LocalPort
+UNKNOWN = Owner(None, None)  # of sessions that nobody saw being born
+OTHER = Owner(-1, None)  # of those whose owner found no place, or gave it up after 18 minutes without an entry
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tally:
+    """One party's part. entries: between entries - error and entries; None: too few to have kept a place.
+
+    no_port: connect() calls that found no free local port; sessions: alive now.
+    """
+
+    party: Party
+    entered: int | None
+    error: int
+    no_port: int
+    sessions: int
+
+
+def ranking(table: Table, by: By, count: int) -> list[Tally]:
+    """The parties with the most live sessions, then with the most entries: `count` of them, or fewer."""
+    counters = table.counters().values
+    places = list(places_of(_tallies(table), by))
+    sums = _summed(places)
+    if by is By.OWNER:
+        living = _living_owners(table, places)
+        sums |= {_OTHER_KEY: _rest(counters, sums), _UNKNOWN_KEY: (0, 0, 0)}
+    else:
+        living = Counter(key for family in FAMILIES for key in _living(table, by, family))
+    keys = sums.keys() | {key for key, _ in living.most_common(count)}
+    rows = [_tally(by, key, sums.get(key), living[key]) for key in keys]
+    rows = [row for row in rows if row.sessions or row.entered or row.no_port]
+    return sorted(rows, key=lambda row: (-row.sessions, -(row.entered or 0), -row.no_port, str(row.party)))[:count]
+
+
+def _tally(by: By, key: bytes, sums: tuple[int, int, int] | None, sessions: int) -> Tally:
+    entries, error, no_port = sums or (None, 0, 0)
+    return Tally(_party(by, key), entries, error, no_port, sessions)
+
+
+def busiest(table: Table, count: int, before: Mapping[bytes, int]) -> tuple[list[Remote], dict[bytes, int]]:
+    """The remote endpoints with the most entries and failed connects since an earlier look; what the next needs."""
+    sums = {
+        key: entries + no_port for key, (entries, _, no_port) in _summed(places_of(_tallies(table), By.REMOTE)).items()
+    }
+    more = {key: number - before.get(key, 0) for key, number in sums.items() if number > before.get(key, 0)}
+    parties = (_party(By.REMOTE, key) for key in heapq.nlargest(count, more, key=lambda key: more[key]))
+    return [party for party in parties if isinstance(party, Remote)], sums
+
+
+def most_entered(table: Table, by: By, count: int) -> list[Tally]:
+    """The parties with the most entries since they have a place, which is what `entries` counts here.
+
+    Without the error it is exact, only grows while the place is kept, and begins anew with another one.
+    """
+    sums = _summed(places_of(_tallies(table), by))
+    sure = {key: entries - error for key, (entries, error, _) in sums.items() if entries > error}
+    first = heapq.nsmallest(count, sure, key=lambda key: (-sure[key], key))
+    return [Tally(_party(by, key), sure[key], 0, sums[key][2], 0) for key in first]
+
+
+def owners(table: Table) -> dict[int, Owner]:
+    """Owners by the numbers that batches have. A number that is not there is `other`'s."""
+    places = places_of(_tallies(table), By.OWNER)
+    found = {place: party for place, key, *_ in places if isinstance(party := _party(By.OWNER, key), Owner)}
+    return {OWNER_UNKNOWN: UNKNOWN} | found
+
+
+# A party's key: the bytes of its record, or of its place among the tallies, that make it what it is.
+_OWNER, _IPV4, _IPV6, _PORT = (
+    struct.Struct("=QI"),
+    struct.Struct("=4s2sB"),
+    struct.Struct("=16s2sBI"),
+    struct.Struct("=2sB"),
+)
+_UNKNOWN_KEY, _OTHER_KEY = b"unknown", b"other"
+
+
+def _tallies(table: Table) -> mmap.mmap:
+    return table.map("tallies", TALLIES_BYTES)
+
+
+def places_of(memory: mmap.mmap, by: By) -> Iterator[tuple[int, bytes, int, int, int]]:
+    """Yield place + 1, the party's key, entries, error and no_port of each party that has a place in the tallies."""
+    first = list(By).index(by) * LINES
+    for line in range(LINES):
+        at = (first + line) * LINE_BYTES
+        numbers = NUMBERS.unpack_from(memory, at)
+        for place in range(PLACES):
+            key, entries = numbers[place::PLACES]
+            if key > KEY_BUSY:
+                no_port, error, party = PLACE.unpack_from(memory, at + NUMBERS.size + place * PLACE.size)
+                yield line * PLACES + place + 1, _key_of(by, party), entries, 0 if by is By.OWNER else error, no_port
+
+
+def _key_of(by: By, party: bytes) -> bytes:
+    """The key of a struct party."""
+    if by is By.OWNER:
+        return party[:8] + party[20:]
+    if by is By.LOCAL_PORT:
+        return party[16:18] + party[19:20]
+    ipv6 = party[18]
+    return party[:16] + party[16:18] + party[19:] if ipv6 else party[:4] + party[16:18] + party[19:20]
+
+
+def _living(table: Table, by: By, family: str) -> Iterator[bytes]:
+    """The key of each live session's party, from struct vestige4 or vestige6."""
+    records = (raw for batch in _batches(table, family) for raw in batch.records)
+    if by is By.REMOTE and family == "ipv4":
+        return (raw[4:8] + raw[10:12] + raw[30:31] for raw in records)
+    if by is By.REMOTE:
+        return (raw[16:32] + raw[34:36] + raw[54:55] + raw[56:60] for raw in records)
+    if family == "ipv4":
+        return (raw[8:10] + raw[30:31] for raw in records)
+    return (raw[32:34] + raw[54:55] for raw in records)
+
+
+def _batches(table: Table, family: str) -> Iterator[Batch]:
+    return itertools.chain.from_iterable(table.batches(family))
+
+
+def _living_owners(table: Table, places: Iterable[tuple[int, bytes, int, int, int]]) -> Counter[bytes]:
+    owners = {OWNER_UNKNOWN: _UNKNOWN_KEY} | {place: key for place, key, *_ in places}
+    numbers: Counter[int] = Counter()
+    for family in FAMILIES:
+        for batch in _batches(table, family):
+            numbers.update(batch.owners)
+    living: Counter[bytes] = Counter()
+    for number, sessions in numbers.items():
+        living[owners.get(number, _OTHER_KEY)] += sessions
+    return living
+
+
+def _summed(places: Iterable[tuple[int, bytes, int, int, int]]) -> dict[bytes, tuple[int, int, int]]:
+    """Entries, error and no_port by key: two CPUs may have claimed a place each for the same party."""
+    sums: dict[bytes, tuple[int, int, int]] = {}
+    for _, key, entries, error, no_port in places:
+        before = sums.get(key, (0, 0, 0))
+        sums[key] = before[0] + entries, before[1] + error, before[2] + no_port
+    return sums
+
+
+def _rest(counters: Mapping[str, tuple[int, ...]], sums: Mapping[bytes, tuple[int, int, int]]) -> tuple[int, int, int]:
+    """What no owner's place counts. The counters were read first: what comes meanwhile makes it less, never more."""
+    entries = sum(counters["entered"]) - sum(each[0] for each in sums.values())
+    no_port = sum(counters["no_port"]) - sum(each[2] for each in sums.values())
+    return max(0, entries), 0, max(0, no_port)
+
+
+def _party(by: By, key: bytes) -> Party:
+    if key in {_UNKNOWN_KEY, _OTHER_KEY}:
+        return UNKNOWN if key == _UNKNOWN_KEY else OTHER
+    if by is By.OWNER:
+        cgroup, uid = _OWNER.unpack(key)
+        return Owner(cgroup or None, None if uid == NO_UID else uid)
+    if by is By.LOCAL_PORT:
+        port, netns = _PORT.unpack(key)
+        return LocalPort(int.from_bytes(port, "big"), netns)
+    address, port, netns, *scope = (_IPV6 if len(key) == _IPV6.size else _IPV4).unpack(key)
+    zone = f"%{scope[0]}" if scope and scope[0] else ""
+    return Remote(ipaddress.ip_address(f"{ipaddress.ip_address(address)}{zone}"), int.from_bytes(port, "big"), netns)
+
+
+class Names:
+    """What people call the parties: cgroups and namespaces, looked up once, and again when asked to."""
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._learn_namespaces()
+        self._learn_cgroups()
+
+    def _learn_namespaces(self) -> None:
+        self._namespaces = {index: name for index, (_, name) in self._table.enrolments().items()}
+
+    def _learn_cgroups(self) -> None:
+        self._cgroups, self._learned = cgroup_paths(), time.monotonic()
+
+    def update(self, parties: Iterable[Party]) -> None:
+        """Learn what is new. Cgroups only where one of these has no name, and not all the time: some are gone."""
+        self._learn_namespaces()
+        cgroups = {party.cgroup for party in parties if isinstance(party, Owner) and party != OTHER and party.cgroup}
+        if cgroups - self._cgroups.keys() and time.monotonic() - self._learned > CGROUPS_SECONDS:
+            self._learn_cgroups()
+
+    def row(self, by: By, tally: Tally) -> dict[str, Any]:
+        """Plain values of a tally, as `twctl blame --json` prints them."""
+        numbers = {name: getattr(tally, name) for name in ("sessions", "entered", "error", "no_port")}
+        return {"by": by.value, **self._names(tally.party), **numbers}
+
+    def _names(self, party: Party) -> dict[str, Any]:
+        if isinstance(party, Owner):
+            return {"owner": self.owner(party), "cgroup": self._cgroups.get(party.cgroup or 0), "uid": party.uid}
+        where = {"netns": self._namespaces.get(party.netns, f"#{party.netns}")}
+        if isinstance(party, LocalPort):
+            return {"local_port": party.port, **where}
+        return {"remote": str(party.address), "remote_port": party.port, **where}
+
+    def owner(self, owner: Owner) -> str:
+        """The systemd unit, or the cgroup's path, or its number."""
+        if owner.cgroup is None:
+            return "unknown"
+        if owner == OTHER:
+            return "other"
+        path = self._cgroups.get(owner.cgroup)
+        return unit_of(path) if path else f"cgroup {owner.cgroup}"  # gone, or of a hierarchy that is not shown here
+
+
+@functools.lru_cache
+def user_name(uid: int | None) -> str:
+    """The user's name; the number where it has none, "-" where it is not known."""
+    if uid is None:
+        return "-"
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def lines(by: By, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """A table of at most 80 columns."""
+    numbers = f"{'sessions':>9} {'entered':>11} {'error':>8} {'no port':>8}"
+    first = {
+        By.OWNER: f"{'owner':<27} {'user':<12}",
+        By.REMOTE: f"{'remote':<40}",
+        By.LOCAL_PORT: f"{'local port':<40}",
+    }
+    yield f"{first[by]} {numbers}".rstrip()
+    for row in rows:
+        entries = "-" if row["entered"] is None else row["entered"]
+        yield f"{_first(by, row)} {row['sessions']:>9} {entries:>11} {row['error']:>8} {row['no_port']:>8}"
+
+
+def _first(by: By, row: Mapping[str, Any]) -> str:
+    if by is By.OWNER:
+        return f"{_cut(row['owner'], 27):<27} {_cut(user_name(row['uid']), 12):<12}"
+    where = f" {row['netns']}" if row["netns"] else ""
+    if by is By.LOCAL_PORT:
+        return f"{_cut(str(row['local_port']) + where, 40):<40}"
+    remote = f"[{row['remote']}]" if ":" in row["remote"] else row["remote"]
+    remote = f"{remote}:{row['remote_port']}{where}"
+    return f"{_cut(remote, 40):<40}"
+
+
+def _cut(text: str, width: int) -> str:
+    """The end of a name says more than its beginning."""
+    return text if len(text) <= width else f"...{text[3 - width :]}"
