@@ -5,7 +5,8 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twctl.classes import Address, Class, Classifier, Kind, Network, Route
+from twctl.addresses import Address, Network
+from twctl.classes import Class, Classifier, Kind, Route
 
 LOOPBACK, LOCAL, REMOTE = Class.LOOPBACK, Class.LOCAL, Class.REMOTE
 BUILT_IN = {"127.0.0.0/8": LOOPBACK, "::1/128": LOOPBACK, "fe80::/10": LOCAL}

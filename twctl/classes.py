@@ -29,8 +29,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+from twctl.addresses import Address, Network, unmapped
+
 Kind = Literal["local", "onlink", "tunnel", "gateway", "blackhole", "unreachable", "prohibit"]
 Source = Literal["address", "route", "override", "built-in", "no route"]
 
@@ -156,13 +156,6 @@ class Classifier:
         if rule.route is None:
             return Explanation(rule.class_, rule.prefix, rule.source)
         return Explanation(rule.class_, rule.prefix, rule.source, rule.route.interface, rule.route.gateway)
-
-
-def unmapped(address: Address) -> Address:
-    """The IPv4 address inside ::ffff:0:0/96, else the address itself: on the wire such a session is IPv4."""
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        return address.ipv4_mapped
-    return address
 
 
 def _preference(route: Route) -> tuple[int, int, int]:

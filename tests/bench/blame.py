@@ -15,9 +15,10 @@ from tests.load.closes import run as close
 from tests.load.closes import serving
 from tests.load.netns import link
 from tests.load.programs import ring_bytes
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf, netns
-from twctl.table.layout import FAMILIES, Layout, bpf_folder, source
+from twctl.table.layout import Layout, bpf_folder, source
 from twctl.table.loader import STATE_EVENT, compile_flags
 
 CLOSES = 50_021

@@ -12,9 +12,10 @@ from typing import Any
 from tests.load.daemon import daemon
 from tests.load.netns import Link, Namespace, link
 from tests.load.segments import ACK, Segment, build
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf
-from twctl.table.layout import FAMILIES, Layout, bpf_folder, source
+from twctl.table.layout import Layout, bpf_folder, source
 from twctl.table.loader import compile_flags
 
 ROUNDS, REPEAT = 31, 100_000

@@ -12,8 +12,9 @@ from typing import Any
 
 from tests.bench.picture import draw
 from tests.bench.truncate import REUSE, toward_one_server
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.table.layout import FAMILIES, Layout
+from twctl.table.layout import Layout
 
 RATE, RATE_SECONDS = 1000, 10  # within what stock has ports for
 SECONDS = 90  # the last two thirds are one whole life of a stock socket

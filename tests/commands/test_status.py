@@ -3,11 +3,12 @@
 import dataclasses
 
 from tests.table.test_maps import IPV4
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands.status import Freed, freed, text
 from twctl.daemon.metrics import Sums
 from twctl.linux.procfs import SocketBytes
-from twctl.table.layout import FAMILIES, LANES
+from twctl.table.layout import LANES
 from twctl.table.maps import ACTIONS, COUNTERS, TICK, Counters, Reason, decode
 
 TIMES = {Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0}

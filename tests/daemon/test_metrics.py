@@ -13,9 +13,10 @@ from tests.commands.test_status import zeros
 from tests.table.test_tallies import FakeTable as Tallies
 from tests.table.test_tallies import local_port, owner, remote
 from twctl import __version__
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.daemon.metrics import DaemonState, Sums, TwctlCollector
-from twctl.table.layout import FAMILIES, LANES, Layout
+from twctl.table.layout import LANES, Layout
 from twctl.table.maps import ACTIONS, Counters, Reason, Table
 from twctl.table.tallies import TALLIES_BYTES, By
 

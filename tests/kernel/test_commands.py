@@ -19,11 +19,12 @@ from tests.load import paths
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, link
 from tests.load.paths import CLIENT, IPV4, IPV6
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf
 from twctl.modes import reconcile, truncate
 from twctl.table import tallies as blame
-from twctl.table.layout import FAMILIES, Layout, bpf_folder, source
+from twctl.table.layout import Layout, bpf_folder, source
 from twctl.table.loader import compile_flags
 from twctl.table.maps import (
     ACTIONS,

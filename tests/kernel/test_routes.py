@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from twctl.classes import Class, Explanation, Network
+from twctl.addresses import Network
+from twctl.classes import Class, Explanation
 from twctl.errors import TwctlError
 from twctl.routes.watcher import RouteWatcher
 

@@ -21,7 +21,7 @@ from tests.load import paths, wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import link, namespace
 from tests.load.paths import CLIENT, IPV6, SERVER
-from twctl.table.layout import FAMILIES
+from twctl.addresses import FAMILIES
 from twctl.table.maps import Table, Vestige, decode
 
 pytestmark = pytest.mark.skipif(

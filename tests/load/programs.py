@@ -4,9 +4,10 @@ import ctypes
 import os
 from typing import Any
 
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf
-from twctl.table.layout import BLOCKS, FAMILIES, Layout, Ring, bpf_folder, source
+from twctl.table.layout import BLOCKS, Layout, Ring, bpf_folder, source
 from twctl.table.loader import compile_flags
 from twctl.table.maps import RING
 

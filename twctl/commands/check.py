@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from twctl.addresses import FAMILIES, Endpoint
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux import btf, sockdiag
@@ -18,7 +19,6 @@ from twctl.linux.netns import inside_new, lo_up
 from twctl.modes import truncate
 from twctl.modes.obstacles import obstacles
 from twctl.table import loader
-from twctl.table.layout import FAMILIES
 from twctl.table.pins import Pins, mount_of
 
 
@@ -120,7 +120,7 @@ def can_destroy() -> str:
     return "the kernel destroys TIME_WAIT sockets"
 
 
-_Made = tuple[sockdiag.SockDiag, tuple[sockdiag.Endpoint, sockdiag.Endpoint]]
+_Made = tuple[sockdiag.SockDiag, tuple[Endpoint, Endpoint]]
 
 
 def _new_time_wait_socket() -> _Made:

@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 
 from twctl import __version__
-from twctl.classes import Address, Class, Network
+from twctl.addresses import FAMILIES, Network, host_port
+from twctl.classes import Class
 from twctl.config.config import KEYS, Config, Effective, Mode, Probe, load
 from twctl.errors import TwctlError
 from twctl.linux.sysctl import journal_of
-from twctl.table.layout import FAMILIES
 from twctl.table.maps import Reason, Table, Vestige, as_json
 from twctl.table.pins import Pins
 from twctl.table.tallies import By, Names, lines, ranking
@@ -153,13 +153,9 @@ def _filtered(
 
 
 def _row(vestige: Vestige) -> str:
-    local, remote = _endpoint(vestige.local, vestige.local_port), _endpoint(vestige.remote, vestige.remote_port)
+    local, remote = host_port(vestige.local, vestige.local_port), host_port(vestige.remote, vestige.remote_port)
     ends = f"{vestige.expires_in:>6.1f}s"
     return f"{vestige.class_.label:<8} {vestige.substate:<9} {local:<21} {remote:<21} {ends} {vestige.netns}".rstrip()
-
-
-def _endpoint(address: Address, port: int) -> str:
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twctl.classes import Address, Class
-from twctl.config.config import KERNEL_TIME_WAIT
+from twctl.addresses import FAMILIES, Address
+from twctl.classes import Class
 from twctl.daemon.metrics import Sums
 from twctl.errors import TwctlError
 from twctl.linux.procfs import SocketBytes, Sockstat, ephemeral_ports, socket_bytes
-from twctl.table.layout import FAMILIES, RECORD_BYTES
+from twctl.linux.tcp import KERNEL_TIME_WAIT
+from twctl.table.layout import RECORD_BYTES
 from twctl.table.loader import PROBES
 from twctl.table.maps import CLOSES, DROPPED, Reason, Table, Vestige
 from twctl.table.tallies import TALLIES_BYTES

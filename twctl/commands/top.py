@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from twctl.addresses import FAMILIES, host_port
 from twctl.classes import Class
 from twctl.daemon.metrics import Sums
 from twctl.errors import TwctlError
-from twctl.table.layout import FAMILIES
 from twctl.table.loader import PROBES
 from twctl.table.maps import CLOSES, DROPPED, Batch, Reason, Table
 from twctl.table.pins import Pins
@@ -122,8 +122,7 @@ def _remote_endpoints(batch: Batch) -> list[bytes]:
 
 
 def _endpoint(key: bytes) -> str:
-    address, port = ipaddress.ip_address(key[:-2]), int.from_bytes(key[-2:], "big")
-    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004
+    return host_port(ipaddress.ip_address(key[:-2]), int.from_bytes(key[-2:], "big"))
 
 
 def _local_ports(batch: Batch) -> list[bytes]:

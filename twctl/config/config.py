@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twctl.classes import Class, Network
+from twctl.addresses import Network, host_port
+from twctl.classes import Class
 from twctl.config.settings import (
     DEFAULT,
     Key,
@@ -25,10 +26,9 @@ from twctl.config.settings import (
     text,
 )
 from twctl.linux.sysctl import NAMES as SYSCTLS
+from twctl.linux.tcp import KERNEL_TIME_WAIT
 
 DEFAULT_FILE = Path("/etc/twctl.toml")
-# include/net/tcp.h, TCP_TIMEWAIT_LEN: seconds after which the kernel itself ends TIME_WAIT.
-KERNEL_TIME_WAIT = 60.0
 
 
 class Mode(enum.StrEnum):
@@ -55,7 +55,7 @@ class Listen:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return host_port(self.host, self.port)
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ from typing import Protocol
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import CollectorRegistry
 
+from twctl.addresses import FAMILIES, Endpoint
 from twctl.classes import Class
 from twctl.commands import check
-from twctl.config.config import KERNEL_TIME_WAIT, Config, Mode, load
+from twctl.config.config import Config, Mode, load
 from twctl.daemon.discovery import Discovery
 from twctl.daemon.metrics import DaemonState, TwctlCollector
 from twctl.daemon.namespaces import Namespace, Namespaces, refuse_obstacles
@@ -31,16 +32,16 @@ from twctl.errors import TwctlError
 from twctl.linux import capabilities, netns
 from twctl.linux.pressure import Pressure
 from twctl.linux.procfs import counts_entries, socket_bytes
-from twctl.linux.sockdiag import Endpoint
 from twctl.linux.sysctl import Journal, journal_of
 from twctl.linux.systemd import Notifier
+from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.modes.guard import remove as remove_guard
 from twctl.modes.headroom import Use, Watch, blocked_for, worst
 from twctl.modes.port_pressure import PortPressure, Rule
 from twctl.modes.reconcile import Drift, Reconciler
 from twctl.modes.truncate import DRAIN_BATCH, Limits, Reaper
 from twctl.table import loader
-from twctl.table.layout import FAMILIES, Layout, guard_identity
+from twctl.table.layout import Layout, guard_identity
 from twctl.table.maps import TICK, Reason, Table
 from twctl.table.pins import Pins
 from twctl.table.tallies import busiest

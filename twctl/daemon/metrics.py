@@ -11,10 +11,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from twctl import __version__
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.modes.headroom import Use
 from twctl.modes.truncate import LATENESS_EDGES, Lateness
-from twctl.table.layout import FAMILIES, LANES
+from twctl.table.layout import LANES
 from twctl.table.maps import CLOSES, DROPPED, LANE_SECONDS, MODES, TICK, Counters, Reason, Table
 from twctl.table.tallies import TALLIES_BYTES, By, Names, most_entered
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.config.config import Config, Mode
 from twctl.errors import TwctlError
@@ -26,7 +27,6 @@ from twctl.modes import guard as guards
 from twctl.modes.guard import Guard
 from twctl.modes.obstacles import obstacles
 from twctl.routes.watcher import RouteWatcher
-from twctl.table.layout import FAMILIES
 from twctl.table.maps import NAME_BYTES, ClassTries, Table
 
 log = logging.getLogger("twctl")

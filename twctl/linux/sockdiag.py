@@ -9,12 +9,12 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from twctl.classes import Address, unmapped
+from twctl.addresses import Address, Endpoint, is_ipv4, socket_family, unmapped
 from twctl.linux.netns import inside
+from twctl.linux.tcp import TCP_CLOSE, TCP_FIN_WAIT2, TCP_LISTEN, TCP_TIME_WAIT
 
 NETLINK_SOCK_DIAG = 4
 SOCK_DIAG_BY_FAMILY = 20
-TCP_FIN_WAIT2, TCP_TIME_WAIT = 5, 6
 MINI_STATES = 1 << TCP_FIN_WAIT2 | 1 << TCP_TIME_WAIT
 ALL_STATES = 0xFFFFFFFF
 TIMER_TIME_WAIT = 3  # idiag_timer of a mini-socket
@@ -31,12 +31,11 @@ ENTRY = struct.Struct("=BxBx2s2s16s16sI8xI")
 ANSWER_SECONDS = 5  # the kernel answers within the request's own system call
 
 
-Endpoint = tuple[Address, int]  # address, port
 # linux/inet_diag.h: INET_DIAG_REQ_BYTECODE, INET_DIAG_BC_JMP and _D_COND; struct inet_diag_bc_op and _hostcond
 REQUEST_BYTECODE, JUMP, DESTINATION_IS = 1, 1, 8
 OPERATION, HOST = struct.Struct("=BBH"), struct.Struct("=BB2xi")
-# All states but those without a remote endpoint: CLOSE (7) and LISTEN (10).
-CONNECTED_STATES = 0xFFF & ~(1 << 7 | 1 << 10)
+# All states but those without a remote endpoint.
+CONNECTED_STATES = 0xFFF & ~(1 << TCP_CLOSE | 1 << TCP_LISTEN)
 
 
 class Held(NamedTuple):
@@ -50,18 +49,16 @@ class Held(NamedTuple):
 
 def exact_request(local: Endpoint, remote: Endpoint, scope: int = 0) -> bytes:
     """Return the request for exactly this socket. scope: interface index of a link-local session, else 0."""
-    family = socket.AF_INET if local[0].version == 4 else socket.AF_INET6  # noqa: PLR2004
     ports = [port.to_bytes(2, "big") for _, port in (local, remote)]
     id_ = SOCKID.pack(*ports, local[0].packed, remote[0].packed, scope, NO_COOKIE)
-    return _message(NLM_F_REQUEST, family, ALL_STATES, id_)
+    return _message(NLM_F_REQUEST, socket_family(local[0]), ALL_STATES, id_)
 
 
 def _only_toward(remotes: Sequence[Endpoint]) -> bytes:
     """The attribute that restricts a dump: what meets a condition jumps to the end, the rest is left out."""
     code = b""
     for address, port in reversed(remotes):
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
-        condition = HOST.pack(family, address.max_prefixlen, port) + address.packed
+        condition = HOST.pack(socket_family(address), address.max_prefixlen, port) + address.packed
         size = OPERATION.size + len(condition)
         # Where it is met, the next operation follows: the jump, of the last condition the end. Else that is left out.
         jump = OPERATION.pack(JUMP, OPERATION.size, OPERATION.size + len(code)) if code else b""
@@ -109,7 +106,7 @@ class SockDiag:
         :raises OSError: if the kernel refuses.
         """
         buffer = memoryview(bytearray(DUMP_BYTES))
-        ipv4 = [remote for remote in remotes if remote[0].version == 4]  # noqa: PLR2004
+        ipv4 = [remote for remote in remotes if is_ipv4(remote[0])]
         for family, asked in ((socket.AF_INET, ipv4), (socket.AF_INET6, remotes)):
             if asked:
                 request = _message(

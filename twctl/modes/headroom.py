@@ -16,14 +16,15 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from twctl.classes import Address, Class
+from twctl.addresses import Address, Endpoint, host_port
+from twctl.classes import Class
 from twctl.linux.ports import Ports
 from twctl.linux.procfs import PortRange
-from twctl.linux.sockdiag import Endpoint, Held, SockDiag
+from twctl.linux.sockdiag import Held, SockDiag
+from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.table.maps import Table
 from twctl.table.tallies import Remote, Tally
 
-KERNEL_TIME_WAIT = 60.0
 RATE_SECONDS = 10.0  # the rate of use is that of the last 10 s
 SHORTEST_SECONDS = 1.0  # or of this long at least, however young the load is
 STEP_SECONDS = 0.25
@@ -203,8 +204,7 @@ def lines(uses: Iterable[Use]) -> Iterator[str]:
     """A table of at most 80 columns."""
     yield f"{'ports toward':<36} {'used':>5} {'TIME_WAIT':>9} {'live':>6} {'per s':>7} {'left':>10}".rstrip()
     for use in uses:
-        remote = f"[{use.remote}]" if use.remote.version == 6 else str(use.remote)  # noqa: PLR2004
-        where = f"{remote}:{use.remote_port}"
+        where = host_port(use.remote, use.remote_port)
         where = where if len(where) <= 36 else f"...{where[-33:]}"  # noqa: PLR2004 - the column
         until = "for ever" if use.seconds_left is None else f"{use.seconds_left:.0f} s"
         yield f"{where:<36} {use.ratio:>5.0%} {use.time_wait:>9} {use.live:>6} {use.rate:>7.0f} {until:>10}"

@@ -11,12 +11,12 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from twctl.classes import Address
+from twctl.addresses import FAMILIES, Address, Endpoint, family_of, host_port
 from twctl.linux.ports import Ports
-from twctl.linux.sockdiag import TCP_TIME_WAIT, TIMER_TIME_WAIT, Endpoint, Held, SockDiag, exact_request
+from twctl.linux.sockdiag import TIMER_TIME_WAIT, Held, SockDiag, exact_request
+from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_TIME_WAIT
 from twctl.modes.reconcile import INBOX_BYTES, MESSAGE_BYTES
-from twctl.modes.truncate import DRAIN_BATCH, KERNEL_TIME_WAIT, TOLERANCE, destroy_request, parse
-from twctl.table.layout import FAMILIES
+from twctl.modes.truncate import DRAIN_BATCH, TOLERANCE, destroy_request, parse
 from twctl.table.maps import Reason, Table
 
 log = logging.getLogger("twctl")
@@ -94,8 +94,7 @@ class Destination(NamedTuple):
     remote_port: int
 
     def __str__(self) -> str:
-        remote = f"[{self.remote}]" if self.remote.version == 6 else str(self.remote)  # noqa: PLR2004
-        return f"{remote}:{self.remote_port}"
+        return host_port(self.remote, self.remote_port)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -218,5 +217,5 @@ class PortPressure:
     def _end(self, raw: bytes, destination: Destination) -> bool:
         """End the vestige of the session that an answer of the kernel's tells of."""
         self._inbox[:MESSAGE_BYTES] = raw[:MESSAGE_BYTES]
-        family = FAMILIES.index(f"ipv{destination.local.version}")
+        family = FAMILIES.index(family_of(destination.local))
         return self._dismiss.run(family, 0, destination.netns, Reason.TRUNCATED) == 1

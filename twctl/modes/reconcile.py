@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux.sockdiag import HEADER, SockDiag
-from twctl.table.layout import FAMILIES, LANES
+from twctl.table.layout import LANES
 from twctl.table.maps import Reason, Table
 
 IPV4, IPV6 = range(len(FAMILIES))

@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.linux.sockdiag import HEADER, TCP_FIN_WAIT2, TIMER_TIME_WAIT, SockDiag
-from twctl.table.layout import FAMILIES
+from twctl.linux.sockdiag import HEADER, TIMER_TIME_WAIT, SockDiag
+from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_FIN_WAIT2, TCP_LISTEN
 from twctl.table.maps import TICK, Reason, Table
 
-KERNEL_TIME_WAIT = 60.0  # TCP_TIMEWAIT_LEN
 REQUEST_BYTES = 72
 DUE_SLOTS = 16
 DUES_HEADER = struct.Struct("=QQQ")  # next, count, age
 DUE = struct.Struct(f"={REQUEST_BYTES}sQIII4x")
 DUES_BYTES = DUES_HEADER.size + DUE_SLOTS * DUE.size
-TCP_LISTEN = 10
 # The kernel tells what is left of a timer in whole jiffies (at most 10 ms). s
 TOLERANCE = 0.01
 # How often a FIN_WAIT2 socket is looked at again where nothing tells that its FIN has come. s

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from twctl.classes import Address, Network
+from twctl.addresses import Address, Network
 from twctl.linux.netlink import HEADER, Message, ask, part_of
 
 with part_of("pyroute2"):

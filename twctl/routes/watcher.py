@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from twctl.classes import Address, Class, Classifier, Explanation, Network, Route, unmapped
+from twctl.addresses import Address, Network, unmapped
+from twctl.classes import Class, Classifier, Explanation, Route
 from twctl.errors import TwctlError
 from twctl.linux import netlink
 from twctl.routes import messages as rtnetlink

@@ -9,9 +9,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 
-FAMILIES = ("ipv4", "ipv6")
 LANES = 8
 BLOCKS = 32
 LINE_BYTES = 64

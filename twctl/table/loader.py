@@ -20,10 +20,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux import btf, libbpf
-from twctl.table.layout import BLOCKS, FAMILIES, Layout, bpf_folder, guard_identity, source
+from twctl.table.layout import BLOCKS, Layout, bpf_folder, guard_identity, source
 from twctl.table.maps import LIVES, META, RING, Table
 
 CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy

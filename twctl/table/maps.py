@@ -17,12 +17,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from twctl.classes import Address, Class, Network
+from twctl.addresses import FAMILIES, Address, Network
+from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux import libbpf, netns
 from twctl.table.layout import (
     BLOCKS,
-    FAMILIES,
     LANES,
     LINE_BYTES,
     NAMESPACES,

@@ -19,9 +19,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from twctl.classes import Address
+from twctl.addresses import FAMILIES, Address, host_port
 from twctl.linux.cgroups import cgroup_paths, unit_of
-from twctl.table.layout import FAMILIES
 from twctl.table.maps import Batch, Table
 
 # In the order of vestige.h.
@@ -307,8 +306,7 @@ def _first(by: By, row: Mapping[str, Any]) -> str:
     where = f" {row['netns']}" if row["netns"] else ""
     if by is By.LOCAL_PORT:
         return f"{_cut(str(row['local_port']) + where, 40):<40}"
-    remote = f"[{row['remote']}]" if ":" in row["remote"] else row["remote"]
-    remote = f"{remote}:{row['remote_port']}{where}"
+    remote = host_port(row["remote"], row["remote_port"]) + where
     return f"{_cut(remote, 40):<40}"
 
 
