@@ -6,10 +6,10 @@ from tests.table.test_maps import IPV4
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands.status import Freed, freed, text
-from twctl.daemon.metrics import Sums
 from twctl.linux.procfs import SocketBytes
 from twctl.table.layout import LANES
 from twctl.table.maps import ACTIONS, COUNTERS, TICK, Counters, Reason, decode
+from twctl.table.sums import Sums
 
 TIMES = {Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0}
 ONE = decode("ipv4", IPV4, class_=Class.LOCAL, expires_in=50, age=11, names={})

@@ -1,7 +1,11 @@
 """The collector over a table of plain numbers: every series, in order, and what changes while it reads."""
 
+import dataclasses
 import re
+from collections import Counter as TallyOf
 from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -15,9 +19,18 @@ from tests.table.test_tallies import local_port, owner, remote
 from twctl import __version__
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.daemon.metrics import DaemonState, Sums, TwctlCollector
+from twctl.config.config import load
+from twctl.daemon.discovery import Discovery
+from twctl.daemon.metrics import collector_of
+from twctl.daemon.upkeep import Reconciling
+from twctl.daemon.work import Work
+from twctl.daemon.work_metrics import STATES
+from twctl.linux.procfs import SocketBytes
+from twctl.linux.sysctl import Journal
+from twctl.modes.truncate import Lateness, Reaper
 from twctl.table.layout import LANES, Layout
 from twctl.table.maps import ACTIONS, Counters, Reason, Table
+from twctl.table.sums import Sums
 from twctl.table.tallies import TALLIES_BYTES, By
 
 LOCAL, IPV4, LANE = Class.LOCAL, 0, 5
@@ -25,6 +38,8 @@ LOCAL, IPV4, LANE = Class.LOCAL, 0, 5
 
 class FakeTable:
     """A table whose counters and cells stand in lists."""
+
+    probe = 0  # the tracepoint
 
     def __init__(self) -> None:
         self.layout = Layout({family: dict.fromkeys(Class, 256) for family in FAMILIES})
@@ -71,13 +86,50 @@ def sums(table: FakeTable) -> Sums:
     return Sums.read(cast("Table", table))
 
 
+class FakeNamespaces:
+    """One namespace in which nothing happens."""
+
+    def __init__(self, kernel_sockets: Callable[[], int]) -> None:
+        self.kernel_sockets = kernel_sockets
+
+    def counts(self) -> TallyOf[str]:
+        """Nothing has changed."""
+        return TallyOf()
+
+    def prefixes(self) -> dict[tuple[Class, str], int]:
+        """Three of each class and family."""
+        return {(class_, family): 3 for class_ in Class for family in FAMILIES}
+
+    def guarded_devices(self) -> int:
+        """No device has the guard."""
+        return 0
+
+    def ephemeral_ports(self) -> int:
+        """None is counted here."""
+        return 0
+
+
+class FakeDiscovery:
+    """It has nothing to discover."""
+
+    def __init__(self, namespaces: FakeNamespaces) -> None:
+        self.namespaces = namespaces
+
+    def states(self) -> dict[str, int]:
+        """None of any state."""
+        return dict.fromkeys(STATES, 0)
+
+
 def registry(table: FakeTable, kernel_sockets: Callable[[], int] = lambda: 23, blamed: int = 0) -> CollectorRegistry:
-    """The metrics of a daemon that observes this table."""
-    prefixes = {(class_, family): 3 for class_ in Class for family in FAMILIES}
-    state = DaemonState("observe", "tracepoint", dict.fromkeys(Class, 60.0), lambda: prefixes, kernel_sockets)
-    state.blamed = blamed
+    """The metrics of a daemon that observes this table, without those of its own process."""
+    config = load(None, {}, default_file=Path("/nowhere")).config
+    config = dataclasses.replace(config, blame=dataclasses.replace(config.blame, metrics=blamed))
+    idle = SimpleNamespace(rounds=0, errors=0, missing=0, drift={"missing": 0, "stale": 0})
+    reaper = SimpleNamespace(errors=0, lateness={class_: Lateness() for class_ in Class})
+    discovery = FakeDiscovery(FakeNamespaces(kernel_sockets))
+    work = Work(cast("Reconciling", idle), cast("Discovery", discovery), cast("Reaper", reaper))
     made = CollectorRegistry()
-    made.register(TwctlCollector(cast("Table", table), state))
+    made.register(collector_of(cast("Table", table), work, config, Journal(Path("/nowhere/journal.json"))))
     return made
 
 
@@ -111,8 +163,9 @@ def test_a_derived_counter_never_falls() -> None:
     assert series(made)[row] == 17
 
 
-def test_every_number_of_the_table_is_told() -> None:
+def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole scrape after 101 entries, 7 resets and 71 expiries; what is 0 is left out here."""
+    monkeypatch.setattr("twctl.daemon.work_metrics.socket_bytes", lambda: SocketBytes(mini=256, port=256))
     table = FakeTable()
     for _ in range(101):
         table.entry()
@@ -134,6 +187,7 @@ def test_every_number_of_the_table_is_told() -> None:
         "twctl_table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
         "twctl_blame_bytes": TALLIES_BYTES,
         "twctl_kernel_time_wait_sockets": 23,
+        "twctl_kernel_time_wait_socket_bytes": 256,
         'twctl_mode{mode="observe"}': 1,
         f'twctl_build_info{{probe="tracepoint",version="{__version__}"}}': 1,
         **{f'twctl_time_wait_seconds{{class="{class_.label}"}}': 60 for class_ in Class},

@@ -39,7 +39,7 @@ def unwatched(one: Daemon) -> Iterator[None]:
 
 def numbers(one: Daemon) -> tuple[float, ...]:
     """Entered, adopted, missed."""
-    return tuple(one.metric(f"twctl_time_wait_{which}_total") for which in ("entered", "adopted", "missed"))
+    return tuple(one.metric(f"twctl_time_wait_{which}_total") for which in ("entered", "adopted", "unseen"))
 
 
 def test_in_mode_vestigial_the_kernel_s_count_tells(probe: str) -> None:
@@ -52,7 +52,7 @@ def test_in_mode_vestigial_the_kernel_s_count_tells(probe: str) -> None:
             with unwatched(one):
                 run(ns, "--count", "11", *CLOSES)
             run(ns, "--count", "13", *CLOSES)
-            wait_until(lambda: numbers(one) == (20, 0, 11), what="11 are missed")
+            wait_until(lambda: numbers(one) == (20, 0, 11), what="11 are unseen")
             wait_until(lambda: "11 entries were not seen by the probe" in one.log, what="a line says so")
 
 
@@ -63,7 +63,7 @@ def test_without_comparisons_the_kernel_s_count_tells(probe: str) -> None:
         with unwatched(one):
             run(ns, "--count", "11", *CLOSES)
         run(ns, "--count", "13", *CLOSES)
-        wait_until(lambda: numbers(one) == (20, 0, 11), what="11 are missed")
+        wait_until(lambda: numbers(one) == (20, 0, 11), what="11 are unseen")
 
 
 def test_in_mode_observe_the_kernel_s_list_tells() -> None:

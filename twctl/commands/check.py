@@ -4,19 +4,17 @@ import contextlib
 import dataclasses
 import enum
 import errno
-import ipaddress
 import os
 import resource
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from twctl.addresses import FAMILIES, Endpoint
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux import btf, sockdiag
-from twctl.linux.netns import inside_new, lo_up
-from twctl.modes import truncate
+from twctl.modes.feasible import can_destroy
 from twctl.modes.obstacles import obstacles
 from twctl.table import loader
 from twctl.table.pins import Pins, mount_of
@@ -96,57 +94,6 @@ def _sock_diag() -> str:
     finally:
         diag.close()
     return "lists TIME_WAIT sockets"
-
-
-def can_destroy() -> str:
-    """Destroy a TIME_WAIT socket for real, of a connection made for it, in a namespace of its own where it can be.
-
-    :raises TwctlError: if this kernel cannot: before 6.0, or without CONFIG_INET_DIAG_DESTROY.
-    """
-    try:
-        (diag, ends), ours = inside_new(_new_time_wait_socket), False
-    except TwctlError:  # that needs CAP_SYS_ADMIN, and mode truncate does not
-        (diag, ends), ours = _our_time_wait_socket(), True
-    request = sockdiag.exact_request(*ends)
-    with contextlib.closing(diag):
-        answer = truncate.parse(diag.ask([request])[0])
-        if ours and answer is None:  # tcp_max_tw_buckets=0, which mode vestigial leaves to the mode after it
-            return "not tried: it needs CAP_SYS_ADMIN, or TIME_WAIT sockets in this namespace"
-        if answer is None or answer.timer != sockdiag.TIMER_TIME_WAIT:
-            raise TwctlError("the kernel does not show a TIME_WAIT socket it was asked for", "modprobe tcp_diag")
-        if diag.destroy([truncate.destroy_request(request, answer.cookie)]):
-            hint = "mode truncate needs Linux 6.0 and CONFIG_INET_DIAG_DESTROY=y; use mode observe"
-            raise TwctlError("this kernel does not destroy TIME_WAIT sockets", hint)
-    return "the kernel destroys TIME_WAIT sockets"
-
-
-_Made = tuple[sockdiag.SockDiag, tuple[Endpoint, Endpoint]]
-
-
-def _new_time_wait_socket() -> _Made:
-    lo_up()
-    return _time_wait_socket()
-
-
-def _our_time_wait_socket() -> _Made:
-    try:
-        return _time_wait_socket()
-    except OSError as error:
-        raise TwctlError(f"cannot make a connection over lo: {error.strerror}", "ip link set lo up") from error
-
-
-def _time_wait_socket() -> _Made:
-    """Close a connection over lo; the client, which closes first, stays in TIME_WAIT."""
-    diag = sockdiag.SockDiag()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        client = socket.create_connection(server.getsockname())
-        peer, _ = server.accept()
-        local, remote = client.getsockname(), client.getpeername()
-        client.close()
-        peer.recv(1)
-        peer.close()
-    address = ipaddress.ip_address("127.0.0.1")
-    return diag, ((address, local[1]), (address, remote[1]))
 
 
 def _destroy() -> Line:

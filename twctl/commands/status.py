@@ -9,13 +9,13 @@ from typing import Any
 
 from twctl.addresses import FAMILIES, Address
 from twctl.classes import Class
-from twctl.daemon.metrics import Sums
 from twctl.errors import TwctlError
 from twctl.linux.procfs import SocketBytes, Sockstat, ephemeral_ports, socket_bytes
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.table.layout import RECORD_BYTES
 from twctl.table.loader import PROBES
 from twctl.table.maps import CLOSES, DROPPED, Reason, Table, Vestige
+from twctl.table.sums import Sums
 from twctl.table.tallies import TALLIES_BYTES
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from twctl.addresses import FAMILIES, host_port
 from twctl.classes import Class
-from twctl.daemon.metrics import Sums
 from twctl.errors import TwctlError
 from twctl.table.loader import PROBES
 from twctl.table.maps import CLOSES, DROPPED, Batch, Reason, Table
 from twctl.table.pins import Pins
+from twctl.table.sums import Sums
 from twctl.table.tallies import OTHER, Names, Owner, owners, user_name
 
 Rates = Mapping[tuple[str, ...], float]

@@ -140,6 +140,10 @@ class Effective:
         for name, setting in self.settings.items():
             yield name, plain(setting.value), setting.source
 
+    def published(self) -> dict[str, list[object]]:
+        """Value and source by dotted key, as plain values: what the running daemon tells the commands."""
+        return {name: [value, source] for name, value, source in self.rows()}
+
 
 def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Path = DEFAULT_FILE) -> Effective:
     """The configuration from a file and the command line.

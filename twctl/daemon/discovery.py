@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from twctl.config.config import Config
-from twctl.daemon.namespaces import FullError, Namespace, Namespaces, refuse_obstacles
+from twctl.daemon.namespaces import FullError, Namespace, Namespaces
 from twctl.errors import TwctlError
 from twctl.linux import netns
+from twctl.modes.feasible import refuse_obstacles
 
 log = logging.getLogger("twctl")
 
@@ -30,16 +31,17 @@ class Discovery:
     namespace left alone. Those that are named have to join at the start, and what goes wrong there later ends the
     daemon, but not that a name goes.
 
-    joined: called with new namespaces, not with those of the start.
+    joined: called with new namespaces, not with those of the start. follows_names: bool, whether any can come or go.
     """
 
-    def __init__(self, namespaces: Namespaces, config: Config) -> None:
+    def __init__(self, namespaces: Namespaces, config: Config, joined: Callable[[Sequence[Namespace]], None]) -> None:
         self.namespaces = namespaces
         self._config, self._names, self._every = config, config.netns, config.all_netns
+        self.follows_names = bool(config.netns or config.all_netns)
         self._mounts = netns.Mounts()
         self._refused: dict[Place, tuple[Exception, float]] = {}  # why, and when to try again (monotonic)
         self._settled: dict[Place, float] = {}  # when to look for obstacles (monotonic)
-        self.joined: Callable[[Sequence[Namespace]], None] = lambda _: None
+        self._joined = joined
 
     def close(self) -> None:
         """Follow no more."""
@@ -76,7 +78,7 @@ class Discovery:
         """Readable when names may have come or gone."""
         return self._mounts.fileno()
 
-    def drain(self) -> None:
+    def handle(self) -> None:
         """Have those join and leave that have come and gone."""
         self._mounts.drain()
         self._look()
@@ -111,7 +113,7 @@ class Discovery:
         joined = [namespace for namespace in (self._join(name, strict=False) for name in new[:AT_ONCE]) if namespace]
         if joined:
             log.info("joined network namespaces: %s", ", ".join(namespace.name or "(own)" for namespace in joined))
-            self.joined(joined)
+            self._joined(joined)
         return len(new) > AT_ONCE
 
     def _join(self, name: str | None, *, strict: bool) -> Namespace | None:
@@ -155,3 +157,19 @@ class Discovery:
         for namespace in due[:AT_ONCE]:
             self._settled[namespace.name, namespace.inode] = now + AGAIN_SECONDS
             self.attend(namespace, lambda namespace: refuse_obstacles(namespace.name, self._config))
+
+
+class FollowingNamespaces:
+    """A source of the loop: keeps classes and guard of each namespace as its routes and devices say."""
+
+    def __init__(self, discovery: Discovery) -> None:
+        self._discovery = discovery
+
+    def fileno(self) -> int:
+        """Readable when routes or devices of a namespace have changed."""
+        return self._discovery.namespaces.fileno()
+
+    def handle(self) -> None:
+        """Follow in each namespace that has changed."""
+        for namespace in self._discovery.namespaces.changed():
+            self._discovery.attend(namespace, Namespace.follow)

@@ -25,7 +25,6 @@ from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import Journal
 from twctl.modes import guard as guards
 from twctl.modes.guard import Guard
-from twctl.modes.obstacles import obstacles
 from twctl.routes.watcher import RouteWatcher
 from twctl.table.maps import NAME_BYTES, ClassTries, Table
 
@@ -63,14 +62,14 @@ class Namespace:
     entry_count: EntryCount
     guard: Guard | None
 
-    def drain(self) -> None:
-        """Follow its routes and its devices. Raises TwctlError."""
+    def follow(self) -> None:
+        """Act on what has changed of its routes and devices. Raises TwctlError."""
         if self.routes.drain():
             self.tries.sync(self.routes.trie())
         if self.guard:
             self.guard.drain()
 
-    def look(self) -> None:
+    def guard_all_devices(self) -> None:
         """Put the guard on devices that lack it. Raises TwctlError."""
         if self.guard:
             self.guard.attach()
@@ -85,18 +84,6 @@ class Namespace:
         )
 
 
-def refuse_obstacles(name: str | None, config: Config) -> None:
-    """Mode vestigial works only where the guard sees what the sockets see.
-
-    :raises TwctlError: if something may be in its way, and is not to be ignored.
-    """
-    found = list(obstacles(name)) if config.mode is Mode.VESTIGIAL else []
-    for line in found:
-        log.warning("network namespace %s: %s", name or "(own)", line)
-    if found and not config.force:
-        raise TwctlError("the guard may not see here what the sockets see", "remove it, or give --force if you know")
-
-
 class Namespaces:
     """All that have joined. The daemon's one thread has them join and leave; a scrape's thread adds them up.
 
@@ -104,7 +91,7 @@ class Namespaces:
     """
 
     def __init__(self, table: Table, folder: Path, config: Config, journal: Journal) -> None:
-        self._table, self._folder, self._config, self._journal = table, folder, config, journal
+        self._table, self.folder, self._config, self._journal = table, folder, config, journal
         self._guarded = config.mode is Mode.VESTIGIAL
         self._sysctls = dict(config.sysctl) | ({MAX_TW_BUCKETS: 0} if self._guarded else {})
         self._before = table.mode
@@ -127,7 +114,7 @@ class Namespaces:
         return self._poll.fileno()
 
     def changed(self) -> list[Namespace]:
-        """Those of which `drain` has something to do."""
+        """Those in which `follow` has something to do."""
         return [*{self._by_fd[fd].index: self._by_fd[fd] for fd, _ in self._poll.poll(0) if fd in self._by_fd}.values()]
 
     def close(self) -> None:
@@ -144,7 +131,7 @@ class Namespaces:
         reports = self._journal.keep(self._sysctls, cookies)
         gone = {index: each for index, each in self._table.enrolments().items() if each[0] not in cookies}
         if self._table.guard:
-            reports += guards.remove(gone, self._folder)
+            reports += guards.remove(gone, self.folder)
         for index, (cookie, _) in gone.items():
             self._table.withdraw(index, cookie)
             with contextlib.closing(ClassTries(self._table, index)) as tries:
@@ -203,7 +190,7 @@ class Namespaces:
             use(FinTimeout(name)),
             use(PortRange(name)),
             use(EntryCount(name)),
-            use(Guard(name, index, self._folder)) if self._guarded else None,
+            use(Guard(name, index, self.folder)) if self._guarded else None,
         )
         if netns.inode(name) != namespace.inode:
             raise TwctlError(f"network namespace {name} became another one just now", "try again")
@@ -252,8 +239,23 @@ class Namespaces:
                 namespace.guard.remove()
                 self._table.enrol(namespace.index, namespace.cookie, namespace.name or "")
 
-    def total(self, number: Callable[[Namespace], int]) -> int:
-        """Add a number of each up. Raises OSError."""
+    def fin_timeout(self, index: int) -> float:
+        """tcp_fin_timeout (s) of the namespace with this index. Raises OSError."""
+        return self._namespaces[index].fin_timeout.seconds()
+
+    def kernel_sockets(self) -> int:
+        """TIME_WAIT and FIN_WAIT2 mini-sockets that the kernel counts in all of them. Raises OSError."""
+        return self._sum(lambda namespace: namespace.sockstat.time_wait())
+
+    def ephemeral_ports(self) -> int:
+        """Ports that the kernel chooses from, in all of them. Raises OSError."""
+        return self._sum(lambda namespace: namespace.ports.ports())
+
+    def guarded_devices(self) -> int:
+        """Devices that have the guard."""
+        return self._sum(lambda namespace: len(namespace.guard.devices) if namespace.guard else 0)
+
+    def _sum(self, number: Callable[[Namespace], int]) -> int:
         with self._lock:
             return sum(map(number, self._namespaces.values()))
 

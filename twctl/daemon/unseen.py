@@ -1,21 +1,37 @@
 """Entries that no probe saw. A kernel may run no tracepoint for a while, and count no miss; but it counts entries.
 
-What it has a list of is taken over from there (reconcile.py), and that is all that is known in modes observe and
-truncate before Linux 5.18. In mode vestigial the kernel counts the sessions that it keeps no socket for on any kernel.
+A session that the kernel lists and the table lacks is taken over (modes/reconcile.py); in modes observe and truncate
+before Linux 5.18 that is all that is known. In mode vestigial every kernel counts the sessions for which it keeps no
+socket.
 """
 
+import contextlib
+import logging
+import time
 from collections.abc import Callable, Iterable
 
+from twctl.config.config import Mode
 from twctl.daemon.namespaces import Namespace
+from twctl.linux.procfs import counts_entries
 
-# Entries go on while two numbers are read one after the other: so often a moment without any is looked for.
+log = logging.getLogger("twctl")
+
+# Entries go on while two numbers are read one after the other: a moment without any is looked for this often.
 TRIES = 5
+# The kernel's count is compared with the entries seen this often (s), and may take this share of one CPU.
+COUNT_SECONDS, COUNT_SHARE = 1.0, 0.005
+
+
+def is_counted(mode: Mode) -> bool:
+    """Whether the kernel counts all entries in this mode, so that the unseen ones are known."""
+    return mode is Mode.VESTIGIAL or counts_entries()
 
 
 class Unseen:
-    """As long as the namespaces are the same: what the kernel has counted, less what was seen.
+    """What the kernel has counted less what was seen, for as long as the namespaces are the same.
 
-    seen: entries of the enrolled namespaces, all in all. total: so many were missed, at least.
+    seen: entries (int) that the probe saw, of the enrolled namespaces together. total: entries that were unseen, at
+    least.
     """
 
     def __init__(self, namespaces: Iterable[Namespace], seen: Callable[[], int]) -> None:
@@ -24,7 +40,7 @@ class Unseen:
         self._base = self._before = self._last = self.total = 0
 
     def look(self) -> int:
-        """Bring the total up to date; returns it. A miss counts from the second look on that finds it.
+        """Bring the total up to date; returns it. An unseen entry counts from the second look that finds it.
 
         :raises OSError: if the kernel's count cannot be read.
         """
@@ -32,8 +48,8 @@ class Unseen:
         if cookies != self._cookies:
             self._cookies, self._before, self._base = cookies, self.total, self._difference_at_rest()
             self._last = self.total
-        # The kernel's count first: what is born meanwhile makes the difference smaller, and no miss of what is none.
-        # It counts a session a moment before the probe sees it: that one is gone from the difference a look later.
+        # The kernel's count is read first: entries meanwhile make the difference smaller, and nothing looks unseen that
+        # was seen. The kernel counts a session a moment before the probe sees it: a look later that difference is gone.
         last, self._last = self._last, self._before + self._counted() - self._seen() - self._base
         self.total = max(self.total, min(last, self._last))
         return self.total
@@ -42,10 +58,27 @@ class Unseen:
         return sum(namespace.entry_count.count() for namespace in self._namespaces)
 
     def _difference_at_rest(self) -> int:
-        """Without a moment of rest it is too large rather than too small, by the entries of one reading."""
+        """Where no moment of rest is found, it is too large by the entries of one reading, rather than too small."""
         for _ in range(TRIES):
             before = self._seen()
             difference = self._counted() - before
             if before == self._seen():
                 break
         return difference
+
+
+class CountingUnseen:
+    """The task that counts unseen entries. total: so many up to now."""
+
+    def __init__(self, namespaces: Iterable[Namespace], seen: Callable[[], int]) -> None:
+        self._unseen, self.total = Unseen(namespaces, seen), 0
+        self._unseen.look()
+
+    def run(self) -> float:
+        """Compare once."""
+        started = time.thread_time()
+        with contextlib.suppress(OSError):
+            if self._unseen.look() > self.total:
+                log.warning("%d entries were not seen by the probe", self._unseen.total - self.total)
+                self.total = self._unseen.total
+        return max(COUNT_SECONDS, (time.thread_time() - started) / COUNT_SHARE)

@@ -1,0 +1,119 @@
+"""The metrics that the pinned table alone tells."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from prometheus_client.core import HistogramMetricFamily
+
+from twctl.addresses import FAMILIES
+from twctl.classes import Class
+from twctl.daemon.families import Metric, counter, gauge, single
+from twctl.table.maps import CLOSES, DROPPED, LANE_SECONDS, Reason, Table
+from twctl.table.sums import Sums
+from twctl.table.tallies import TALLIES_BYTES, By, Names, most_entered
+
+CLASS_FAMILY = [(class_, family) for class_ in Class for family in FAMILIES]
+# The series of a party: the beginning of their name, and their labels, which are words of Names.row.
+PARTIES = {
+    By.OWNER: ("owner", ("owner", "cgroup", "uid")),
+    By.REMOTE: ("remote", ("remote", "remote_port", "netns")),
+    By.LOCAL_PORT: ("local_port", ("local_port", "netns")),
+}
+
+
+class SessionMetrics:
+    """What becomes of sessions.
+
+    What expired is derived from several numbers, so it may fall for a moment: it is held where it was.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self._table = table
+        self._highest: dict[tuple[str, ...], float] = {}
+
+    def metrics(self) -> Iterator[Metric]:
+        """Entries, ends, live sessions, restarts, lifetimes, and what ended without TIME_WAIT."""
+        sums = Sums.read(self._table)
+        yield _by_family(sums, "entered", "Sessions that entered TIME_WAIT or orphaned FIN_WAIT2.")
+        yield _by_family(sums, "adopted", "Sessions taken over from the kernel's list, whose entry was not seen.")
+        ends = [
+            ((k.label, r.name.lower()), self._never_less("ended", (k.label, r.name), sums.ended(k, r)))
+            for k in Class
+            for r in Reason
+        ]
+        yield counter("twctl_time_wait_ended", "Sessions that ended, by reason.", ends, "class", "reason")
+        sessions = [((k.label, f), sums.sessions(k, f)) for k, f in CLASS_FAMILY]
+        yield gauge("twctl_time_wait_sessions", "Live sessions.", sessions, "class", "family")
+        restarts = [((k.label,), sums.counters.get("restarted", k)) for k in Class]
+        yield counter("twctl_time_wait_restarted", "Times that a session's timer started anew.", restarts, "class")
+        yield self._lifetimes(sums)
+        closes = [((how,), sums.counters.get("closed", i)) for i, how in enumerate(CLOSES)]
+        text = "Connections that ended without TIME_WAIT on this host, by how."
+        yield counter("twctl_closed_without_time_wait", text, closes, "how")
+
+    def _never_less(self, name: str, labels: tuple[str, ...], value: float) -> float:
+        self._highest[name, *labels] = max(value, self._highest.get((name, *labels), 0))
+        return self._highest[name, *labels]
+
+    def _lifetimes(self, sums: Sums) -> Metric:
+        text = "Seconds from entering TIME_WAIT, or from the last restart of its timer, to the session's end."
+        metric = HistogramMetricFamily("twctl_time_wait_lifetime_seconds", text, labels=["class"])
+        for class_ in Class:
+            lanes, seconds = sums.lifetimes(class_)
+            lanes = [int(self._never_less("lane", (class_.label, str(i)), count)) for i, count in enumerate(lanes)]
+            edges = [*(str(float(edge)) for edge in LANE_SECONDS), "+Inf"]
+            buckets = [(edge, sum(lanes[: i + 1])) for i, edge in enumerate(edges)]
+            metric.add_metric([class_.label], buckets, self._never_less("seconds", (class_.label,), seconds))
+        return metric
+
+
+def _by_family(sums: Sums, what: str, text: str) -> Metric:
+    rows = [((k.label, f), sums.counters.get(what, k, FAMILIES.index(f))) for k, f in CLASS_FAMILY]
+    return counter(f"twctl_time_wait_{what}", text, rows, "class", "family")
+
+
+def table_metrics(table: Table, prefixes_refused: int) -> Iterator[Metric]:
+    """Sizes of the table, and what it could not take: prefixes among it, for which the tries had no room."""
+    layout, counters = table.layout, table.counters()
+    capacity = [((k.label, f), layout.capacity[f][k]) for k, f in CLASS_FAMILY]
+    text = "Sessions that the table holds before the oldest is evicted."
+    yield gauge("twctl_table_capacity_sessions", text, capacity, "class", "family")
+    size = sum(layout.bytes(family) for family in FAMILIES)
+    yield gauge("twctl_table_bytes", "Kernel memory of records and index.", single(size))
+    yield gauge("twctl_blame_bytes", "Kernel memory of the tallies of who causes it.", single(TALLIES_BYTES))
+    text = "connect() calls that found no free local port (EADDRNOTAVAIL)."
+    yield counter("twctl_connects_without_port", text, single(counters.get("no_port", 0)))
+    dropped = [((why,), counters.get("dropped", i)) for i, why in enumerate(DROPPED)]
+    text = "What the table could not take: entries and prefixes lost, lives cut short, look-ups left incomplete."
+    rows = [*dropped, (("nested",), table.nested()), (("prefix",), prefixes_refused)]
+    yield counter("twctl_table_dropped", text, rows, "reason")
+
+
+def guard_segments(table: Table) -> Iterator[Metric]:
+    """What the guard did."""
+    actions = [((action,), count) for action, count in table.actions().items()]
+    text = "Segments that met a vestige and no socket, by what the guard did to them."
+    yield counter("twctl_guard_segments", text, actions, "action")
+
+
+class PartyMetrics:
+    """Entries by party, of the `count` parties of each kind with the most; from the tallies, without a walk."""
+
+    def __init__(self, table: Table, count: int) -> None:
+        self._table, self._count = table, count
+        self._names: Names | None = None  # made when it is needed: it looks for all cgroups
+
+    def metrics(self) -> Iterator[Metric]:
+        """A family for each kind; none where `[blame] metrics` is 0."""
+        if not self._count:
+            return
+        self._names = names = self._names or Names(self._table)
+        found = {by: most_entered(self._table, by, self._count) for by in By}
+        names.update(tally.party for tallies in found.values() for tally in tallies)
+        for by, (name, labels) in PARTIES.items():
+            rows: Counter[tuple[str, ...]] = Counter()
+            for tally in found[by]:
+                row = names.row(by, tally)
+                rows[tuple("" if row[label] is None else str(row[label]) for label in labels)] += tally.entered or 0
+            text = f"Sessions that entered by {by.value}, of those with the most; without a place, without a series."
+            yield counter(f"twctl_{name}_time_wait_entered", text, rows.items(), *labels)

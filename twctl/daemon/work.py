@@ -1,0 +1,144 @@
+"""What the daemon does in its mode: the tasks of one run, made once, and read by the metrics."""
+
+import contextlib
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+
+from twctl.classes import Class
+from twctl.config.config import Config, Mode
+from twctl.daemon.discovery import Discovery, FollowingNamespaces
+from twctl.daemon.loop import Source, Task
+from twctl.daemon.namespaces import Namespaces
+from twctl.daemon.ports import PortLook, RelievingPorts
+from twctl.daemon.reclaim import Draining, Truncating
+from twctl.daemon.unseen import CountingUnseen, is_counted
+from twctl.daemon.upkeep import Guarding, Leaving, Reconciling
+from twctl.linux.pressure import Pressure
+from twctl.linux.tcp import KERNEL_TIME_WAIT
+from twctl.modes.port_pressure import PortPressure
+from twctl.modes.reconcile import Reconciler
+from twctl.modes.truncate import Limits, Reaper
+from twctl.table.loader import PROBES
+from twctl.table.maps import Reason, Table
+
+log = logging.getLogger("twctl")
+
+
+def limits_of(config: Config) -> Limits:
+    """How long mode truncate lets a session stay. 60 s and more in FIN_WAIT2: as long as the kernel keeps it."""
+    fin_wait2 = {
+        each: seconds if seconds < KERNEL_TIME_WAIT else math.inf for each, seconds in config.fin_wait2.items()
+    }
+    return Limits(config.time_wait, fin_wait2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """The tasks of a mode; None: not in this mode, or not asked for.
+
+    reaper: what destroys the sockets that are due; port_pressure: what makes their time shorter where ports are few.
+    """
+
+    reconciling: Reconciling
+    discovery: Discovery
+    reaper: Reaper
+    unseen: CountingUnseen | None = None
+    guarding: Guarding | None = None
+    leaving: Leaving | None = None
+    truncating: Truncating | None = None
+    draining: Draining | None = None
+    port_pressure: PortPressure | None = None
+    relieving: RelievingPorts | None = None
+    port_look: PortLook | None = None
+
+    def tasks(self) -> Iterator[Task]:
+        """All of them; our own namespace alone neither comes nor goes."""
+        named = self.discovery if self.discovery.follows_names else None
+        tasks: tuple[Task | None, ...] = (
+            self.reconciling,
+            self.guarding,
+            self.unseen,
+            self.leaving,
+            self.port_look,
+            self.truncating,
+            self.draining,
+            self.relieving,
+            named,
+        )
+        return (task for task in tasks if task)
+
+    def sources(self) -> Iterator[Source]:
+        """What tells of changes."""
+        yield FollowingNamespaces(self.discovery)
+        if self.discovery.follows_names:
+            yield self.discovery
+
+    def unseen_entries(self) -> int:
+        """Entries that no probe saw: by the kernel's count or, where it has none, by its list."""
+        return self.unseen.total if self.unseen else self.reconciling.missing
+
+    def refused(self) -> int:
+        """Sockets that the kernel did not destroy, for they were gone or another's."""
+        return self.reaper.errors + (self.port_pressure.refused if self.port_pressure else 0)
+
+
+def start_work(table: Table, namespaces: Namespaces, config: Config, undo: contextlib.ExitStack) -> Work:
+    """Have the namespaces join, take over what the kernel has, and make the tasks of the mode.
+
+    :raises TwctlError: if a namespace that has to join cannot.
+    """
+    truncates, limits = config.mode is Mode.TRUNCATE, limits_of(config)
+    leaving = Leaving(table, namespaces.folder) if table.guard and config.mode is not Mode.VESTIGIAL else None
+    reaper = Reaper(table, namespaces.diags, Reason.TRUNCATED, namespaces.fin_timeout)
+    reconciling = Reconciling(
+        table,
+        Reconciler(table, namespaces.diags),
+        config,
+        ends_seen=PROBES[table.probe] == "fentry",
+        taken_over=lambda marks: reaper.take_up(marks, limits) if truncates else None,
+    )
+    discovery = Discovery(namespaces, config, reconciling.take_over)
+    undo.callback(discovery.close)
+    discovery.start()
+    table.mode = config.mode
+    reconciling.take_over()
+    reconciling.wait(leaving.seconds if leaving else 0.0)
+    port_pressure = _port_pressure(table, namespaces, config)
+    return Work(
+        reconciling=reconciling,
+        discovery=discovery,
+        reaper=reaper,
+        unseen=CountingUnseen(namespaces, lambda: sum(table.counters().values["entered"]))
+        if is_counted(config.mode)
+        else None,
+        guarding=Guarding(discovery) if config.mode is Mode.VESTIGIAL else None,
+        leaving=leaving,
+        truncating=Truncating(table, reaper, limits) if truncates else None,
+        draining=_draining(table, namespaces, config, undo) if truncates else None,
+        port_pressure=port_pressure,
+        relieving=RelievingPorts(table, namespaces, port_pressure, config) if port_pressure else None,
+        port_look=PortLook(table, namespaces, config, port_pressure) if config.blame.destinations else None,
+    )
+
+
+def _port_pressure(table: Table, namespaces: Namespaces, config: Config) -> PortPressure | None:
+    if not config.pressure.port_headroom:
+        return None
+    if config.mode is not Mode.TRUNCATE:
+        log.warning("pressure.port_headroom is ignored: only mode truncate shortens TIME_WAIT sockets")
+        return None
+    return PortPressure(table, namespaces.diags)
+
+
+def _draining(table: Table, namespaces: Namespaces, config: Config, undo: contextlib.ExitStack) -> Draining:
+    pressure = Pressure(config.pressure.psi_stall, tcp_memory=config.pressure.tcp_memory)
+    undo.callback(pressure.close)
+    log.info("draining under pressure: %s", ", ".join(pressure.watching))
+    return Draining(table, Reaper(table, namespaces.diags, Reason.DRAINED, namespaces.fin_timeout), pressure)
+
+
+def time_wait_in_force(config: Config) -> dict[Class, float]:
+    """Seconds (float) that sessions of each class really stay: in mode observe as long as the kernel keeps them."""
+    return dict.fromkeys(Class, KERNEL_TIME_WAIT) if config.mode is Mode.OBSERVE else dict(config.time_wait)

@@ -1,0 +1,107 @@
+"""The metrics of the daemon's own work: namespaces, tasks, ports, and what the kernel itself counts."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+from prometheus_client.core import HistogramMetricFamily, InfoMetricFamily
+
+from twctl import __version__
+from twctl.config.config import Config
+from twctl.daemon.families import Metric, counter, gauge, single
+from twctl.daemon.namespaces import Namespaces
+from twctl.daemon.work import Work, time_wait_in_force
+from twctl.linux.procfs import socket_bytes
+from twctl.linux.sysctl import Journal
+from twctl.modes.truncate import LATENESS_EDGES, Reaper
+from twctl.table.loader import PROBES
+from twctl.table.maps import MODES, Table
+
+# What became of a network namespace to work in; refused: something stands in the way.
+STATES = ("enrolled", "refused", "beyond_capacity")
+DESTINATION = ("netns", "local", "remote", "remote_port")
+
+
+def namespace_metrics(namespaces: Namespaces, states: Mapping[str, int], journal: Journal) -> Iterator[Metric]:
+    """Namespaces, and what stands in them: the guard, sysctls, prefixes, routes."""
+    counts = namespaces.counts()
+    yield gauge("twctl_guard_devices", "Devices that have the guard.", single(namespaces.guarded_devices()))
+    text = "Filters of the guard that somebody took away and that were put back."
+    yield counter("twctl_guard_reattached", text, single(counts["reattached"]))
+    text = "Whether a sysctl that twctl set still is as it was set, in all namespaces."
+    sysctls = [((name,), int(kept)) for name, kept in journal.kept().items()]
+    yield gauge("twctl_sysctl_as_set", text, sysctls, "sysctl")
+    text = "Prefixes that the probe asks for a peer's class."
+    prefixes = [((k.label, f), count) for (k, f), count in namespaces.prefixes().items()]
+    yield gauge("twctl_classifier_prefixes", text, prefixes, "class", "family")
+    text = "Network namespaces to work in, by what became of them."
+    yield gauge("twctl_network_namespaces", text, [((each,), states[each]) for each in STATES], "state")
+    text = "Route, address and link notifications."
+    yield counter("twctl_route_changes", text, single(counts["changes"]))
+    text = "Full reads of the routes after a lost notification."
+    yield counter("twctl_route_resyncs", text, single(counts["resyncs"]))
+
+
+def task_metrics(work: Work) -> Iterator[Metric]:
+    """Comparisons with the kernel's list, unseen entries, and what mode truncate destroys."""
+    reconciling = work.reconciling
+    text = "Comparisons of the table with the kernel's own list."
+    yield counter("twctl_reconciliations", text, single(reconciling.rounds))
+    yield counter("twctl_reconcile_errors", "Comparisons that failed.", single(reconciling.errors))
+    text = "Entries that the probe did not see, by the kernel's count; before Linux 5.18 by its list."
+    yield counter("twctl_time_wait_unseen", text, single(work.unseen_entries()))
+    drift = [((which,), count) for which, count in reconciling.drift.items()]
+    text = "Differences that the last comparison mended: sessions missing in the table, or in the kernel (stale)."
+    yield gauge("twctl_table_drift_sessions", text, drift, "which")
+    yield _lateness(work.reaper)
+    text = "Sockets that were gone, or another's, when the kernel was told to destroy them."
+    yield counter("twctl_destroy_refused", text, single(work.refused()))
+
+
+def _lateness(reaper: Reaper) -> Metric:
+    text = "Seconds from the end of the class's time to the destruction of the socket, in mode truncate."
+    metric = HistogramMetricFamily("twctl_truncate_lateness_seconds", text, labels=["class"])
+    edges = [*(str(edge) for edge in LATENESS_EDGES), "+Inf"]
+    for class_, late in reaper.lateness.items():
+        buckets = [(edge, sum(late.buckets[: i + 1])) for i, edge in enumerate(edges)]
+        metric.add_metric([class_.label], buckets, late.seconds)
+    return metric
+
+
+def mode_metrics(config: Config, table: Table) -> Iterator[Metric]:
+    """What is in force."""
+    seconds = [((k.label,), seconds) for k, seconds in time_wait_in_force(config).items()]
+    text = "Seconds that a session of the class stays in TIME_WAIT."
+    yield gauge("twctl_time_wait_seconds", text, seconds, "class")
+    modes = [((mode,), int(mode == config.mode)) for mode in MODES]
+    yield gauge("twctl_mode", "1 for the mode that runs.", modes, "mode")
+    info = InfoMetricFamily("twctl_build", "Version, and the probe that sees entries and ends.")
+    info.add_metric([], {"version": __version__, "probe": PROBES[table.probe]})
+    yield info
+
+
+def kernel_metrics(namespaces: Namespaces) -> Iterator[Metric]:
+    """What the kernel counts in the enrolled namespaces."""
+    text = "TIME_WAIT and FIN_WAIT2 mini-sockets that the kernel counts in the enrolled namespaces."
+    yield gauge("twctl_kernel_time_wait_sockets", text, single(namespaces.kernel_sockets()))
+    text = "Ports that the kernel chooses local ones from, summed over the enrolled namespaces."
+    yield gauge("twctl_kernel_ephemeral_ports", text, single(namespaces.ephemeral_ports()))
+    text = "Kernel memory of one TIME_WAIT mini-socket, without its port; 0 where the kernel does not tell."
+    yield gauge("twctl_kernel_time_wait_socket_bytes", text, single(socket_bytes().mini))
+
+
+def port_metrics(work: Work) -> Iterator[Metric]:
+    """Ports toward the destinations that are nearest to their end, and where TIME_WAIT is shorter for it."""
+    look = work.port_look
+    uses = [
+        ((use.netns, str(use.local), str(use.remote), str(use.remote_port)), use) for use in (look.uses if look else ())
+    ]
+    text = "Share of the ephemeral ports held toward a destination; the worst only, from 5 % on."
+    yield gauge("twctl_ephemeral_ports_used_ratio", text, [(where, use.ratio) for where, use in uses], *DESTINATION)
+    ago = time.monotonic() - (look.looked_at if look else 0.0)
+    left = [(where, math.inf if use.seconds_left is None else max(0, use.seconds_left - ago)) for where, use in uses]
+    text = "Seconds until connect() finds no port toward it, at the rate of the last 10 s; +Inf: never."
+    yield gauge("twctl_ephemeral_ports_left_seconds", text, left, *DESTINATION)
+    text = "Seconds that sessions stay in TIME_WAIT toward a destination while few ports are left (port_headroom)."
+    shorter = work.relieving.seconds() if work.relieving else {}
+    yield gauge("twctl_pressure_time_wait_seconds", text, shorter.items(), *DESTINATION)
