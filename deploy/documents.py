@@ -13,7 +13,7 @@ from typer.models import ArgumentInfo
 
 from twctl import __version__
 from twctl.commands.cli import app
-from twctl.config.config import KEYS
+from twctl.config.keys import KEYS
 from twctl.config.template import template
 
 INTRODUCTION = """\

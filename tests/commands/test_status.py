@@ -76,6 +76,8 @@ def test_the_status_fits_80_columns() -> None:
         "probe": "tracepoint",
         "daemon": False,
         "pins": "/sys/fs/bpf/twctl",
+        "time_wait": dict.fromkeys((class_.label for class_ in Class), 999.5),
+        "configuration": "of the next start: the daemon's own cannot be read",
         "classes": [row],
         "ended": {class_.label: {reason.name.lower(): 10**11 for reason in Reason} for class_ in Class},
         "closed_without_time_wait": {"passive": 10**9, "reset": 10**6, "abort": 10**6, "timeout": 10**4},

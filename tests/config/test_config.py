@@ -15,13 +15,12 @@ from twctl.config.config import (
     Capacity,
     Config,
     Effective,
-    Listen,
-    Mode,
     PressureSettings,
-    Probe,
     Tls,
+    from_published,
     load,
 )
+from twctl.config.keys import Listen, Mode, Probe
 from twctl.errors import TwctlError
 
 NOWHERE = Path("/nonexistent/twctl.toml")
@@ -385,3 +384,22 @@ def test_any_value_loads_or_is_refused(tmp_path_factory: pytest.TempPathFactory,
     """Any TOML value of any key loads or raises TwctlError, and either prints on one line."""
     text = "\n".join(f"{name} = {toml(value)}" for name, value in values.items())
     assert 1 == len(outcome(tmp_path_factory.getbasetemp() / "any.toml", text).splitlines())
+
+
+def test_what_a_daemon_publishes_is_its_configuration(file: Path) -> None:
+    """As JSON and back, with the source of each value."""
+    file.write_text('mode = "truncate"\n[classes]\nlocal = ["10.0.0.0/8"]\n[tls]\ncertfile = "/a"\nkeyfile = "/b"\n')
+    own = load(file, {"netns": ["blue"]})
+    told = from_published(json.loads(json.dumps(own.published())))
+    assert own.config == told.config
+    assert f"from the daemon ({file})" == told.settings["mode"].source
+    assert "from the daemon (command line)" == told.settings["netns"].source
+
+
+def test_what_another_version_publishes_is_refused_as_a_whole() -> None:
+    """A key that is unknown here, or a value that is not allowed."""
+    own = load(None, {}, default_file=NOWHERE).published()
+    with pytest.raises(KeyError):
+        from_published(own | {"mode.of_tomorrow": [1, "default"]})
+    with pytest.raises(ValueError, match=r"^$"):
+        from_published(own | {"mode": ["tomorrow", "default"]})

@@ -8,7 +8,8 @@ from typer.testing import CliRunner
 
 from tests import ROOT
 from twctl.commands.cli import app
-from twctl.config.config import KEYS, load
+from twctl.config.config import load
+from twctl.config.keys import KEYS
 from twctl.config.settings import DEFAULT
 from twctl.config.template import ABOUT, EXAMPLES, template
 

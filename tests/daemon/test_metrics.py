@@ -1,4 +1,4 @@
-"""The collector over a table of plain numbers: every series, in order, and what changes while it reads."""
+"""The collector over a table of plain numbers: every series, and what becomes of a part that fails."""
 
 import dataclasses
 import re
@@ -15,7 +15,6 @@ from prometheus_client.registry import CollectorRegistry
 from tests import ROOT
 from tests.commands.test_status import zeros
 from tests.table.test_tallies import FakeTable as Tallies
-from tests.table.test_tallies import local_port, owner, remote
 from twctl import __version__
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
@@ -30,8 +29,7 @@ from twctl.linux.sysctl import Journal
 from twctl.modes.truncate import Lateness, Reaper
 from twctl.table.layout import LANES, Layout
 from twctl.table.maps import ACTIONS, Counters, Reason, Table
-from twctl.table.sums import Sums
-from twctl.table.tallies import TALLIES_BYTES, By
+from twctl.table.tallies import TALLIES_BYTES
 
 LOCAL, IPV4, LANE = Class.LOCAL, 0, 5
 
@@ -81,9 +79,12 @@ class FakeTable:
         self.values["lifetime"][LOCAL * LANES] += 1
 
 
-def sums(table: FakeTable) -> Sums:
-    """Read it."""
-    return Sums.read(cast("Table", table))
+class BlamedTable(Tallies, FakeTable):
+    """One whose tallies can be written, too."""
+
+    def __init__(self) -> None:
+        FakeTable.__init__(self)
+        Tallies.__init__(self)
 
 
 class FakeNamespaces:
@@ -139,30 +140,6 @@ def series(made: CollectorRegistry) -> dict[str, float]:
     return {name: float(value) for name, value in rows if float(value)}
 
 
-def test_what_begins_or_ends_while_it_is_read_has_not_expired() -> None:
-    """Entries and early ends between the counters and the cells are no expiries."""
-    table = FakeTable()
-    for _ in range(101):
-        table.entry()
-    for meanwhile in (table.reset, table.entry):
-        table.meanwhile = meanwhile
-        assert sums(table).ended(LOCAL, Reason.EXPIRED) <= 0
-    table.meanwhile = lambda: None
-    assert (0, 2) == (sums(table).ended(LOCAL, Reason.EXPIRED), sums(table).ended(LOCAL, Reason.RESET))
-
-
-def test_a_derived_counter_never_falls() -> None:
-    """A scrape in the middle of an entry does not take back an expiry that was told."""
-    table = FakeTable()
-    for _ in range(23):
-        table.entry()
-    table.alive[LOCAL, "ipv4", LANE] = 6
-    made, row = registry(table), 'twctl_time_wait_ended_total{class="local",reason="expired"}'
-    assert series(made)[row] == 17
-    table.alive[LOCAL, "ipv4", LANE] = 7  # its cell is there, the rest is still to come
-    assert series(made)[row] == 17
-
-
 def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole scrape after 101 entries, 7 resets and 71 expiries; what is 0 is left out here."""
     monkeypatch.setattr("twctl.daemon.work_metrics.socket_bytes", lambda: SocketBytes(mini=256, port=256))
@@ -213,91 +190,11 @@ def test_a_part_that_fails_is_counted_and_the_rest_is_told() -> None:
         assert "twctl_kernel_time_wait_sockets" not in text
 
 
-NGINX = "/system.slice/nginx.service"
-
-
-class BlamedTable(Tallies, FakeTable):
-    """One whose tallies can be written, too."""
-
-    def __init__(self) -> None:
-        FakeTable.__init__(self)
-        Tallies.__init__(self)
-
-
-def parties(made: CollectorRegistry) -> dict[str, float]:
-    """The series that one party has."""
-    return {name: count for name, count in series(made).items() if re.match(r"twctl_(owner|remote|local_port)_", name)}
-
-
-@pytest.fixture
-def blamed(monkeypatch: pytest.MonkeyPatch) -> BlamedTable:
-    """Three parties of each kind; two owners have the same user, one cgroup is gone."""
-    monkeypatch.setattr("twctl.table.tallies.cgroup_paths", lambda: {4711: NGINX, 4712: "/kubepods/ab"})
-    table = BlamedTable()
-    for place, (cgroup, entries) in enumerate(((4711, 1009), (4712, 101), (4713, 23))):
-        table.put(By.OWNER, place, owner(cgroup, 33), entered=entries, error=10**6)
-    for place, (address, entries) in enumerate((("192.0.2.1", 1000), ("2001:db8::1", 101), ("192.0.2.3", 23))):
-        table.put(By.REMOTE, place, remote(address, 443, 3), entered=entries, error=place)
-    for place, port in enumerate((443, 80, 22)):
-        table.put(By.LOCAL_PORT, place, local_port(port), entered=23 + place)
-    return table
-
-
-def test_the_parties_with_the_most_entries_have_series_if_asked_for(blamed: BlamedTable) -> None:
-    """So many of each kind; entries that are theirs for certain; none of any party by default."""
-    assert {} == parties(registry(blamed))
-    expected = {
-        f'twctl_owner_time_wait_entered_total{{cgroup="{NGINX}",owner="nginx.service",uid="33"}}': 1009,
-        'twctl_owner_time_wait_entered_total{cgroup="/kubepods/ab",owner="/kubepods/ab",uid="33"}': 101,
-        'twctl_remote_time_wait_entered_total{netns="blue",remote="192.0.2.1",remote_port="443"}': 1000,
-        'twctl_remote_time_wait_entered_total{netns="blue",remote="2001:db8::1",remote_port="443"}': 100,
-        'twctl_local_port_time_wait_entered_total{local_port="22",netns=""}': 25,
-        'twctl_local_port_time_wait_entered_total{local_port="80",netns=""}': 24,
-    }
-    assert expected == parties(registry(blamed, blamed=2))
-    gone = 'twctl_owner_time_wait_entered_total{cgroup="",owner="cgroup 4713",uid="33"}'
-    assert expected | {gone: 23} == {
-        name: count for name, count in parties(registry(blamed, blamed=3)).items() if name in {*expected, gone}
-    }
-
-
-def test_a_party_that_loses_its_place_loses_its_series(blamed: BlamedTable) -> None:
-    """The one who took it counts from 0, not from what it found there."""
-    made = registry(blamed, blamed=100)
-    blamed.put(By.REMOTE, 2, remote("192.0.2.4", 443), entered=25, error=23)
-    found = {name: count for name, count in parties(made).items() if "192.0.2." in name}
-    first, second = (
-        'twctl_remote_time_wait_entered_total{netns="blue",remote="192.0.2.1",remote_port="443"}',
-        ('twctl_remote_time_wait_entered_total{netns="",remote="192.0.2.4",remote_port="443"}'),
-    )
-    assert {first: 1000, second: 2} == found
-
-
-def test_cgroups_are_looked_for_when_there_is_a_new_one_and_not_all_the_time(
-    blamed: BlamedTable, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A scrape walks no hierarchy for the sake of a cgroup that is gone."""
-    now, walks = [1000.0], []
-
-    def paths() -> dict[int, str]:
-        walks.append(now[0])
-        return {4713: "/system.slice/new.service"}
-
-    monkeypatch.setattr("twctl.table.tallies.time.monotonic", lambda: now[0])
-    made = registry(blamed, blamed=100)
-    parties(made)
-    monkeypatch.setattr("twctl.table.tallies.cgroup_paths", paths)
-    for now[0] in (1009.0, 1011.0, 1012.0):
-        found = parties(made)
-    assert [1011.0] == walks
-    assert 23 == next(count for name, count in found.items() if 'owner="new.service"' in name)
-
-
-def test_the_readme_has_every_metric_and_no_other(blamed: BlamedTable) -> None:
+def test_the_readme_has_every_metric_and_no_other() -> None:
     """Its table names what a scrape can tell."""
     readme = (ROOT / "README.md").read_text()
     rows = re.findall(r"^\| (`twctl_.*?) \|", readme, re.MULTILINE)
     written = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
     ends = {"counter": "_total", "info": "_info"}
-    told = [family.name + ends.get(family.type, "") for family in registry(blamed, blamed=1).collect()]
+    told = [family.name + ends.get(family.type, "") for family in registry(BlamedTable(), blamed=1).collect()]
     assert sorted(told) == sorted(written)

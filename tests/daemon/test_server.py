@@ -6,7 +6,7 @@ import urllib.request
 import pytest
 from prometheus_client.registry import CollectorRegistry
 
-from twctl.config.config import Listen
+from twctl.config.keys import Listen
 from twctl.daemon.server import Server
 
 

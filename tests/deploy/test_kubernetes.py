@@ -17,7 +17,8 @@ from tests import ROOT
 from tests.load.kustomize import KUBERNETES, Manifest, build
 from twctl import __version__
 from twctl.commands.cli import app
-from twctl.config.config import Config, Mode, load
+from twctl.config.config import Config, load
+from twctl.config.keys import Mode
 from twctl.linux.sysctl import FOLDER, MOUNTED
 
 OVERLAYS = ("base", "pods", "vestigial", "release")

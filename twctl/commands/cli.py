@@ -1,24 +1,25 @@
 """The command line. Nouns read (status, table, top, blame, classify, check, config), verbs change (run, drain...)."""
 
-import contextlib
 import ipaddress
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from twctl import __version__
-from twctl.addresses import FAMILIES, Network, host_port
+from twctl.addresses import FAMILIES, Network
 from twctl.classes import Class
-from twctl.config.config import KEYS, Config, Effective, Mode, Probe, load
+from twctl.commands import config as configuration
+from twctl.commands import table
+from twctl.commands.in_force import InForce, in_force
+from twctl.config.config import load
+from twctl.config.keys import KEYS, Mode, Probe
 from twctl.errors import TwctlError
-from twctl.linux.sysctl import journal_of
-from twctl.table.maps import Reason, Table, Vestige, as_json
-from twctl.table.pins import Pins
+from twctl.table.maps import Table
 from twctl.table.tallies import By, Names, lines, ranking
 
 app = typer.Typer(
@@ -37,16 +38,25 @@ PinsFolder = Annotated[Path | None, typer.Option("--pins", metavar="DIR", help="
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _effective(file: Path | None, **options: object) -> Effective:
-    return load(file, options)
+ClassLabel = Annotated[str | None, typer.Option("--class", metavar="CLASS", help="loopback, local or remote.")]
 
 
-def _config(file: Path | None, pins: Path | None) -> Config:
-    return _effective(file, pins=pins).config
+def _in_force(file: Path | None, pins: Path | None = None) -> InForce:
+    return in_force(file, {"pins": pins})
 
 
-def _table(config: Config) -> Table:
-    return Table(config.pins / "current")
+def _table(found: InForce) -> Table:
+    return Table(found.config.pins / "current")
+
+
+def _class(label: str | None) -> Class | None:
+    labels = [each.label for each in Class]
+    return Class(labels.index(_one_of("--class", label, labels))) if label else None
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line)
 
 
 @app.command()
@@ -80,7 +90,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     }
     flags = {"all_netns": all_netns, "force": force}
     options = {name: value for name, value in (given | flags).items() if value}
-    _effective(config, **options)
+    load(config, options)
     request = json.dumps({"file": str(config) if config else None, "options": options, "release": release})
     os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon.main", request])  # noqa: S606 - our own interpreter
 
@@ -88,33 +98,31 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 @app.command()
 def status(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = False) -> None:
     """Counts by class, table against kernel, and what the other modes would have freed."""
-    from twctl.commands import status as module  # noqa: PLC0415 - with prometheus_client, 14 MB that the other nouns do not need
+    from twctl.commands import status as module  # noqa: PLC0415 - the other nouns do not need it
 
-    settings = _config(config, pins)
-    found = module.status(_table(settings), settings.time_wait, daemon=Pins(settings.pins).locked(), pins=settings.pins)
-    typer.echo(json.dumps(found) if json_ else module.text(found))
+    found = _in_force(config, pins)
+    facts = module.status(_table(found), found)
+    typer.echo(json.dumps(facts) if json_ else module.text(facts))
 
 
-@app.command()
-def table(  # noqa: PLR0913, PLR0917 - each is an option
+@app.command("table")
+def table_(  # noqa: PLR0913, PLR0917 - each is an option
     config: ConfigFile = None,
     pins: PinsFolder = None,
-    class_: Annotated[str | None, typer.Option("--class", metavar="CLASS", help="loopback, local or remote.")] = None,
+    class_: ClassLabel = None,
     family: Annotated[str | None, typer.Option(metavar="FAMILY", help="ipv4 or ipv6.")] = None,
     remote: Annotated[str | None, typer.Option(metavar="CIDR", help="Prefix that the remote address lies in.")] = None,
     local_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port on this host.")] = None,
     *,
     json_: Json = False,
 ) -> None:
-    """Every live session, a line each."""
-    families = (_one_of("--family", family, FAMILIES),) if family else FAMILIES
-    label = _one_of("--class", class_, [each.label for each in Class]) if class_ else None
-    prefix = _network(remote) if remote else None
-    found = _filtered(_table(_config(config, pins)).vestiges(families), label, prefix, local_port)
-    if not json_:
-        typer.echo(f"{'class':<8} {'substate':<9} {'local':<21} {'remote':<21} {'expires':>7} netns".rstrip())
-    for vestige in found:
-        typer.echo(json.dumps(as_json(vestige)) if json_ else _row(vestige))
+    """Every live session, a line each, with the time until it goes."""
+    family = _one_of("--family", family, FAMILIES) if family else None
+    wanted = table.Filter(_class(class_), family, _network(remote) if remote else None, local_port)
+    found = _in_force(config, pins)
+    truncating = found.config if found.daemon and found.config.mode is Mode.TRUNCATE else None
+    vestiges = table.sessions(_table(found), wanted, truncating)
+    _print(table.json_lines(vestiges) if json_ else table.lines(vestiges))
 
 
 @app.command()
@@ -136,26 +144,10 @@ def top(  # noqa: PLR0913, PLR0917 - each is an option
 
     if not 0.1 <= interval <= 3600:  # noqa: PLR2004 - a range of typer's would let nan through
         raise typer.BadParameter(f"{interval} is not between 0.1 and 3600", param_hint="--interval")
-    labels = [each.label for each in Class]
-    only = Class(labels.index(_one_of("--class", class_, labels))) if class_ else None
+    only = _class(class_)
     choice = Choice(only, Order(_one_of("--sort", sort, list(Order))))
     show = terminal.live if terminal.is_terminal() else terminal.plain
-    show(Watch(_config(config, pins).pins), choice, interval, count)
-
-
-def _filtered(
-    vestiges: Iterator[Vestige], label: str | None, prefix: Network | None, local_port: int | None
-) -> Iterator[Vestige]:
-    for vestige in vestiges:
-        wanted = label in {None, vestige.class_.label} and local_port in {None, vestige.local_port}
-        if wanted and (prefix is None or vestige.remote in prefix):
-            yield vestige
-
-
-def _row(vestige: Vestige) -> str:
-    local, remote = host_port(vestige.local, vestige.local_port), host_port(vestige.remote, vestige.remote_port)
-    ends = f"{vestige.expires_in:>6.1f}s"
-    return f"{vestige.class_.label:<8} {vestige.substate:<9} {local:<21} {remote:<21} {ends} {vestige.netns}".rstrip()
+    show(Watch(load(config, {"pins": pins}).config.pins), choice, interval, count)
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:
@@ -181,7 +173,7 @@ def blame(
     json_: Json = False,
 ) -> None:
     """Who causes TIME_WAIT: most live sessions first, with entries since the start."""
-    found = _table(_config(config, pins))
+    found = _table(_in_force(config, pins))
     names = Names(found)
     for i, each in enumerate([by] if by else By):
         rows = [names.row(each, tally) for tally in ranking(found, each, limit)]
@@ -214,23 +206,15 @@ def classify(
     json_: Json = False,
 ) -> None:
     """How near a peer is, and what decides it."""
-    from twctl.routes.watcher import RouteWatcher  # noqa: PLC0415 - pyroute2 takes a while
+    from twctl.commands import classify as module  # noqa: PLC0415 - pyroute2 takes a while
 
     try:
         peer = ipaddress.ip_address(address)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="ADDRESS") from None
-    with RouteWatcher(_config(config, None).classes, netns) as routes:
-        found = routes.explain(peer)
-    facts = {
-        "address": str(peer),
-        "class": found.class_.label,
-        "prefix": str(found.prefix) if found.prefix else None,
-        "source": found.source,
-        "interface": found.interface,
-        "gateway": str(found.gateway) if found.gateway else None,
-    }
-    typer.echo(json.dumps(facts) if json_ else "\n".join(f"{name:<10} {value or '-'}" for name, value in facts.items()))
+    found = module.explain(peer, _in_force(config).config, netns)
+    facts = module.facts(peer, found)
+    typer.echo(json.dumps(facts) if json_ else module.text(facts))
 
 
 @app.command()
@@ -239,7 +223,7 @@ def check(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = F
     from twctl.commands import check as module  # noqa: PLC0415
 
     failed = False
-    for line in module.check(_config(config, pins).pins):
+    for line in module.check(load(config, {"pins": pins}).config.pins):
         failed |= line.verdict is module.Verdict.FAIL
         if json_:
             typer.echo(
@@ -250,25 +234,22 @@ def check(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = F
     raise typer.Exit(failed)
 
 
-@app.command()
-def config(
+@app.command("config")
+def config_(
     config: ConfigFile = None,
+    pins: PinsFolder = None,
     *,
     json_: Json = False,
     template: Annotated[bool, typer.Option("--template", help="Print a file to begin with instead.")] = False,
 ) -> None:
-    """The configuration in force, with the source of each value."""
+    """The configuration of the running daemon, else of the next start, with the source of each value."""
     if template:
         from twctl.config import template as module  # noqa: PLC0415 - who installs needs it, once
 
         typer.echo(module.template(KEYS), nl=False)
         return
-    rows = list(_effective(config).rows())
-    if json_:
-        typer.echo(json.dumps({name: {"value": value, "source": source} for name, value, source in rows}))
-        return
-    for name, value, source in rows:
-        typer.echo(f"{name:<22} {json.dumps(value):<28} {source}")
+    found = _in_force(config, pins)
+    _print([configuration.as_json(found)] if json_ else configuration.lines(found))
 
 
 @app.command()
@@ -281,39 +262,25 @@ def drain(
     older_than: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Only sessions this old.")] = 0.0,
 ) -> None:
     """Destroy TIME_WAIT sockets now: nearest class first, oldest first."""
-    from twctl.linux.sockdiag import SockDiag  # noqa: PLC0415
-    from twctl.modes import truncate  # noqa: PLC0415 - the nouns do not need it
+    from twctl.commands import reclaim  # noqa: PLC0415 - the nouns do not need it
 
-    label = _one_of("--class", class_, [each.label for each in Class]) if class_ else None
-    found = Table(_config(config, pins).pins / "current", writable=True)
-    diags = {index: SockDiag(name or None) for index, name in found.reachable().items()}
-    with found.exclusive():
-        reaper = truncate.Reaper(found, diags, Reason.DRAINED)
-        drained = truncate.drain(reaper, [each for each in Class if label in {None, each.label}], older_than)
+    only, found = _class(class_), _in_force(config, pins)
+    drained = reclaim.drain_now(found.config.pins, [each for each in Class if only in {None, each}], older_than)
     typer.echo(f"drained {sum(drained.values())}: " + ", ".join(f"{each.label} {n}" for each, n in drained.items()))
+    if found.from_daemon and found.config.mode is Mode.VESTIGIAL:
+        typer.echo("the daemon runs in mode vestigial: its sessions have no sockets that could be destroyed", err=True)
 
 
 @app.command()
 def release(config: ConfigFile = None, pins: PinsFolder = None) -> None:
     """Remove everything that twctl left in the kernel."""
-    settings = _config(config, pins)
-    left = [] if Pins(settings.pins).locked() else _restore(settings.pins)
-    for line in left:
+    from twctl.commands import reclaim  # noqa: PLC0415 - the nouns do not need it
+
+    folder = load(config, {"pins": pins}).config.pins
+    removed, complaints = reclaim.release(folder)
+    for line in complaints:
         typer.echo(f"twctl: {line}", err=True)
-    removed = Pins(settings.pins).release()
-    typer.echo(f"removed {settings.pins}" if removed else f"nothing to remove at {settings.pins}")
-
-
-def _restore(pins: Path) -> list[str]:
-    """Sysctls first, then the guard: never a host without TIME_WAIT sockets and without a guard."""
-    left = journal_of(pins).restore()
-    with contextlib.suppress(TwctlError):
-        found = Table(pins / "current")
-        if found.guard:
-            from twctl.modes import guard  # noqa: PLC0415 - the nouns do not need it
-
-            left += guard.remove(found.enrolments(), pins / "current")
-    return left
+    typer.echo(f"removed {folder}" if removed else f"nothing to remove at {folder}")
 
 
 def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of Typer

@@ -4,11 +4,11 @@ import dataclasses
 import textwrap
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from twctl.addresses import FAMILIES, Address
 from twctl.classes import Class
+from twctl.commands.in_force import InForce
 from twctl.errors import TwctlError
 from twctl.linux.procfs import SocketBytes, Sockstat, ephemeral_ports, socket_bytes
 from twctl.linux.tcp import KERNEL_TIME_WAIT
@@ -54,15 +54,18 @@ def freed(
     }
 
 
-def status(table: Table, time_wait: Mapping[Class, float], *, daemon: bool, pins: Path) -> dict[str, Any]:
+def status(table: Table, found: InForce) -> dict[str, Any]:
     """Gather everything that `twctl status` prints, as plain values; times in seconds, memory in bytes."""
     sums = Sums.read(table)
+    time_wait = found.config.time_wait
     would_free = freed(table.vestiges(), time_wait, ephemeral_ports(), socket_bytes())
     return {
         "mode": table.mode,
         "probe": PROBES[table.probe],
-        "daemon": daemon,
-        "pins": str(pins),
+        "daemon": found.daemon,
+        "pins": str(found.config.pins),
+        "time_wait": {class_.label: seconds for class_, seconds in time_wait.items()},
+        "configuration": found.source,
         "seconds": (time.monotonic_ns() - table.loaded_ns) / 1e9,
         "classes": [_class_row(table, sums, class_, family) for class_ in Class for family in FAMILIES],
         "ended": {
@@ -131,8 +134,14 @@ def text(status: Mapping[str, Any]) -> str:
         "",
         "would have been freed by now:",
         *_columns(["mode", "sessions", "ports", "memory"], _would_free(status["would_free"])),
+        f"with time_wait {_times(status['time_wait'])}",
+        f"(configuration {status['configuration']})",
     ]
     return "\n".join(lines)
+
+
+def _times(time_wait: Mapping[str, float]) -> str:
+    return ", ".join(f"{label} {seconds:g} s" for label, seconds in time_wait.items())
 
 
 def _guard(actions: Mapping[str, int] | None) -> Iterator[str]:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from twctl.config.config import Effective, Mode, load
+from twctl.config.config import Effective, load
+from twctl.config.keys import Mode
 from twctl.daemon.loop import Heartbeat, Task, loop, signals
 from twctl.daemon.metrics import registry_of
 from twctl.daemon.namespaces import Namespaces

@@ -17,7 +17,8 @@ from typing import Protocol, TypeVar
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.config.config import Config, Mode
+from twctl.config.config import Config
+from twctl.config.keys import Mode
 from twctl.errors import TwctlError
 from twctl.linux import netns
 from twctl.linux.procfs import EntryCount, FinTimeout, PortRange, Sockstat

@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Mapping
 
 from twctl.addresses import Endpoint
-from twctl.config.config import Config, Mode
+from twctl.config.config import Config
+from twctl.config.keys import Mode
 from twctl.daemon.namespaces import Namespace, Namespaces
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.modes.headroom import Use, Watch, blocked_for, worst

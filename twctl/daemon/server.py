@@ -11,7 +11,8 @@ import prometheus_client
 from prometheus_client.registry import CollectorRegistry
 
 from twctl import __version__
-from twctl.config.config import Listen, Tls
+from twctl.config.config import Tls
+from twctl.config.keys import Listen
 from twctl.errors import TwctlError
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]

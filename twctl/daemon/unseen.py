@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 
-from twctl.config.config import Mode
+from twctl.config.keys import Mode
 from twctl.daemon.namespaces import Namespace
 from twctl.linux.procfs import counts_entries
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from twctl.classes import Class
-from twctl.config.config import Config, Mode
+from twctl.config.config import Config
+from twctl.config.keys import Mode
 from twctl.daemon.discovery import Discovery
 from twctl.daemon.namespaces import Namespace
 from twctl.modes.guard import remove as remove_guard
@@ -108,7 +109,7 @@ class Guarding:
         """Look at one namespace."""
         started = time.thread_time()
         namespaces = list(self._discovery.namespaces)
-        self._due = [namespace for namespace in self._due if namespace in namespaces] or namespaces
+        self._due = [namespace for namespace in self._due if namespace in namespaces] or namespaces.copy()
         if self._due:
             self._discovery.attend(self._due.pop(), Namespace.guard_all_devices)
         return max(GUARD_SECONDS / max(1, len(namespaces)), (time.thread_time() - started) / GUARD_SHARE)

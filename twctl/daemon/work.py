@@ -3,11 +3,10 @@
 import contextlib
 import dataclasses
 import logging
-import math
 from collections.abc import Iterator
 
-from twctl.classes import Class
-from twctl.config.config import Config, Mode
+from twctl.config.config import Config
+from twctl.config.keys import Mode
 from twctl.daemon.discovery import Discovery, FollowingNamespaces
 from twctl.daemon.loop import Source, Task
 from twctl.daemon.namespaces import Namespaces
@@ -16,22 +15,14 @@ from twctl.daemon.reclaim import Draining, Truncating
 from twctl.daemon.unseen import CountingUnseen, is_counted
 from twctl.daemon.upkeep import Guarding, Leaving, Reconciling
 from twctl.linux.pressure import Pressure
-from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.modes.port_pressure import PortPressure
 from twctl.modes.reconcile import Reconciler
-from twctl.modes.truncate import Limits, Reaper
+from twctl.modes.times import limits_of
+from twctl.modes.truncate import Reaper
 from twctl.table.loader import PROBES
 from twctl.table.maps import Reason, Table
 
 log = logging.getLogger("twctl")
-
-
-def limits_of(config: Config) -> Limits:
-    """How long mode truncate lets a session stay. 60 s and more in FIN_WAIT2: as long as the kernel keeps it."""
-    fin_wait2 = {
-        each: seconds if seconds < KERNEL_TIME_WAIT else math.inf for each, seconds in config.fin_wait2.items()
-    }
-    return Limits(config.time_wait, fin_wait2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,8 +128,3 @@ def _draining(table: Table, namespaces: Namespaces, config: Config, undo: contex
     undo.callback(pressure.close)
     log.info("draining under pressure: %s", ", ".join(pressure.watching))
     return Draining(table, Reaper(table, namespaces.diags, Reason.DRAINED, namespaces.fin_timeout), pressure)
-
-
-def time_wait_in_force(config: Config) -> dict[Class, float]:
-    """Seconds (float) that sessions of each class really stay: in mode observe as long as the kernel keeps them."""
-    return dict.fromkeys(Class, KERNEL_TIME_WAIT) if config.mode is Mode.OBSERVE else dict(config.time_wait)

@@ -10,9 +10,10 @@ from twctl import __version__
 from twctl.config.config import Config
 from twctl.daemon.families import Metric, counter, gauge, single
 from twctl.daemon.namespaces import Namespaces
-from twctl.daemon.work import Work, time_wait_in_force
+from twctl.daemon.work import Work
 from twctl.linux.procfs import socket_bytes
 from twctl.linux.sysctl import Journal
+from twctl.modes.times import time_wait_in_force
 from twctl.modes.truncate import LATENESS_EDGES, Reaper
 from twctl.table.loader import PROBES
 from twctl.table.maps import MODES, Table

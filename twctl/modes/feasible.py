@@ -6,7 +6,8 @@ import logging
 import socket
 
 from twctl.addresses import Endpoint
-from twctl.config.config import Config, Mode
+from twctl.config.config import Config
+from twctl.config.keys import Mode
 from twctl.errors import TwctlError
 from twctl.linux import sockdiag
 from twctl.linux.netns import cookie, inside_new, lo_up

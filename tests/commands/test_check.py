@@ -1,0 +1,18 @@
+"""What a line of `twctl check` says; tests/kernel runs it on a real kernel."""
+
+from twctl.commands.check import Line, Verdict, _line
+from twctl.errors import TwctlError
+
+
+def test_what_works_is_ok_with_its_reason() -> None:
+    """No hint is needed."""
+    assert Line("BTF", Verdict.OK, "has all fields") == _line("BTF", lambda: "has all fields")
+
+
+def test_what_fails_has_reason_and_hint() -> None:
+    """From the error itself."""
+
+    def attempt() -> str:
+        raise TwctlError("not root", "run with sudo")
+
+    assert Line("root", Verdict.FAIL, "not root", "run with sudo") == _line("root", attempt)

@@ -1,0 +1,68 @@
+"""The command line itself: names of commands, exit statuses, and what is loaded for a command that needs little."""
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from twctl import __version__
+from twctl.commands.cli import app
+
+NOUNS = ("status", "table", "top", "blame", "classify", "check", "config")
+VERBS = ("run", "drain", "release")
+
+
+def call(*words: str) -> tuple[int, str]:
+    """Exit status, and what is printed."""
+    done = CliRunner().invoke(app, list(words))
+    return done.exit_code, done.output
+
+
+def test_every_command_has_help() -> None:
+    """With a line for each option."""
+    for name in (*NOUNS, *VERBS):
+        status, text = call(name, "--help")
+        assert 0 == status
+        assert "--config" in text
+
+
+def test_the_list_of_commands_is_nouns_and_verbs() -> None:
+    """And no other."""
+    assert {*NOUNS, *VERBS} == {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+
+
+def test_the_version_is_the_package_s() -> None:
+    """One line."""
+    assert (0, f"twctl {__version__}\n") == call("--version")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("nothing",),
+        ("table", "--class", "near"),
+        ("table", "--family", "ipv5"),
+        ("table", "--remote", "10.0.0.1/8"),
+        ("table", "--local-port", "0"),
+        ("drain", "--class", "near"),
+        ("drain", "--older-than", "-1"),
+        ("classify",),
+        ("classify", "nowhere"),
+        ("top", "--interval", "0"),
+        ("top", "--sort", "size"),
+    ],
+)
+def test_wrong_usage_is_2(words: tuple[str, ...]) -> None:
+    """With a line that says which word."""
+    status, text = call(*words)
+    assert 2 == status
+    assert "Traceback" not in text
+
+
+def test_a_noun_loads_neither_the_metrics_library_nor_the_routes() -> None:
+    """Each is megabytes and milliseconds that most commands do not need."""
+    heavy = {"prometheus_client", "pyroute2", "rich", "bcc"}
+    program = f"import sys, twctl.commands.cli; print(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "[]\n" == done.stdout
