@@ -14,6 +14,8 @@
 #include "reconcile.h"
 #include "truncate.h"
 
+BPF_F_TABLE("array", u32, struct settings, settings, 1, BPF_F_MMAPABLE);
+
 /* How long a vestige lives (ns): as long as the kernel's own mini-socket, or, where there will be none, its class's time. */
 ALWAYS_INLINE u64 life_of(u32 netns, u32 class, int state, u64 jiffies)
 {

@@ -215,6 +215,14 @@ struct meta {
 	u64 time_wait[CLASSES + 1], fin_wait2[CLASSES + 1]; /* ns; room for what two bits can say */
 };
 
+/* The configuration of the daemon that runs, for the commands: UTF-8 JSON. No program reads it. */
+#define SETTINGS_BYTES 65536
+struct settings {
+	u64 sequence;	/* odd while the daemon writes: then, and where it has changed meanwhile, what was read is void */
+	u64 length;
+	u8 json[SETTINGS_BYTES - 16];
+};
+
 /* What the probes know of an enrolled namespace: its index, and whether the guard does TIME_WAIT's duty there. */
 #define NETNS_INDEX 0xff
 #define NETNS_GUARDED 0x100

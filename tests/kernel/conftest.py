@@ -3,10 +3,16 @@
 import functools
 import json
 import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.load.daemon import twctl
+from twctl.table.pins import mount_of
+
+BPFFS = Path("/sys/fs/bpf")
 
 
 @functools.cache
@@ -20,6 +26,17 @@ def _reason_to_skip(probe: str) -> str:
         # any other reason is a defect of the probe
         return "this kernel refuses fentry; TWCTL_TEST_FENTRY=1 forces it" if "not permitted" in reason else ""
     return ""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bpffs() -> Iterator[None]:
+    """Mount bpffs where a new machine has not: some daemons of the tests have no right to."""
+    mounted = os.geteuid() == 0 and mount_of(BPFFS)[0] != "bpf"
+    if mounted:
+        subprocess.run(["mount", "-t", "bpf", "bpf", BPFFS], check=True)
+    yield
+    if mounted:
+        subprocess.run(["umount", BPFFS], check=True)
 
 
 @pytest.fixture(scope="module", params=["tracepoint", "fentry"])

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 TIMES = "[time_wait]\nloopback = 31.0\nlocal = 37.0\nremote = 41.0\n"
 
 
-def told(noun: str, one: Daemon, file: Path) -> dict[str, dict[str, object]]:
+def told(noun: str, one: Daemon, file: Path) -> dict[str, Any]:
     """What a noun prints as JSON for a caller with a file of their own."""
     done = twctl(noun, "--config", str(file), "--pins", str(one.pins), "--json")
     assert done.returncode == 0, done.stderr

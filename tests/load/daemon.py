@@ -4,6 +4,7 @@ import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -78,6 +79,14 @@ class Daemon:
         assert self.process
         self.process.terminate()
         return self.process.wait(30)
+
+    def reload(self, config: str) -> None:
+        """Give it another configuration (TOML text), and return when that is in force."""
+        assert self.process
+        before = len(self.log)
+        (self.folder / "twctl.toml").write_text(config)
+        self.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: self._serving(before), what="the daemon serves again", timeout=START_SECONDS)
 
     def kill(self) -> None:
         """SIGKILL."""

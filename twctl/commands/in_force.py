@@ -9,6 +9,7 @@ from twctl.config.config import Config, Effective, from_published, load
 from twctl.errors import TwctlError
 from twctl.table.maps import Table
 from twctl.table.pins import Pins
+from twctl.table.published import published
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +53,6 @@ def in_force(file: Path | None, options: Mapping[str, object]) -> InForce:
 
 def _published(pins: Path) -> Effective | None:
     with contextlib.suppress(TwctlError, OSError, ValueError, KeyError):
-        if told := Table(pins / "current").published():
+        if told := published(Table(pins / "current")):
             return from_published(told)
     return None

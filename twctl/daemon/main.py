@@ -24,6 +24,7 @@ from twctl.linux.systemd import Notifier, Reporting
 from twctl.modes import feasible
 from twctl.table.loader import PROBES
 from twctl.table.pins import Pins
+from twctl.table.published import publish
 
 log = logging.getLogger("twctl")
 
@@ -54,6 +55,7 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         namespaces = Namespaces(table, pins.current, config, journal)
         undo.callback(namespaces.close)
         work = start_work(table, namespaces, config, undo)
+        publish(table, effective.published())
         capabilities.lower(pins.current / "maps" / "meta")
         heartbeat = Heartbeat()
         server = Server(config.listen, config.tls, registry_of(table, work, config, journal), heartbeat.healthy)

@@ -219,6 +219,7 @@ MAPS = (
         "marks",
         "meta",
         "enrolments",
+        "settings",
         "dues_map",
         "tos",
         "closing",
