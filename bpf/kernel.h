@@ -8,6 +8,8 @@
 #ifndef TWCTL_KERNEL_H
 #define TWCTL_KERNEL_H
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
 #define AF_INET 2
 #define AF_INET6 10
 #define IPPROTO_TCP 6

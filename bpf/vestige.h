@@ -4,7 +4,7 @@
  *
  * PROBLEM. The side that closes first keeps its session for 60 s, so that late segments find someone who knows what to
  * do with them. Linux keeps a mini-socket for it (256 bytes, 512 with the port it pins) and says nothing when it is
- * born or dies. twctl needs to know every such session, at ten thousand births a second and up, in fixed memory, from
+ * entered or dies. twctl needs to know every such session, at ten thousand entries a second and up, in fixed memory, from
  * programs that run in interrupt context on all CPUs at once and must not wait for each other.
  *
  * A SESSION is a TCP connection that has reached TIME_WAIT on this host, or FIN_WAIT2 after its application closed it:
@@ -12,17 +12,17 @@
  * BPF array. Three things of one family lead to it, all of them arrays that user space maps read-only:
  *
  *   ring     one for each class (loopback, local, remote): a run of slots in the record array, handed out in order of
- *            birth by one fetch-and-add. The slot after the newest is the oldest: a full ring discards its oldest.
+ *            entry by one fetch-and-add. The slot after the newest is the oldest: a full ring discards its oldest.
  *   line     64 bytes, one cache line, of eight 64-bit index words. A tuple's hash names its line, so a look-up that
  *            finds nothing costs one cache miss.
  *   word     expiry tick 24 | tag 16 | slot 24, from the top bit down. The tag is 16 more bits of the hash; eight words
  *            give 8 wrong matches in 65,536 misses, and the record's tuple settles those.
  *
- * LIFE OF A VESTIGE. vestige_insert (born) takes a slot, writes the record, then publishes it with one compare-and-swap
+ * LIFE OF A VESTIGE. vestige_insert (entered) takes a slot, writes the record, then publishes it with one compare-and-swap
  * of a word. Nothing runs when it expires: a word whose tick has passed is free space. It ends earlier when
  * vestige_end swaps its word for 0 (reused, reset, destroyed, ...), when its ring comes round to its slot or when its
  * line is full (evicted: the oldest word of the line goes). vestige_restart moves it to the newest slot of its ring, as
- * NetBSD's vtw_restart does, so that each ring stays in order of age. A tuple that is born again replaces its older
+ * NetBSD's vtw_restart does, so that each ring stays in order of age. A tuple that is entered again replaces its older
  * vestige (reused).
  *
  * WHY NO TORN OR STALE RECORD IS TAKEN FOR A LIVE ONE. A record is written only while no live word names its slot: the
@@ -30,16 +30,16 @@
  * only by the compare-and-swap that follows its last byte (both are full barriers). A reader looks at the word, copies
  * the record, compares the tuple, and looks at the word again: if the word is unchanged, nobody wrote to the slot in
  * between, for the same word can only come back after a whole lap of the ring. The smallest ring has 256 slots and a
- * birth costs some 100 ns, so a lap takes at least a hundred times longer than a look. Whoever ends a vestige does so by
+ * entry costs some 100 ns, so a lap takes at least a hundred times longer than a look. Whoever ends a vestige does so by
  * compare-and-swap from the very word it checked: of two enders one wins, and the end is counted once.
  *
  * TIME. A tick is 2^26 ns (67 ms) of CLOCK_MONOTONIC, as jiffies tell it: they count the same time in steps of a few ms,
  * and reading them takes 2 ns instead of 35. An expiry is rounded up to a tick: never early. 24 bits wrap after
  * 13 days; a word counts as live only if it expires within HORIZON_TICKS (18 minutes), so a word that nobody touched for
- * 13 days could live again for at most that long: the sweep (reconcile.h), which runs every few minutes, zeroes such
+ * 13 days could live again for at most that long: the sweep (observe/compare.h), which runs every few minutes, zeroes such
  * words long before. Longer lives are cut to the horizon, counted, and prolonged by the next reconciliation.
  *
- * COUNTING THE LIVING. Nothing runs at expiry, so no counter can be decremented there. Instead each birth is counted in
+ * COUNTING THE LIVING. Nothing runs at expiry, so no counter can be decremented there. Instead each entry is counted in
  * the cell of its class, family, lane (length of life) and expiry period (8 ticks, 537 ms); an early end takes it out
  * again. The living are the sum of the cells whose period has not passed; what has expired is what was inserted, less
  * the living, less what ended early. A cell's upper half says which period it counts, so that it can be used again.
@@ -51,7 +51,7 @@
  * timestamps modulo 2^32, the window as it goes on the wire (already shifted).
  *
  * SIZE. For each session of capacity: record 32 (64), index 12, start and owner 4: 48 bytes for IPv4 and 80 for IPv6, plus
- * 1.6 MB of cells and 0.7 MB of tallies (blame.h). The default of 65,536 for each class and family takes 28 MB. With every pool
+ * 1.6 MB of cells and 0.7 MB of tallies (observe/attribution.h). The default of 65,536 for each class and family takes 28 MB. With every pool
  * full and alive a line holds 5.3 words on average, and 3.2 % of the vestiges are evicted because their line is full; half full,
  * 1 in 1,100; with one class of the three full, 1 in 20,000.
  */
@@ -78,6 +78,14 @@ enum reason {
 #define VESTIGE_TIMESTAMPS 2	/* ts_recent is valid (the kernel's ts_recent_stamp is not 0) */
 #define VESTIGE_USEC 4		/* the TSval clock runs in microseconds, not milliseconds */
 #define VESTIGE_SILENT 8	/* cannot be answered for: TCP-MD5 or TCP-AO, or adopted without sequence numbers */
+
+/* What a session is known by. IPv4 uses the first word of each address. */
+struct tuple {
+	u32 local[4], remote[4];
+	u16 local_port, remote_port;
+	u32 netns;
+	u32 scope;
+};
 
 struct vestige4 {
 	u32 local, remote;		/* addresses */
@@ -112,14 +120,14 @@ struct line {
 #define TAG_MASK 0xffffULL
 #define SLOT_MASK 0xffffffULL
 
-/* When the vestige in a slot was born, or its timer was last restarted: ticks modulo 2^16. And whose it is: the owner's place
+/* When the vestige in a slot was entered, or its timer was last restarted: ticks modulo 2^16. And whose it is: the owner's place
  * among the tallies + 1. */
 #define STARTS 16
 struct starts {
 	u16 tick[STARTS];
 	u16 owner[STARTS];
 };
-#define OWNER_UNKNOWN 0		/* nobody saw the session being born */
+#define OWNER_UNKNOWN 0		/* nobody saw the session being entered */
 #define OWNER_OTHER 0xffff	/* there was no place for its owner */
 
 /* A ring's slots lie at base .. base + capacity - 1 of the record array. Its laps are cut into up to 16 blocks, and the latest
@@ -147,19 +155,23 @@ struct cells {
 enum close { CLOSE_PASSIVE, CLOSE_RESET, CLOSE_ABORT, CLOSE_TIMEOUT, CLOSES };
 
 enum dropped {
-	DROPPED_CONTENTION,	/* a birth lost its line's compare-and-swap twice: no vestige */
+	DROPPED_CONTENTION,	/* an entry lost its line's compare-and-swap twice: no vestige */
 	DROPPED_COLLISION,	/* three words of a line had the tag: an older vestige of the tuple may have stayed */
 	DROPPED_HORIZON,	/* a life was cut to the horizon */
 	DROPPED_UNREADABLE,	/* a field of the socket could not be read: no vestige */
 	DROPPED_SIGNED,		/* a session with TCP-MD5 or TCP-AO that the guard cannot answer for */
-	DROPPED_UNATTRIBUTED,	/* a birth or a connection without port lost its place among the tallies to others */
+	DROPPED_UNATTRIBUTED,	/* an entry or a connection without port lost its place among the tallies to others */
 	DROPPED,
 };
+
+/* Who works: a program does not interrupt itself, but it does interrupt the others, so each has memory of its own. (Where one
+ * did, the kernel would not run it a second time.) */
+enum worker { WORKER_ENTRY, WORKER_AGAIN, WORKER_RESTART, WORKER_END, WORKER_RECONCILE, WORKER_GUARD, WORKERS };
 
 /* One for each worker of each CPU, so that counting neither waits nor moves cache lines. Sums are taken by the readers. */
 struct counters {
 	u64 entered[CLASSES][FAMILIES];
-	u64 adopted[CLASSES][FAMILIES];		/* taken over from the kernel's own list, not seen being born */
+	u64 adopted[CLASSES][FAMILIES];		/* taken over from the kernel's own list, not seen being entered */
 	u64 ended[CLASSES][REASONS];		/* early: all but what expired by its tick */
 	u64 lifetime[CLASSES][LANES];		/* of those that ended early */
 	u64 lifetime_ticks[CLASSES];
@@ -172,7 +184,7 @@ struct counters {
 	u64 dropped[DROPPED];
 };
 
-/* Who causes it; blame.h says how. 448 bytes for eight parties, 512 lines for each kind. */
+/* Who causes it; observe/attribution.h says how. 448 bytes for eight parties, 512 lines for each kind. */
 enum party_kind { BY_OWNER, BY_REMOTE, BY_LOCAL_PORT, KINDS };
 
 struct party {
@@ -189,17 +201,20 @@ struct party {
 #define KEY_BUSY 1
 #define KEY_LEAST 2	/* set in each key: 0 is a free place */
 
-/* What is looked at together lies together: whoever is looked for costs the lines of keys and of births, a new one that of its
+/* What is looked at together lies together: whoever is looked for costs the lines of keys and of entries, a new one that of its
  * place, too. */
 struct place {
 	u64 no_port;
-	u64 error;	/* of births; of an owner: tick of the last one */
+	union {
+		u64 error;	/* how many of the entries may be another party's */
+		u64 last_entry;	/* of an owner: tick */
+	};
 	struct party party;
 };
 
 struct tallies {
 	u64 key[LINE_WORDS];	/* hash of the party; its lowest bit means nothing */
-	u64 births[LINE_WORDS];
+	u64 entries[LINE_WORDS];
 	struct place place[LINE_WORDS];
 };
 

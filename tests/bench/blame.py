@@ -18,8 +18,9 @@ from tests.load.programs import ring_bytes
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf, netns
-from twctl.table.layout import Layout, bpf_folder, source
-from twctl.table.loader import STATE_EVENT, compile_flags
+from twctl.table.layout import Layout
+from twctl.table.loader import STATE_EVENT
+from twctl.table.sources import bpf_folder, compile_flags, source
 
 CLOSES = 50_021
 ROUNDS = 4

@@ -15,8 +15,8 @@ from tests.load.segments import ACK, Segment, build
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf
-from twctl.table.layout import Layout, bpf_folder, source
-from twctl.table.loader import compile_flags
+from twctl.table.layout import Layout
+from twctl.table.sources import bpf_folder, compile_flags, source
 
 ROUNDS, REPEAT = 31, 100_000
 TRANSFERS, TRANSFER_SECONDS = 7, 2.0

@@ -34,7 +34,7 @@ ALWAYS_INLINE u64 recent_of(u32 inserted, u32 which)
 }
 
 /* Multiplication spreads the tuples as real addresses and ports are spread. */
-ALWAYS_INLINE void key_of(struct key *k, u64 n)
+ALWAYS_INLINE void tuple_key(struct key *k, u64 n)
 {
 	u64 spread = n * 0x9e3779b97f4a7c15ULL;
 
@@ -49,7 +49,7 @@ ALWAYS_INLINE void session_of(struct work *w, u64 n)
 {
 	struct key k;
 
-	key_of(&k, n);
+	tuple_key(&k, n);
 	w->family = FAMILY_IPV4;
 	w->session.tuple.local[0] = k.local;
 	w->session.tuple.remote[0] = k.remote;
@@ -63,7 +63,7 @@ int nothing(struct __sk_buff *skb) { return next_of(0) == 1; }
 
 ALWAYS_INLINE int insert_for(u32 which, u64 nanoseconds)
 {
-	struct work *w = work_of(WORKER_BIRTH);
+	struct work *w = work_of(WORKER_ENTRY);
 
 	if (!w)
 		return 0;
@@ -79,7 +79,7 @@ int insert_lru(struct __sk_buff *skb)
 	struct vestige4 v = {};
 	struct key k;
 
-	key_of(&k, next_of(2));
+	tuple_key(&k, next_of(2));
 	v.snd_nxt = k.remote;
 	return lru.update(&k, &v);
 }
@@ -91,16 +91,16 @@ int insert_hash(struct __sk_buff *skb)
 	u64 n = next_of(3);
 	struct key k;
 
-	key_of(&k, n - CAPACITY + 64);
+	tuple_key(&k, n - CAPACITY + 64);
 	plain.delete(&k);
-	key_of(&k, n);
+	tuple_key(&k, n);
 	v.snd_nxt = k.remote;
 	return plain.update(&k, &v);
 }
 
 ALWAYS_INLINE int find_for(u64 n)
 {
-	struct work *w = work_of(WORKER_BIRTH);
+	struct work *w = work_of(WORKER_ENTRY);
 
 	if (!w)
 		return 0;
@@ -115,7 +115,7 @@ int lookup_miss_lru(struct __sk_buff *skb)
 {
 	struct key k;
 
-	key_of(&k, next_of(5) | 1ULL << 40);
+	tuple_key(&k, next_of(5) | 1ULL << 40);
 	return lru.lookup(&k) != NULL;
 }
 
@@ -123,7 +123,7 @@ int lookup_hit_lru(struct __sk_buff *skb)
 {
 	struct key k;
 
-	key_of(&k, recent_of(2, 5));
+	tuple_key(&k, recent_of(2, 5));
 	return lru.lookup(&k) != NULL;
 }
 """

@@ -219,7 +219,7 @@ BPF_ARRAY(turn, u64, 1);
 /* The next number of the workload, as a remote endpoint, a local port and an owner. */
 int zipf(struct __sk_buff *skb)
 {
-	struct work *w = work_of(WORKER_BIRTH);
+	struct work *w = work_of(WORKER_ENTRY);
 	u32 zero = 0, i, *number;
 	u64 *n = turn.lookup(&zero);
 
@@ -294,7 +294,7 @@ MOVED = r"""
 #define MINUTE 60000000000ULL
 int moved(struct __sk_buff *skb)
 {
-    struct work *entry = work_of(WORKER_BIRTH), *fin = work_of(WORKER_RECONCILE);
+    struct work *entry = work_of(WORKER_ENTRY), *fin = work_of(WORKER_RECONCILE);
 
     if (!entry || !fin)
         return 1001;

@@ -24,8 +24,7 @@ from twctl.classes import Class
 from twctl.linux import btf
 from twctl.modes import reconcile, truncate
 from twctl.table import tallies as blame
-from twctl.table.layout import Layout, bpf_folder, source
-from twctl.table.loader import compile_flags
+from twctl.table.layout import Layout
 from twctl.table.maps import (
     ACTIONS,
     CLOSES,
@@ -42,6 +41,7 @@ from twctl.table.maps import (
     Reason,
     Table,
 )
+from twctl.table.sources import bpf_folder, compile_flags, source
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),

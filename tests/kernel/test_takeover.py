@@ -77,7 +77,7 @@ def test_sessions_from_before_are_adopted_as_what_they_are(probe: str, both: Lin
             for each in table
         }
         assert {(both.client.name, False)} == {(each.netns, each.known) for each in table}
-        assert f"took over: {len(wanted)} sessions the table did not have, 0 the kernel no longer has" in one.log
+        assert f"took over: {len(wanted)} sessions the table lacked, 0 the kernel no longer has" in one.log
         for class_ in ("loopback", "local", "remote"):
             assert [4 * N, 2 * N] == [
                 one.metric("twctl_time_wait_adopted_total", **{"class": class_, "family": family})

@@ -7,9 +7,9 @@ from typing import Any
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf
-from twctl.table.layout import BLOCKS, Layout, Ring, bpf_folder, source
-from twctl.table.loader import compile_flags
+from twctl.table.layout import BLOCKS, Layout, Ring
 from twctl.table.maps import RING
+from twctl.table.sources import bpf_folder, compile_flags, source
 
 REPEAT = 300_000
 

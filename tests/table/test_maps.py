@@ -7,8 +7,9 @@ import time
 import pytest
 
 from twctl.classes import Class
-from twctl.table.layout import Layout, possible_cpus, source
+from twctl.table.layout import Layout, possible_cpus
 from twctl.table.maps import TICK, as_json, decode, remaining
+from twctl.table.sources import source, table_identity
 
 IPV4 = struct.pack(
     "=4s4s2s2sIIIIHBB", bytes([10, 0, 0, 1]), bytes([192, 0, 2, 7]), b"\x9c\x40", b"\x01\xbb", 1, 2, 3, 4, 509, 5, 0x72
@@ -91,8 +92,8 @@ def test_the_identity_changes_with_sizes_and_probe_and_nothing_else() -> None:
     """What cannot be taken over has another identity."""
     one = Layout({"ipv4": dict.fromkeys(Class, 256), "ipv6": dict.fromkeys(Class, 256)})
     other = Layout({"ipv4": dict.fromkeys(Class, 257), "ipv6": dict.fromkeys(Class, 256)})
-    assert one.identity("auto") == one.identity("auto")
-    assert len({one.identity("auto"), other.identity("auto"), one.identity("fentry")}) == 3
+    assert table_identity(one, "auto") == table_identity(one, "auto")
+    assert len({table_identity(one, "auto"), table_identity(other, "auto"), table_identity(one, "fentry")}) == 3
 
 
 def test_the_source_is_one_text_with_each_header_once() -> None:

@@ -13,9 +13,10 @@ from twctl.config.config import Config
 from twctl.errors import TwctlError
 from twctl.linux.sysctl import Journal
 from twctl.table import loader
-from twctl.table.layout import Layout, guard_identity
+from twctl.table.layout import Layout
 from twctl.table.maps import Table
 from twctl.table.pins import Pins
+from twctl.table.sources import guard_identity, table_identity
 
 log = logging.getLogger("twctl")
 
@@ -29,7 +30,7 @@ def take_over_or_load(pins: Pins, config: Config) -> Table:
     if (pins.current / "maps").is_dir():
         with contextlib.suppress(TwctlError, OSError):
             table = Table(pins.current, writable=True)
-            if table.identity == layout.identity(config.probe):
+            if table.identity == table_identity(layout, config.probe):
                 log.info("took over the pinned table at %s: same layout", pins.current)
                 return table
         log.info("replacing the pinned table at %s: other layout, capacity or probe", pins.current)

@@ -1,4 +1,4 @@
-"""Table against kernel: take over what was there before us, and find what ended without telling (bpf/reconcile.h)."""
+"""Table against kernel: take over what was there before, and find what ended unseen (bpf/observe/compare.h)."""
 
 import dataclasses
 import ipaddress

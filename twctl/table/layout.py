@@ -1,10 +1,8 @@
-"""The table's sizes, and the text and flags its C code is compiled with: what loader and readers must agree on."""
+"""The table's sizes: what loader and readers must agree on."""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,12 +20,6 @@ PERIODS = 2048
 STARTS = 16  # of a block of 64 bytes: 16 starts, then 16 owners, 16 bits each
 PREFIXES = 65536
 NAMESPACES = 256
-
-
-def bpf_folder() -> Path:
-    """Where the C sources lie: in the package when installed from a wheel, else beside it."""
-    packaged = Path(__file__).parents[1] / "bpf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "bpf"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,41 +67,8 @@ class Layout:
             sizes[f"LINES_{family.upper()}"] = self.lines(family)
         return sizes | {"PREFIXES": PREFIXES, "NAMESPACES": NAMESPACES, "CPUS": possible_cpus()}
 
-    def identity(self, probe: str) -> int:
-        """64 bits that differ where a pinned table cannot be taken over: sources, sizes, kernel, probe."""
-        return _identity(source("observe.c"), sorted(self.defines().items()), str(probe))
-
-
-def guard_identity() -> int:
-    """64 bits, not 0, that differ where a loaded guard is another one than ours."""
-    return _identity(source("guard.c")) | 1
-
-
-def _identity(*parts: object) -> int:
-    """Hash of these parts and the kernel."""
-    what = repr((*parts, os.uname().version, os.uname().release))
-    return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "little")
-
 
 def possible_cpus(root: Path = Path("/sys")) -> int:
     """How many CPUs the kernel may ever use: highest number + 1."""
     ranges = (root / "devices/system/cpu/possible").read_text().strip()
     return int(re.split("[-,]", ranges)[-1]) + 1
-
-
-def source(name: str) -> str:
-    """Return a C file with our own headers put in place of their #include lines.
-
-    bcc rewrites map accesses only in the text it is given, not in files which that text includes.
-    """
-    included: set[str] = set()
-
-    def expand(name: str) -> str:
-        if name in included:
-            return ""
-        included.add(name)
-        text = (bpf_folder() / name).read_text()
-        lines = re.sub(r'^#include "(\w+\.h)"$', lambda match: expand(match[1]), text, flags=re.MULTILINE)
-        return f'#line 1 "{name}"\n{lines}\n'
-
-    return expand(name)

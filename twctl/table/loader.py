@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,17 @@ from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux import btf, libbpf
-from twctl.table.layout import BLOCKS, Layout, bpf_folder, guard_identity, source
+from twctl.table.layout import BLOCKS, Layout
 from twctl.table.maps import LIVES, META, RING, Table
+from twctl.table.sources import (
+    CLOCK_MONOTONIC_COARSE,
+    bpf_folder,
+    compile_flags,
+    guard_identity,
+    source,
+    table_identity,
+)
 
-CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
 # In the order of struct meta (vestige.h).
 PROBES = ("tracepoint", "fentry")
@@ -106,23 +113,6 @@ def _run(request: Request | GuardRequest) -> dict[str, Any]:
     return dict(answer)
 
 
-def compile_flags(layout: Layout, offsets: Mapping[str, int], late: int = 0, seed: int = 0) -> list[str]:
-    """Return what the C code is compiled with; `late` (ns) is added to each life, `seed` begins the tuples' hash."""
-    jiffy = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
-    values = (
-        layout.defines()
-        | dict(offsets)
-        | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
-    )
-    return [
-        f"-D{name}={value}ULL" if name.endswith("NANOSECONDS") else f"-D{name}={value}"
-        for name, value in values.items()
-    ] + [
-        f"-DHASH_SEED={seed}ULL",
-        "-Wno-unused-function",
-    ]
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[list[str]]:
     """Collect what bcc and LLVM print on standard error (the reason of a failure); at the end it stands in the list."""
@@ -176,7 +166,7 @@ class _Object:
             self._again[AGAIN] = _attach_raw_tracepoint(self.programs[AGAIN])
 
     def _load_again(self) -> int:
-        """Load the program of the state event a second time (observe.c, is_first); returns its descriptor."""
+        """Load the program of the state event a second time (observe/twice.h); returns its descriptor."""
         first = self.bpf.funcs.pop(STATE_EVENT)  # bcc loads no function twice that it has in its list
         try:
             return int(self.bpf.load_func(STATE_EVENT, _bcc().BPF.RAW_TRACEPOINT).fd)
@@ -276,7 +266,7 @@ def _prepare(maps: dict[str, int], request: Request, probe: str, seed: int) -> N
         ring = layout.ring(family, class_)
         value = RING.pack(0, ring.base, ring.capacity, ring.block_shift, *(0 for _ in range(BLOCKS)))
         libbpf.map_update(maps["rings"], struct.pack("=I", i), value)
-    known = (layout.identity(request.probe), time.monotonic_ns(), seed, 0, 0, PROBES.index(probe), 0)
+    known = (table_identity(layout, request.probe), time.monotonic_ns(), seed, 0, 0, PROBES.index(probe), 0)
     meta = META.pack(*known, *[0] * 2 * LIVES)
     libbpf.map_update(maps["meta"], bytes(4), meta)
 

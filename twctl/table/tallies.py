@@ -1,8 +1,8 @@
 """Who causes TIME_WAIT: owners, remote endpoints and local ports, with their entries and live sessions.
 
-Entries come from the tallies that the probes keep in fixed memory (bpf/blame.h): exact while a line has no more parties
-than places, beyond that never too few, and too many by at most the error that stands beside them. Live sessions are
-counted by one walk of the table.
+Entries come from the tallies that the probes keep in fixed memory (bpf/observe/attribution.h): exact while a line has
+no more parties than places; beyond that never too few, and too many by at most the error that stands beside them. Live
+sessions are counted by one walk of the table.
 """
 
 import dataclasses

@@ -1,24 +1,27 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Who causes TIME_WAIT: births by owner, by remote endpoint and by local port, in memory and time that do not grow with them.
+ * Who causes TIME_WAIT: entries by owner, by remote endpoint and by local port, in memory and time that do not grow with them.
  *
  * A PARTY is an owner (cgroup and uid), a remote endpoint or a local port. Each kind has TALLY_LINES lines of eight; the hash of
- * a party names its line. Connections that found no free local port are counted beside the births.
+ * a party names its line. Connections that found no free local port are counted beside the entries.
  *
  * REMOTE ENDPOINTS AND LOCAL PORTS are counted by Space-Saving (Metwally, Agrawal, El Abbadi, 2005), each line for itself: a
- * party that is not there takes the place of the one with the fewest births, and counts on from that number, which is its
- * error from then on. So the births shown are never too few, and too many by the error at most; who has more than an eighth
- * of the births of its line is always there; and while a line has had no more than eight parties its counts are exact.
+ * party that is not there takes the place of the one with the fewest entries, and counts on from that number, which is its
+ * error from then on. So the entries shown are never too few, and too many by the error at most; who has more than an eighth
+ * of the entries of its line is always there; and while a line has had no more than eight parties its counts are exact.
  *
- * OWNERS are what vestiges refer to, by index, so none is replaced while a vestige may: only one that has had no birth for as
+ * OWNERS are what vestiges refer to, by index, so none is replaced while a vestige may: only one that has had no entry for as
  * long as a vestige can live. An owner that finds no place is nobody's: OWNER_OTHER.
  *
  * CONCURRENCY. Counts are added to atomically. A place is claimed by compare-and-swap of its key to KEY_BUSY, and has its new
  * key once the party is written; who looks for the same party meanwhile claims another place, and readers add the two up.
- * A birth that is added to a place just as that is given away is the new party's: only above capacity, as the rest of its error.
+ * An entry that is added to a place just as that is given away is the new party's: only above capacity, as the rest of its error.
  */
-#ifndef TWCTL_BLAME_H
-#define TWCTL_BLAME_H
+#ifndef TWCTL_OBSERVE_ATTRIBUTION_H
+#define TWCTL_OBSERVE_ATTRIBUTION_H
+
+#include "kernel.h"
+#include "table.h"
 
 /* A connection that finds no place three times over (each time another CPU was faster) is counted as unattributed. */
 #define CLAIMS 3
@@ -79,7 +82,7 @@ ALWAYS_INLINE void fetch_tallies(const struct work *w, u32 kind)
 	if (!line)
 		return;
 	*(const volatile u64 *)line->key;
-	*(const volatile u64 *)line->births;
+	*(const volatile u64 *)line->entries;
 }
 
 /* A bit for each place that has the key. Most have one: that costs one line of the cache. */
@@ -93,7 +96,7 @@ ALWAYS_INLINE u64 places_with(const struct tallies *line, u64 key)
 	return found;
 }
 
-/* The place to give away: of owners the one whose last birth is longest ago, otherwise the one with the fewest births. */
+/* The place to give away: of owners the one whose last entry is longest ago, otherwise the one with the fewest entries. */
 ALWAYS_INLINE u64 rank_of(const struct tallies *line, u64 count, u64 i)
 {
 	u64 busy = less(line->key[i] >> 1, 1) & line->key[i];
@@ -108,13 +111,13 @@ ALWAYS_INLINE u64 place_to_give(const struct tallies *line, u32 kind)
 	if (kind == BY_OWNER) {
 #pragma unroll
 		for (u64 i = 0; i < LINE_WORDS; i++) {
-			rank = rank_of(line, line->place[i].error, i);
+			rank = rank_of(line, line->place[i].last_entry, i);
 			least ^= (least ^ rank) & -less(rank, least);
 		}
 	} else {
 #pragma unroll
 		for (u64 i = 0; i < LINE_WORDS; i++) {
-			rank = rank_of(line, line->births[i], i);
+			rank = rank_of(line, line->entries[i], i);
 			least ^= (least ^ rank) & -less(rank, least);
 		}
 	}
@@ -131,9 +134,9 @@ ALWAYS_INLINE bool claim_place(struct work *w, struct tallies *line, u64 at, u64
 	line->place[at].party = w->parties[kind & 3];
 	line->place[at].no_port = 0;
 	if (kind == BY_OWNER)
-		line->births[at] = 0;
+		line->entries[at] = 0;
 	else
-		line->place[at].error = line->births[at];
+		line->place[at].error = line->entries[at];
 	__sync_val_compare_and_swap(&line->key[at], KEY_BUSY, key);
 	return true;
 }
@@ -141,11 +144,11 @@ ALWAYS_INLINE bool claim_place(struct work *w, struct tallies *line, u64 at, u64
 /* Whether an owner's vestiges may be alive. */
 ALWAYS_INLINE bool is_active(const struct tallies *line, u64 at, u64 now)
 {
-	return line->key[at] && now - line->place[at].error <= HORIZON_TICKS;
+	return line->key[at] && now - line->place[at].last_entry <= HORIZON_TICKS;
 }
 
 /* Counts the party of a kind; returns its place + 1, or OWNER_OTHER. */
-ALWAYS_INLINE u32 tally(struct work *w, u32 kind, bool birth)
+ALWAYS_INLINE u32 tally(struct work *w, u32 kind, bool entry)
 {
 	u64 key = w->keys[kind & 3], at;
 	u32 number = tallies_at(key, kind);
@@ -164,9 +167,9 @@ ALWAYS_INLINE u32 tally(struct work *w, u32 kind, bool birth)
 			if (!claim_place(w, line, at, key, kind))
 				continue;
 		}
-		__sync_fetch_and_add(birth ? &line->births[at] : &line->place[at].no_port, 1);
+		__sync_fetch_and_add(entry ? &line->entries[at] : &line->place[at].no_port, 1);
 		if (kind == BY_OWNER)
-			line->place[at].error = w->now;
+			line->place[at].last_entry = w->now;
 		return (number % TALLY_LINES) * LINE_WORDS + at + 1;
 	}
 	COUNT(w->worker, dropped[DROPPED_UNATTRIBUTED]);
@@ -197,8 +200,8 @@ ALWAYS_INLINE void prepare_attribution(struct work *w)
 	fetch_tallies(w, BY_LOCAL_PORT);
 }
 
-/* Counts the session of a birth, or a connection that found no port, for everyone who had a part in it. */
-ALWAYS_INLINE void attribute(struct work *w, const void *sk, bool birth)
+/* Counts the session of an entry, or a connection that found no port, for everyone who had a part in it. */
+ALWAYS_INLINE void attribute(struct work *w, const void *sk, bool entry)
 {
 	u32 uid = ~0U;
 
@@ -207,7 +210,7 @@ ALWAYS_INLINE void attribute(struct work *w, const void *sk, bool birth)
 	w->now = tick_now();
 #pragma clang loop unroll(disable)
 	for (u32 kind = 0; kind < KINDS; kind++) {
-		u32 place = tally(w, kind, birth);
+		u32 place = tally(w, kind, entry);
 
 		if (kind == BY_OWNER)
 			w->owner = place;

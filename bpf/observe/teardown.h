@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * PROBE_FENTRY: birth, restart and end from the kernel's own functions.
+ * PROBE_FENTRY: entry, restart and end from the kernel's own functions.
  *
- *   tcp_time_wait(sk, state, timeo)            birth, with the substate and the time
+ *   tcp_time_wait(sk, state, timeo)            entry, with the substate and the time
  *   __inet_twsk_schedule(tw, timeo, rearm)     with rearm: the timer starts anew, also when the FIN ends FIN_WAIT2
  *   inet_twsk_kill(tw)                         end, of whatever cause; which is known from who came before it on this CPU:
  *   tw_timer_handler(timer)                      expired
@@ -10,40 +10,49 @@
  *   tcp_twsk_unique(sk, tw, twp)                 1: connect() takes the tuple
  *                                                none of them: destroyed by another tool or with its namespace
  *
- * Verdict and end run with bottom halves disabled, so that both are on one CPU with nothing of ours in between.
+ * Cause and end are seen with bottom halves disabled, so that both are on one CPU with nothing of ours in between.
  */
+#ifndef TWCTL_OBSERVE_TEARDOWN_H
+#define TWCTL_OBSERVE_TEARDOWN_H
 
-struct verdict {
+#include "kernel.h"
+#include "life.h"
+#include "lookup.h"
+#include "observe/close.h"
+#include "observe/entry.h"
+#include "observe/socket.h"
+
+struct cause {
 	u64 tw;
 	u32 reason;
 };
 
-BPF_PERCPU_ARRAY(verdicts, struct verdict, 1);
+BPF_PERCPU_ARRAY(causes, struct cause, 1);
 
 /* enum tcp_tw_status (net/tcp.h) */
 #define TCP_TW_RST 1
 #define TCP_TW_SYN 3
 
-ALWAYS_INLINE void give_verdict(u64 tw, u32 reason)
+ALWAYS_INLINE void note_cause(u64 tw, u32 reason)
 {
 	u32 zero = 0;
-	struct verdict *verdict = verdicts.lookup(&zero);
+	struct cause *cause = causes.lookup(&zero);
 
-	if (!verdict)
+	if (!cause)
 		return;
-	verdict->tw = tw;
-	verdict->reason = reason;
+	cause->tw = tw;
+	cause->reason = reason;
 }
 
-ALWAYS_INLINE u32 take_verdict(u64 tw)
+ALWAYS_INLINE u32 take_cause(u64 tw)
 {
 	u32 zero = 0;
-	struct verdict *verdict = verdicts.lookup(&zero);
+	struct cause *cause = causes.lookup(&zero);
 
-	if (!verdict || verdict->tw != tw)
+	if (!cause || cause->tw != tw)
 		return REASON_DESTROYED;
-	verdict->tw = 0;
-	return verdict->reason;
+	cause->tw = 0;
+	return cause->reason;
 }
 
 /* Looks for a mini-socket's vestige; false too if its namespace is not enrolled. */
@@ -62,7 +71,7 @@ ALWAYS_INLINE bool find_mini(struct work *w, const void *tw)
 	return vestige_find(w);
 }
 
-ALWAYS_INLINE void over(const void *tw, u32 reason)
+ALWAYS_INLINE void end_mini(const void *tw, u32 reason)
 {
 	struct work *w = work_of(WORKER_END);
 	struct line *line;
@@ -75,7 +84,7 @@ ALWAYS_INLINE void over(const void *tw, u32 reason)
 }
 
 /* The mini-socket's own state is newer than the record's: the FIN moves rcv_nxt, segments move ts_recent. */
-ALWAYS_INLINE void restarted(const void *tw, u64 jiffies)
+ALWAYS_INLINE void restart_mini(const void *tw, u64 jiffies)
 {
 	struct work *w = work_of(WORKER_RESTART);
 	u8 substate = 0;
@@ -91,7 +100,7 @@ ALWAYS_INLINE void restarted(const void *tw, u64 jiffies)
 	vestige_restart(w, timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS);
 }
 
-ALWAYS_INLINE void taken_by_time_wait(const void *sk, int state, int timeo)
+ALWAYS_INLINE void enter_by_call(const void *sk, int state, int timeo)
 {
 	u64 jiffies = state == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : at_least_rto(sk, timeo), *mine;
 	struct common common;
@@ -105,55 +114,7 @@ ALWAYS_INLINE void taken_by_time_wait(const void *sk, int state, int timeo)
 	mine = taken.lookup(&zero);
 	if (mine)
 		*mine = (u64)sk;
-	born(WORKER_BIRTH, sk, &common, *netns, state, jiffies);
+	enter_table(WORKER_ENTRY, sk, &common, *netns, state, jiffies);
 }
 
-KFUNC_PROBE(tcp_time_wait)
-{
-	taken_by_time_wait((void *)ctx[0], ctx[1], ctx[2]);
-	return 0;
-}
-
-KFUNC_PROBE(__inet_twsk_schedule)
-{
-	if ((u8)ctx[2])
-		restarted((void *)ctx[0], (u32)ctx[1]);
-	return 0;
-}
-
-KFUNC_PROBE(tw_timer_handler)
-{
-	give_verdict(ctx[0] - OFFSET_inet_timewait_sock_tw_timer, REASON_EXPIRED);
-	return 0;
-}
-
-KFUNC_PROBE(inet_twsk_kill)
-{
-	over((void *)ctx[0], take_verdict(ctx[0]));
-	return 0;
-}
-
-KFUNC_PROBE(tcp_timewait_state_process)
-{
-	give_verdict(ctx[0], REASON_RESET);
-	return 0;
-}
-
-/* The result follows the arguments, and how many there are differs between kernels. */
-KRETFUNC_PROBE(tcp_timewait_state_process)
-{
-	u32 status = ctx[ARGUMENTS_tcp_timewait_state_process];
-
-	if (status == TCP_TW_SYN)
-		give_verdict(ctx[0], REASON_REUSED);
-	else if (status != TCP_TW_RST)
-		give_verdict(0, 0);
-	return 0;
-}
-
-KRETFUNC_PROBE(tcp_twsk_unique)
-{
-	if ((u32)ctx[ARGUMENTS_tcp_twsk_unique] == 1)
-		give_verdict(ctx[1], REASON_REUSED);
-	return 0;
-}
+#endif

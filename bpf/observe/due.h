@@ -1,45 +1,19 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What is due: a program that the daemon runs itself to walk a class's ring from its oldest end.
+ * What is due in mode truncate: a walk along a class's ring from its oldest end.
  *
- * The rings are in order of birth (a restart moves a vestige to the newest slot), so the walk stops at the first slot that
- * is too young, and its work is proportional to what is due. Each vestige that is due goes into the dues as the sock_diag
- * request that asks the kernel for exactly this socket: what the daemon sends needs no further copying.
- *
- * dismiss is for sessions that the daemon found in the kernel's list, not in the rings: it ends the vestige of one.
+ * The rings are in order of entry (a restart moves a vestige to the newest slot), so the walk stops at the first slot that is
+ * too young, and its work is proportional to what is due. Each vestige that is due goes into the dues as the sock_diag request
+ * that asks the kernel for exactly this socket: what the daemon sends needs no further copying.
  */
-#ifndef TWCTL_TRUNCATE_H
-#define TWCTL_TRUNCATE_H
+#ifndef TWCTL_OBSERVE_DUE_H
+#define TWCTL_OBSERVE_DUE_H
 
-#define DUE_SLOTS 16
-
-/* struct nlmsghdr, struct inet_diag_req_v2 (linux/inet_diag.h) */
-struct diag_request {
-	u32 length;
-	u16 type, flags;
-	u32 sequence, port_id;
-	u8 family, protocol, extensions, pad;
-	u32 states;
-	u16 local_port, remote_port;
-	u32 local[4], remote[4];
-	u32 interface;
-	u32 cookie[2];
-};
-
-struct due {
-	struct diag_request request;
-	u64 word;
-	u32 line, index;
-	u32 netns;
-	u32 unused;
-};
-
-struct dues {
-	u64 next;	/* birth number at which to go on */
-	u64 count;
-	u64 age;	/* ticks, of the slot at which the walk stopped for being too young; 0: it did not */
-	struct due due[DUE_SLOTS];
-};
+#include "life.h"
+#include "lookup.h"
+#include "observe/compare.h"
+#include "observe/messages.h"
+#include "table.h"
 
 BPF_F_TABLE("array", u32, struct dues, dues_map, 1, BPF_F_MMAPABLE);
 
@@ -90,9 +64,9 @@ ALWAYS_INLINE bool add_due(struct work *w, struct dues *dues, u32 slot)
 /* A slot that was just handed out may still hold an old record and its old start: not to be passed over. */
 #define IN_FLIGHT (WORKERS * CPUS)
 
-/* args: family, class, birth number to begin at, least age in ticks. What is due goes into the dues, at most as many as
+/* What is due goes into the dues, at most as many as
  * slots were looked at. Returns how many slots were. */
-int collect(struct bpf_raw_tracepoint_args *ctx)
+ALWAYS_INLINE int collect_due(u64 family, u64 class, u64 entry, u64 least_age)
 {
 	struct work *w = work_of(WORKER_RECONCILE);
 	u32 zero = 0, looked = 0;
@@ -101,52 +75,51 @@ int collect(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!w || !dues)
 		return 0;
-	w->family = ctx->args[0];
+	w->family = family;
 	w->now = tick_now();
-	dues->next = ctx->args[2];
+	dues->next = entry;
 	dues->count = 0;
 	dues->age = 0;
-	ring = ring_of(w, ctx->args[1]);
+	ring = ring_of(w, class);
 	if (!ring)
 		return 0;
 #pragma clang loop unroll(disable)
 	for (; looked < DUE_SLOTS; looked++) {
-		u64 birth = *(volatile u64 *)&dues->next, age;
-		u32 slot = ring->base + birth % ring->capacity;
+		u64 entry = *(volatile u64 *)&dues->next, age;
+		u32 slot = ring->base + entry % ring->capacity;
 		u16 *start = start_at(w, slot);
 
-		if (birth >= ring->head || !start)
+		if (entry >= ring->head || !start)
 			break;
 		age = (u16)(w->now - *start);
-		if (age < ctx->args[3]) {
+		if (age < least_age) {
 			dues->age = age + 1;
 			break;
 		}
-		if (!add_due(w, dues, slot) && ring->head - birth <= IN_FLIGHT)
+		if (!add_due(w, dues, slot) && ring->head - entry <= IN_FLIGHT)
 			break;
-		dues->next = birth + 1;
+		dues->next = entry + 1;
 	}
 	return looked;
 }
 
-/* args: family, offset into the inbox, namespace index, reason. Ends the vestige of the session that this message (reconcile.h)
- * tells of, wherever it stands; returns 1 if there was one and this ended it. */
-int dismiss(struct bpf_raw_tracepoint_args *ctx)
+/* Ends the vestige of the session that this message (messages.h) tells of, wherever it stands; returns 1 if there was one and this ended it. */
+ALWAYS_INLINE int dismiss_message(u64 family, u64 offset, u64 netns, u64 reason)
 {
-	struct diag_message *m = message_at(ctx->args[1]);
+	struct diag_message *m = message_at(offset);
 	struct work *w = work_of(WORKER_RECONCILE);
 	struct line *line;
 
 	if (!m || !w)
 		return 0;
-	w->family = ctx->args[0];
+	w->family = family;
 	if (!concerns(w, m))
 		return 0;
-	read_message(w, m, ctx->args[2]);
+	read_message(w, m, netns);
 	if (!vestige_find(w))
 		return 0;
 	line = line_at(w, w->home);
-	return line && vestige_end(w, &line->word[in_line(w, w->spare)], w->word, ctx->args[3]);
+	return line && vestige_end(w, &line->word[in_line(w, w->spare)], w->word, reason);
 }
 
 #endif

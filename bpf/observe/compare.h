@@ -1,55 +1,17 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Table against kernel: programs that the daemon runs itself (BPF_PROG_TEST_RUN), so that every change of the table is
- * made by the same compare-and-swaps as the probes'.
+ * Table against kernel: what the daemon does with the kernel's own list of TIME_WAIT sockets, by the same compare-and-swaps
+ * that the probes use. Entries of the list (sock_diag messages) are received straight into the inbox.
  *
- *   take    reads one entry of the kernel's own list of TIME_WAIT sockets (sock_diag messages, received straight into the
- *           inbox): marks the session's vestige as seen, restarts it if the timer was, or says that there is none.
- *   adopt   inserts a session that the table does not have.
- *   sweep   walks lines: zeroes expired words, and puts into the outbox the live words whose vestige was there before
- *           the list was asked for and was not seen in it.
- *   epoch   finds out when jiffies were 0.
- *   finish  ends one such vestige, after the daemon has asked the kernel for exactly this tuple.
- *
- * One round at a time: the daemon's thread is the only one that runs them.
+ * One round at a time: the daemon's thread is the only one that runs these.
  */
-#ifndef TWCTL_RECONCILE_H
-#define TWCTL_RECONCILE_H
+#ifndef TWCTL_OBSERVE_COMPARE_H
+#define TWCTL_OBSERVE_COMPARE_H
 
-#define INBOX_BYTES 65536
-#define SWEEP_LINES 16
-
-/* struct nlmsghdr and struct inet_diag_msg (linux/inet_diag.h): of each message the first 88 bytes. */
-struct diag_message {
-	u32 length;
-	u16 type, netlink_flags;
-	u32 sequence, port_id;
-	u8 family, state, timer, retransmits;
-	u16 local_port, remote_port;
-	u32 local[4], remote[4];
-	u32 interface;
-	u32 cookie[2];
-	u32 expires; /* ms */
-	u32 queues[2], uid, inode;
-};
-#define DIAG_BY_FAMILY 20  /* SOCK_DIAG_BY_FAMILY */
-#define DIAG_TIMER_TIME_WAIT 3 /* idiag_timer of a mini-socket */
-
-struct inbox {
-	u8 bytes[INBOX_BYTES + sizeof(struct diag_message)];
-};
-
-struct unseen {
-	u64 word;
-	u32 line, index;
-	struct tuple tuple;
-};
-
-struct outbox {
-	u64 adopted, restarted; /* sums since the daemon zeroed them */
-	u64 unseen_count;
-	struct unseen unseen[SWEEP_LINES * LINE_WORDS];
-};
+#include "insert.h"
+#include "observe/messages.h"
+#include "observe/socket.h"
+#include "table.h"
 
 BPF_F_TABLE("array", u32, struct inbox, inbox, 1, BPF_F_MMAPABLE);
 BPF_F_TABLE("array", u32, struct outbox, outbox, 1, BPF_F_MMAPABLE);
@@ -87,13 +49,13 @@ ALWAYS_INLINE bool newer_than_round(const struct work *w, u32 slot)
 	u32 i = class_of(w, slot) * FAMILIES + w->family;
 	struct ring *ring = rings.lookup(&i);
 	u64 *mark = marks.lookup(&i);
-	u64 next, births_ago;
+	u64 next, entries_ago;
 
 	if (!ring || !mark)
 		return true;
 	next = ring->head % ring->capacity;
-	births_ago = (next + 2 * ring->capacity - 1 - (slot - ring->base)) % ring->capacity;
-	return births_ago < ring->head - *mark;
+	entries_ago = (next + 2 * ring->capacity - 1 - (slot - ring->base)) % ring->capacity;
+	return entries_ago < ring->head - *mark;
 }
 
 /* The kernel's timer differs from the table's by more than rounding (4 ticks, 268 ms): it was restarted meanwhile, or the
@@ -155,21 +117,21 @@ ALWAYS_INLINE struct diag_message *message_at(u64 offset)
 	return in ? (void *)&in->bytes[offset % INBOX_BYTES] : NULL;
 }
 
-/* args: family, offset into the inbox, namespace index. Returns 1 if the table has no vestige of this session. Mapped
+/* Returns 1 if the table has no vestige of this session. Mapped
  * addresses come among the IPv6 messages, so those are taken for both families. */
-int take(struct bpf_raw_tracepoint_args *ctx)
+ALWAYS_INLINE int compare_message(u64 family, u64 offset, u64 netns)
 {
-	struct diag_message *m = message_at(ctx->args[1]);
+	struct diag_message *m = message_at(offset);
 	struct work *w = work_of(WORKER_RECONCILE);
 	struct outbox *out = the_outbox();
 	u64 nanoseconds;
 
 	if (!m || !w || !out)
 		return 0;
-	w->family = ctx->args[0];
+	w->family = family;
 	if (!concerns(w, m))
 		return 0;
-	nanoseconds = read_message(w, m, ctx->args[2]);
+	nanoseconds = read_message(w, m, netns);
 	if (!vestige_find(w))
 		return 1;
 	read_record(w, slot_of(w->word));
@@ -184,9 +146,9 @@ int take(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /* args: family, offset into the inbox, namespace index. */
-int adopt(struct bpf_raw_tracepoint_args *ctx)
+ALWAYS_INLINE int adopt_message(u64 family, u64 offset, u64 netns)
 {
-	struct diag_message *m = message_at(ctx->args[1]);
+	struct diag_message *m = message_at(offset);
 	struct work *w = work_of(WORKER_RECONCILE);
 	struct outbox *out = the_outbox();
 	u64 nanoseconds;
@@ -194,8 +156,8 @@ int adopt(struct bpf_raw_tracepoint_args *ctx)
 
 	if (!m || !w || !out)
 		return 0;
-	w->family = ctx->args[0];
-	nanoseconds = read_message(w, m, ctx->args[2]);
+	w->family = family;
+	nanoseconds = read_message(w, m, netns);
 	adopted_session(&w->session, substate_of(m));
 	w->owner = OWNER_UNKNOWN;
 	class = classify(w);
@@ -229,16 +191,16 @@ ALWAYS_INLINE void sweep_word(struct work *w, struct outbox *out, struct line *l
 	out->unseen_count = n + 1;
 }
 
-/* args: family, first line. Returns the next line to sweep, 0 after the last. */
-int sweep(struct bpf_raw_tracepoint_args *ctx)
+/* Returns the next line to sweep, 0 after the last. */
+ALWAYS_INLINE int sweep_lines(u64 family, u64 first_line)
 {
 	struct work *w = work_of(WORKER_RECONCILE);
 	struct outbox *out = the_outbox();
-	u32 first = ctx->args[1];
+	u32 first = first_line;
 
 	if (!out || !w)
 		return 0;
-	w->family = ctx->args[0];
+	w->family = family;
 	w->now = tick_now();
 	out->unseen_count = 0;
 #pragma clang loop unroll(disable)
@@ -254,30 +216,29 @@ int sweep(struct bpf_raw_tracepoint_args *ctx)
 	return first + SWEEP_LINES;
 }
 
-/* args: family, line, index in it, word, reason. Returns 1 if this ended the vestige. */
-int finish(struct bpf_raw_tracepoint_args *ctx)
+/* Returns 1 if this ended the vestige. */
+ALWAYS_INLINE int finish_vestige(u64 family, u64 number, u64 index, u64 word, u64 reason)
 {
 	struct work *w = work_of(WORKER_RECONCILE);
-	u64 word = ctx->args[3];
 	struct line *line;
 
 	if (!w)
 		return 0;
-	w->family = ctx->args[0];
+	w->family = family;
 	w->now = tick_now();
-	line = line_at(w, ctx->args[1]);
+	line = line_at(w, number);
 	return line && remaining(word, w->now) &&
-	       vestige_end(w, &line->word[ctx->args[2] % LINE_WORDS], word, ctx->args[4]);
+	       vestige_end(w, &line->word[index % LINE_WORDS], word, reason);
 }
 
-/* args: 1 to begin, 0 to go on. Between two jiffies the difference to the clock grows; its least is the epoch. */
-int epoch(struct bpf_raw_tracepoint_args *ctx)
+/* Between two jiffies the difference to the clock grows; its least is the epoch. */
+ALWAYS_INLINE int look_at_epoch(u64 begin)
 {
 	u64 seen = bpf_ktime_get_ns() - bpf_jiffies64() * JIFFY_NANOSECONDS;
 	u32 zero = 0;
 	struct meta *m = meta.lookup(&zero);
 
-	if (m && (ctx->args[0] || (s64)(seen - m->epoch) < 0))
+	if (m && (begin || (s64)(seen - m->epoch) < 0))
 		m->epoch = seen;
 	return 0;
 }

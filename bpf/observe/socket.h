@@ -4,8 +4,11 @@
  *
  * struct sock and struct inet_timewait_sock both begin with struct sock_common, so one function reads the tuple of either.
  */
-#ifndef TWCTL_SOCKET_H
-#define TWCTL_SOCKET_H
+#ifndef TWCTL_OBSERVE_SOCKET_H
+#define TWCTL_OBSERVE_SOCKET_H
+
+#include "kernel.h"
+#include "table.h"
 
 #define SOCK_DEAD 1 /* bits of sock_common.skc_flags: orphaned */
 #define SOCK_DONE 2 /* the peer's FIN was processed */

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * A packet's headers, and the working memory in which the guard keeps a segment and its answer.
+ */
+#ifndef TWCTL_GUARD_SEGMENT_H
+#define TWCTL_GUARD_SEGMENT_H
+
+#include "table.h"
+
+#define ETHERNET_BYTES 14
+#define ETH_P_IP 0x0800
+#define ETH_P_IPV6 0x86dd
+#define PACKET_HOST 0
+
+/* IPv6 next headers (RFC 8200 section 4) */
+#define NEXT_HOP_BY_HOP 0
+#define NEXT_FRAGMENT 44
+#define NEXT_DESTINATION 60
+#define EXTENSIONS 4 /* headers that are followed; a packet with more counts as one that cannot be parsed */
+
+#define IPV4_FRAGMENT 0x3fff /* more fragments, or an offset */
+#define IPV4_DONT_FRAGMENT 0x4000
+
+#define FIN 0x01
+#define SYN 0x02
+#define RST 0x04
+#define ACK 0x10
+
+#define OPTION_END 0
+#define OPTION_NOP 1
+#define OPTION_TIMESTAMP 8
+#define OPTION_TIMESTAMP_BYTES 10
+#define OPTIONS_BYTES 40 /* the most that a header's length can say */
+#define OPTIONS_SPACE 64
+
+/* sk_buff.ip_summed: who has checked the checksum, or will fill it in (linux/skbuff.h). */
+#define CHECKSUM_UNNECESSARY 1
+#define CHECKSUM_PARTIAL 3
+
+#define INVALIDATE_HASH 2 /* BPF_F_INVALIDATE_HASH */
+#define RECOMPUTE_CSUM 1  /* BPF_F_RECOMPUTE_CSUM */
+
+struct ipv4_header {
+	u8 version_length, tos;
+	u16 total_length, id, fragment;
+	u8 ttl, protocol;
+	u16 checksum;
+	u32 source, destination;
+};
+
+struct ipv6_header {
+	u32 version_class_label;
+	u16 payload_length;
+	u8 next_header, hop_limit;
+	u32 source[4], destination[4];
+};
+
+struct tcp_header {
+	u16 source, destination;
+	u32 seq, ack;
+	u8 offset, flags; /* offset: header length in words of 4 bytes, in the upper half */
+	u16 window, checksum, urgent;
+};
+
+/* Headers as they lie in a packet: an IPv4 header fills the end of the space that an IPv6 header takes. */
+struct headers {
+	union {
+		struct ipv6_header ip6;
+		struct {
+			u8 unused[sizeof(struct ipv6_header) - sizeof(struct ipv4_header)];
+			struct ipv4_header ip4;
+		};
+	};
+	struct tcp_header tcp;
+	u8 options[OPTIONS_SPACE];
+};
+
+#define CHUNK_BYTES 128
+#define CHUNKS 128 /* 16 kB: more comes only from offloads, which have checked the checksum */
+
+struct segment {
+	struct headers in, out;
+	u32 network, transport;	/* where its headers are: bytes from the packet's start */
+	u32 length;		/* TCP header and payload */
+	u32 seq, end, ack;	/* end: seq and payload, SYN and FIN counted */
+	u32 tsval, has_timestamp;
+	u32 flags;
+	u32 malformed;		/* its TCP options are, and so is no RST sent */
+	u32 at, size;		/* a loop's position; one_to's own */
+	u32 summed;		/* sk_buff.ip_summed */
+	u64 sum;
+	u64 device, net;	/* struct net_device and struct net */
+	u8 chunk[CHUNK_BYTES];
+	u32 pseudo[10];		/* pseudo-header for the checksum */
+	u8 ethernet[2][6];
+};
+
+#define VLAN_ID 0xfff
+
+BPF_PERCPU_ARRAY(segments, struct segment, 1);
+
+ALWAYS_INLINE struct segment *the_segment(void)
+{
+	u32 zero = 0;
+
+	return segments.lookup(&zero);
+}
+
+/* The class ID that the guard's filter was attached with says what the packet does not: the namespace's index, and whether
+ * the device has Ethernet headers. So one program serves all namespaces, also where bpf_get_netns_cookie is missing. */
+ALWAYS_INLINE u32 netns_of(u32 classid)
+{
+	return (classid >> 1) - 1;
+}
+
+ALWAYS_INLINE u32 network_offset(u32 classid)
+{
+	return classid & 1 ? ETHERNET_BYTES : 0;
+}
+
+/* What a TC program returns (linux/pkt_cls.h): go on with the next filter; drop. */
+#define TC_ACT_UNSPEC -1
+#define TC_ACT_SHOT 2
+
+enum parsed { PARSED, NOT_TCP, FRAGMENT, UNPARSED, ODD };
+
+#endif

@@ -1,0 +1,127 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* Find a session's vestige: from its tuple to a line, from a line to the word that names its record. */
+#ifndef TWCTL_LOOKUP_H
+#define TWCTL_LOOKUP_H
+
+#include "record.h"
+#include "table.h"
+
+/* Seeded anew for each load, so that nobody outside can aim many tuples at one line. */
+ALWAYS_INLINE u64 hash_of(const struct work *w, const struct tuple *t)
+{
+	u64 hash = mix(HASH_SEED, (u64)t->local[0] << 32 | t->remote[0]);
+
+	hash = mix(hash, (u64)t->local_port << 48 | (u64)t->remote_port << 32 | t->netns);
+	if (!is_ipv4(w)) {
+		hash = mix(hash, (u64)t->local[1] << 32 | t->remote[1]);
+		hash = mix(hash, (u64)t->local[2] << 32 | t->remote[2]);
+		hash = mix(hash, (u64)t->local[3] << 32 | t->remote[3]);
+		hash = mix(hash, t->scope);
+	}
+	return settle(hash);
+}
+
+/* A tuple's line and tag: the line from the hash's upper half, the tag from its lower, so that one says nothing about
+ * the other. */
+ALWAYS_INLINE struct line *find_line(struct work *w, const struct tuple *t)
+{
+	u64 lines = is_ipv4(w) ? LINES_IPV4 : LINES_IPV6;
+
+	w->hash = hash_of(w, t);
+	w->line = (w->hash >> 32) * lines >> 32;
+	return line_at(w, w->line);
+}
+
+/* One pass over a line: which words carry the tag and live (a bit each), and which word is the best to give up: a free
+ * one, or else the one that expires first. That three words of a line carry one tag happens once in a hundred million
+ * times; only two are looked at, and it is counted. */
+ALWAYS_INLINE void scan_line(struct work *w, const struct line *line)
+{
+	u64 tag = w->hash & TAG_MASK, now = w->now, least = ~0ULL >> 1, tagged = 0;
+
+#pragma unroll
+	for (u64 i = 0; i < LINE_WORDS; i++) {
+		u64 word = line->word[i], left = remaining(word, now), rank = left << 3 | i;
+
+		tagged |= (less((word >> 24 & TAG_MASK) ^ tag, 1) & less(0, left)) << i;
+		least ^= (least ^ rank) & -less(rank, least);
+	}
+	w->tagged = tagged;
+	w->spare = least % LINE_WORDS; /* the rank's lower bits */
+	tagged &= tagged - 1;
+	if (tagged & (tagged - 1))
+		COUNT(w->worker, dropped[DROPPED_COLLISION]);
+}
+
+/* Index of the lowest bit that is set, of eight. */
+ALWAYS_INLINE u64 lowest_bit(u64 bits)
+{
+	u64 bit = bits & -bits;
+
+	return less(0, bit & 0xaa) | less(0, bit & 0xcc) << 1 | less(0, bit & 0xf0) << 2;
+}
+
+/* Looks for the tuple's live vestige among the words whose tag matches, nearly always none or one. If it is there,
+ * w->spare says where and w->word what the word was. */
+ALWAYS_INLINE bool match_tuple(struct work *w, const struct line *line)
+{
+#pragma unroll
+	for (int n = 0; n < 2; n++) {
+		u64 tagged = w->tagged, i, word;
+
+		if (!tagged)
+			return false;
+		i = in_line(w, lowest_bit(tagged));
+		word = line->word[i];
+		if (record_has(w, slot_of(word), &w->session.tuple)) {
+			w->spare = i;
+			w->word = word;
+			return true;
+		}
+		w->tagged = tagged & (tagged - 1);
+	}
+	return false;
+}
+
+/* Whether any word of a line has the tag of the tuple last looked at, alive or not. A product of four differences of 16
+ * bits fits into 64, and is 0 if one of them is: two branches for eight words. */
+ALWAYS_INLINE bool has_tag(const struct work *w, const struct line *line)
+{
+	u64 tag = w->hash & TAG_MASK;
+#define DIFFERENCE(i) ((line->word[i] << 24 >> 48) ^ tag)
+#define FOUR(i) (DIFFERENCE(i) * DIFFERENCE(i + 1) * DIFFERENCE(i + 2) * DIFFERENCE(i + 3))
+
+	return !FOUR(0) || !FOUR(4);
+#undef FOUR
+#undef DIFFERENCE
+}
+
+/* Looks for the session's live vestige in its line: w->home and w->spare say where its word is, w->word what it was. */
+ALWAYS_INLINE bool find_in_line(struct work *w, struct line *line)
+{
+	if (!line || !has_tag(w, line)) /* nearly every miss, without a look at the clock */
+		return false;
+	w->now = tick_now();
+	w->home = w->line;
+	w->own_hash = w->hash;
+	scan_line(w, line);
+	return match_tuple(w, line);
+}
+
+ALWAYS_INLINE bool vestige_find(struct work *w)
+{
+	return find_in_line(w, find_line(w, &w->session.tuple));
+}
+
+/* Index of the live word that names a slot; 0 if none does. An expired word, or a free one, may still name it. */
+ALWAYS_INLINE u64 word_of_slot(struct work *w, const struct line *line, u32 slot)
+{
+	u64 at = 0;
+
+#pragma unroll
+	for (u64 i = 1; i < LINE_WORDS; i++)
+		at |= i & -(less(slot_of(line->word[i]) ^ slot, 1) & less(0, remaining(line->word[i], w->now)));
+	return in_line(w, at);
+}
+
+#endif

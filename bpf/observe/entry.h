@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* A session enters the table: read from its socket, classified, attributed, inserted. */
+#ifndef TWCTL_OBSERVE_ENTRY_H
+#define TWCTL_OBSERVE_ENTRY_H
+
+#include "insert.h"
+#include "observe/attribution.h"
+#include "observe/socket.h"
+#include "table.h"
+
+/* How long a vestige lives (ns): as long as the kernel's own mini-socket, or, where there will be none, its class's time. */
+ALWAYS_INLINE u64 life_of(u32 netns, u32 class, int state, u64 jiffies)
+{
+	u64 kernel = timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS, least;
+	u32 zero = 0;
+	struct meta *m = meta.lookup(&zero);
+
+	if (!(netns & NETNS_GUARDED) || !m || class >= CLASSES)
+		return kernel;
+	if (state == TCP_TIME_WAIT)
+		return m->time_wait[class];
+	least = jiffies * JIFFY_NANOSECONDS;
+	return least < m->fin_wait2[class] ? least : m->fin_wait2[class];
+}
+
+/* What only the guard needs of a session that was just inserted. */
+ALWAYS_INLINE void remember(struct work *w)
+{
+	u64 key = w->own_hash;
+	u32 marking = w->session.marking;
+
+	if (w->session.bits & VESTIGE_SILENT)
+		COUNT(w->worker, dropped[DROPPED_SIGNED]);
+	if (is_ipv4(w) && marking)
+		tos.update(&key, &marking);
+}
+
+/* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. */
+ALWAYS_INLINE void enter_table(u32 worker, const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
+{
+	struct work *w = work_of(worker);
+	bool inserted;
+	u16 port = 0;
+	u32 class;
+
+	if (!w)
+		return;
+	if (READ(port, sk, inet_sock_inet_sport) || !read_state(&w->session, sk)) {
+		COUNT(worker, dropped[DROPPED_UNREADABLE]);
+		return;
+	}
+	read_tuple_from(w, common, port, netns);
+	w->session.bits |= state == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
+	class = classify(w);
+	if (class < CLASSES)
+		COUNT(worker, entered[class][w->family % FAMILIES]);
+	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, sk) : 0;
+	w->owner = OWNER_UNKNOWN;
+	prepare_attribution(w);
+	inserted = vestige_insert(w, class, life_of(netns, class, state, jiffies));
+	if (netns & NETNS_GUARDED)
+		remember(w);
+	/* last: a segment may be waiting for the vestige */
+	attribute(w, sk, true);
+	if (inserted)
+		vestige_assign(w);
+}
+
+#endif

@@ -1,0 +1,69 @@
+"""The C sources: where they lie, their text and flags for the compiler, and what tells one version from another."""
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from twctl.table.layout import Layout
+
+CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
+
+
+def bpf_folder() -> Path:
+    """Where the C sources lie: in the package when installed from a wheel, else beside it."""
+    packaged = Path(__file__).parents[1] / "bpf"
+    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "bpf"
+
+
+def source(name: str) -> str:
+    """Return a C file with our own headers put in place of their #include lines.
+
+    bcc rewrites map accesses only in the text it is given, not in files which that text includes.
+    """
+    included: set[str] = set()
+
+    def expand(name: str) -> str:
+        if name in included:
+            return ""
+        included.add(name)
+        text = (bpf_folder() / name).read_text()
+        lines = re.sub(r'^#include "([\w/]+\.h)"$', lambda match: expand(match[1]), text, flags=re.MULTILINE)
+        return f'#line 1 "{name}"\n{lines}\n'
+
+    return expand(name)
+
+
+def compile_flags(layout: Layout, offsets: Mapping[str, int], late: int = 0, seed: int = 0) -> list[str]:
+    """Return what the C code is compiled with; `late` (ns) is added to each life, `seed` begins the tuples' hash."""
+    jiffy = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
+    values = (
+        layout.defines()
+        | dict(offsets)
+        | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
+    )
+    return [
+        f"-D{name}={value}ULL" if name.endswith("NANOSECONDS") else f"-D{name}={value}"
+        for name, value in values.items()
+    ] + [
+        f"-DHASH_SEED={seed}ULL",
+        "-Wno-unused-function",
+    ]
+
+
+def table_identity(layout: Layout, probe: str) -> int:
+    """64 bits (int) that differ where a pinned table cannot be taken over: sources, sizes, kernel, probe."""
+    return _identity(source("observe.c"), sorted(layout.defines().items()), str(probe))
+
+
+def guard_identity() -> int:
+    """64 bits, not 0, that differ where a loaded guard is another one than ours."""
+    return _identity(source("guard.c")) | 1
+
+
+def _identity(*parts: object) -> int:
+    """Hash of these parts and the kernel."""
+    what = repr((*parts, os.uname().version, os.uname().release))
+    return int.from_bytes(hashlib.blake2b(what.encode(), digest_size=8).digest(), "little")
