@@ -58,8 +58,9 @@
 #ifndef TWCTL_VESTIGE_H
 #define TWCTL_VESTIGE_H
 
-enum class { CLASS_LOOPBACK, CLASS_LOCAL, CLASS_REMOTE, CLASSES };
-enum family { FAMILY_IPV4, FAMILY_IPV6, FAMILIES };
+/* Given by the loader: CLASS_LOOPBACK, CLASS_LOCAL, CLASS_REMOTE, CLASSES, FAMILY_IPV4, FAMILY_IPV6, FAMILIES (classes.py,
+ * addresses.py). All that user space reads besides them stands in this header, observe/messages.h and guard/actions.h: Python
+ * takes numbers and layouts from their text (twctl/table/cheader.py), so they keep to plain declarations. */
 
 enum reason {
 	REASON_EXPIRED,		/* its timer fired (seen: fentry) */
@@ -218,6 +219,9 @@ struct tallies {
 	struct place place[LINE_WORDS];
 };
 
+enum seen_by { SEEN_BY_TRACEPOINT, SEEN_BY_FENTRY };
+enum mode { MODE_OBSERVE, MODE_TRUNCATE, MODE_VESTIGIAL };
+
 /* What a process that opens the pins must know before it trusts them, and how long vestiges of guarded namespaces live. */
 struct meta {
 	u64 identity;	/* of the sources, sizes and kernel (layout.py) */
@@ -225,8 +229,8 @@ struct meta {
 	u64 seed;	/* of the tuples' hash */
 	u64 guard;	/* identity of the guard that is loaded; 0: none */
 	u64 epoch;	/* CLOCK_MONOTONIC when jiffies were 0, ns */
-	u32 probe;	/* 0 tracepoint, 1 fentry */
-	u32 mode;	/* 0 observe, 1 truncate, 2 vestigial; the daemon's, as it was last */
+	u32 probe;	/* enum seen_by */
+	u32 mode;	/* enum mode: the daemon's, as it was last */
 	u64 time_wait[CLASSES + 1], fin_wait2[CLASSES + 1]; /* ns; room for what two bits can say */
 };
 

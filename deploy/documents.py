@@ -54,8 +54,9 @@ class Command:
 
 def commands() -> dict[str, Command]:
     """Every command by name."""
-    callbacks = [each.callback for each in app.registered_commands if each.callback]
-    return {each.__name__: Command((each.__doc__ or "").strip(), tuple(words(each))) for each in callbacks}
+    named = ((each.name, each.callback) for each in app.registered_commands if each.callback)
+    callbacks = {name or callback.__name__: callback for name, callback in named}
+    return {name: Command((each.__doc__ or "").strip(), tuple(words(each))) for name, each in callbacks.items()}
 
 
 def words(callback: Callable[..., object]) -> Iterator[Word]:

@@ -18,9 +18,10 @@ from tests.load.programs import ring_bytes
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf, netns
+from twctl.table.compiled import STATE_EVENT
 from twctl.table.layout import Layout
-from twctl.table.loader import STATE_EVENT
-from twctl.table.sources import bpf_folder, compile_flags, source
+from twctl.table.shared import bpf_folder
+from twctl.table.sources import compile_flags, source
 
 CLOSES = 50_021
 ROUNDS = 4

@@ -16,7 +16,8 @@ from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf
 from twctl.table.layout import Layout
-from twctl.table.sources import bpf_folder, compile_flags, source
+from twctl.table.shared import bpf_folder
+from twctl.table.sources import compile_flags, source
 
 ROUNDS, REPEAT = 31, 100_000
 TRANSFERS, TRANSFER_SECONDS = 7, 2.0

@@ -7,8 +7,8 @@ from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands.status import Freed, freed, text
 from twctl.linux.procfs import SocketBytes
-from twctl.table.layout import LANES
-from twctl.table.maps import ACTIONS, COUNTERS, TICK, Counters, Reason, decode
+from twctl.table.counters import ACTIONS, COUNTERS, LANES, TICK, Counters, Reason
+from twctl.table.records import decode
 from twctl.table.sums import Sums
 
 TIMES = {Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0}

@@ -14,7 +14,8 @@ from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands.table import Filter, json_lines, lines, sessions
 from twctl.config.config import load
-from twctl.table.maps import Table, Vestige, decode
+from twctl.table.maps import Table
+from twctl.table.records import Vestige, decode
 
 NOWHERE = Path("/nowhere/twctl.toml")
 ONE = decode("ipv4", IPV4, class_=Class.LOCAL, expires_in=49, age=11, names={})

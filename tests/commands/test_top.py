@@ -15,8 +15,10 @@ from tests.table.test_tallies import FakeTable as Tallies
 from tests.table.test_tallies import owner
 from twctl.classes import Class
 from twctl.commands.screen import Choice, block, per_second, screen, shortened
-from twctl.commands.top import SUBJECTS, Look, Order, Reader, Reading, Subject, Tally, View, ranking, rates
-from twctl.table.maps import ACTIONS, CLOSES, DROPPED, Batch, Reason, Table
+from twctl.commands.top import SUBJECTS, HeavyHitters, Look, Order, Reader, Reading, Subject, View, ranking, rates
+from twctl.table.counters import ACTIONS, CLOSES, DROPPED, Reason
+from twctl.table.maps import Table
+from twctl.table.records import Batch
 from twctl.table.tallies import By
 
 REMOTES, OWNERS, PORTS = SUBJECTS
@@ -138,7 +140,7 @@ def test_lists_count_the_classes_that_are_asked_for() -> None:
 
 def test_a_tally_in_bounded_memory_is_too_low_by_no_more_than_it_says() -> None:
     """Of 100,003 keys, 101 of which come often, it keeps the 101."""
-    tally, truth = Tally(kept=1009), Counter[bytes]()
+    tally, truth = HeavyHitters(kept=1009), Counter[bytes]()
     often = [b"often%d" % (i % 101) for i in range(30_011)]
     keys = [each for i in range(100_003) for each in (b"once%d" % i, *often[i : i + 1])]
     for i in range(0, len(keys), 503):
@@ -153,7 +155,7 @@ def test_a_tally_in_bounded_memory_is_too_low_by_no_more_than_it_says() -> None:
 
 def test_all_ports_have_room_and_are_counted_exactly() -> None:
     """65,536 keys lose nothing."""
-    tally = Tally()
+    tally = HeavyHitters()
     for _ in range(2):
         tally.add(port.to_bytes(2, "big") for port in range(65536))
     assert (0, 65536, {2}) == (tally.missed, len(tally.counts), set(tally.counts.values()))
@@ -189,7 +191,7 @@ def test_a_reading_goes_on_where_it_stopped() -> None:
 
 def test_owners_have_names_when_a_reading_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unit and user of those that have a place, and else what `twctl blame` calls them."""
-    monkeypatch.setattr("twctl.table.tallies.cgroup_paths", lambda: {4711: "/system.slice/nginx.service"})
+    monkeypatch.setattr("twctl.table.names.cgroup_paths", lambda: {4711: "/system.slice/nginx.service"})
     table = FakeTable()
     table.put(By.OWNER, 0, owner(4711, 0), entered=23)
     reader = Reader(cast("Table", table))

@@ -27,8 +27,9 @@ from twctl.daemon.work_metrics import STATES
 from twctl.linux.procfs import SocketBytes
 from twctl.linux.sysctl import Journal
 from twctl.modes.truncate import Lateness, Reaper
-from twctl.table.layout import LANES, Layout
-from twctl.table.maps import ACTIONS, Counters, Reason, Table
+from twctl.table.counters import ACTIONS, LANES, Counters, Reason
+from twctl.table.layout import Layout
+from twctl.table.maps import Table
 from twctl.table.tallies import TALLIES_BYTES
 
 LOCAL, IPV4, LANE = Class.LOCAL, 0, 5
@@ -37,7 +38,7 @@ LOCAL, IPV4, LANE = Class.LOCAL, 0, 5
 class FakeTable:
     """A table whose counters and cells stand in lists."""
 
-    probe = 0  # the tracepoint
+    probe = "tracepoint"
 
     def __init__(self) -> None:
         self.layout = Layout({family: dict.fromkeys(Class, 256) for family in FAMILIES})

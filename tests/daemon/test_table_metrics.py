@@ -8,7 +8,8 @@ from prometheus_client.registry import CollectorRegistry
 
 from tests.daemon.test_metrics import LANE, LOCAL, BlamedTable, FakeTable, registry, series
 from tests.table.test_tallies import local_port, owner, remote
-from twctl.table.maps import Reason, Table
+from twctl.table.counters import Reason
+from twctl.table.maps import Table
 from twctl.table.sums import Sums
 from twctl.table.tallies import By
 
@@ -53,7 +54,7 @@ def parties(made: CollectorRegistry) -> dict[str, float]:
 @pytest.fixture
 def blamed(monkeypatch: pytest.MonkeyPatch) -> BlamedTable:
     """Three parties of each kind; two owners have the same user, one cgroup is gone."""
-    monkeypatch.setattr("twctl.table.tallies.cgroup_paths", lambda: {4711: NGINX, 4712: "/kubepods/ab"})
+    monkeypatch.setattr("twctl.table.names.cgroup_paths", lambda: {4711: NGINX, 4712: "/kubepods/ab"})
     table = BlamedTable()
     for place, (cgroup, entries) in enumerate(((4711, 1009), (4712, 101), (4713, 23))):
         table.put(By.OWNER, place, owner(cgroup, 33), entered=entries, error=10**6)
@@ -104,10 +105,10 @@ def test_cgroups_are_looked_for_when_there_is_a_new_one_and_not_all_the_time(
         walks.append(now[0])
         return {4713: "/system.slice/new.service"}
 
-    monkeypatch.setattr("twctl.table.tallies.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("twctl.table.names.time.monotonic", lambda: now[0])
     made = registry(blamed, blamed=100)
     parties(made)
-    monkeypatch.setattr("twctl.table.tallies.cgroup_paths", paths)
+    monkeypatch.setattr("twctl.table.names.cgroup_paths", paths)
     for now[0] in (1009.0, 1011.0, 1012.0):
         found = parties(made)
     assert [1011.0] == walks

@@ -93,7 +93,7 @@ def test_unseen_entries_are_the_kernels_count_where_there_is_one() -> None:
 
 def test_in_mode_observe_the_kernels_own_time_is_in_force() -> None:
     """Whatever the configuration says for the other modes."""
-    table = cast("Table", SimpleNamespace(probe=0))
+    table = cast("Table", SimpleNamespace(probe="tracepoint"))
     for mode, expected in (("observe", [60, 60, 60]), ("truncate", [2, 10, 60])):
         families = list(mode_metrics(load(None, {"mode": mode}, default_file=NOWHERE).config, table))
         assert expected == list(rows(families, "twctl_time_wait_seconds").values())

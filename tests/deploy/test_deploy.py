@@ -16,7 +16,7 @@ from twctl.commands.cli import app
 DEPLOY = ROOT / "deploy"
 UNIT = DEPLOY / "systemd/twctl.service"
 EXPOSURE = 2.5  # of 10, below which systemd-analyze must see it
-COMMANDS = [each.callback.__name__ for each in app.registered_commands if each.callback]
+COMMANDS = [each.name or each.callback.__name__ for each in app.registered_commands if each.callback]
 
 
 def output(*words: object, **environment: str) -> str:

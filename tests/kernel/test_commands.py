@@ -21,27 +21,8 @@ from tests.load.netns import Link, link
 from tests.load.paths import CLIENT, IPV4, IPV6
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.linux import btf
-from twctl.modes import reconcile, truncate
-from twctl.table import tallies as blame
-from twctl.table.layout import Layout
-from twctl.table.maps import (
-    ACTIONS,
-    CLOSES,
-    COUNTERS,
-    DROPPED,
-    ENROLMENT,
-    GUARDED,
-    LIVES,
-    META,
-    META_FIELDS,
-    RING,
-    VESTIGE,
-    WORKERS,
-    Reason,
-    Table,
-)
-from twctl.table.sources import bpf_folder, compile_flags, source
+from twctl.table.counters import Reason
+from twctl.table.maps import META, Table
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -208,86 +189,16 @@ def test_tls_asks_for_the_client_s_certificate(tmp_path: Path) -> None:
                 assert b"twctl_build_info" in answer.read()
 
 
-def test_python_sees_the_layout_that_is_compiled() -> None:
-    """Sizes and offsets of every structure that both sides read, asserted by the compiler."""
-    bcc = pytest.importorskip("bcc")
-    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
-    types = btf.Btf()
-    sizes = dict.fromkeys(Class, 256)
-    layout = Layout({"ipv4": sizes, "ipv6": sizes})
-    flags, guard_flags = (compile_flags(layout, btf.macros(types, each)) for each in (btf.REQUIRED, btf.GUARD))
-    types.close()
-    actions = [f'_Static_assert(ACTION_{name.upper()} == {i}, "{name}");' for i, name in enumerate(ACTIONS)]
-    actions.append(f'_Static_assert(ACTIONS == {len(ACTIONS)}, "actions");')
-    assert bcc.BPF(text="\n".join([source("guard.c"), *actions]).encode(), cflags=guard_flags) is not None
-    text = source("observe.c").replace(
-        "RAW_TRACEPOINT_PROBE(inet_sock_set_state)", "int unused(struct bpf_raw_tracepoint_args *ctx)"
-    )
-    assert bcc.BPF(text="\n".join([text, *assertions()]).encode(), cflags=flags) is not None
-    with pytest.raises(Exception, match="compile"):
-        bcc.BPF(text=f"{text}\n{size_of('vestige4', 33)}".encode(), cflags=flags)
-
-
 def test_the_epoch_of_the_jiffies_is_found(place: tuple[Link, Daemon]) -> None:
     """What a later look finds is no earlier by more than a millisecond: a vestige's time is the clock's."""
     table = Table(place[1].pins / "current", writable=True)
-    field = META_FIELDS.index("I") - 1
+    field = META.fields["epoch"]
 
     def epoch() -> int:
-        return int(META.unpack_from(table.map("meta", META.size))[field])
+        return int(struct.unpack_from(f"={field.format}", table.map("meta", META.size), field.offset)[0])
 
     before, program = epoch(), table.program("epoch")
     for _ in range(101):
         time.sleep(0.0003)
         program.run(0)
     assert 0 <= before - epoch() <= 1_000_000
-
-
-def size_of(name: str, size: int) -> str:
-    """A line that compiles only if it is true."""
-    return f'_Static_assert(sizeof(struct {name}) == {size}, "{name}");'
-
-
-def offset_of(name: str, field: str, offset: int) -> str:
-    """Likewise for a field."""
-    return f'_Static_assert(__builtin_offsetof(struct {name}, {field}) == {offset}, "{name}.{field}");'
-
-
-def assertions() -> Iterator[str]:
-    """Python's view of the structures, as C."""
-    yield size_of("vestige4", VESTIGE["ipv4"].size)
-    yield size_of("vestige6", VESTIGE["ipv6"].size)
-    yield size_of("ring", RING.size)
-    yield size_of("meta", META.size)
-    yield size_of("enrolment", ENROLMENT.size)
-    yield size_of("unseen", reconcile.UNSEEN.size)
-    yield size_of("outbox", reconcile.OUTBOX_BYTES)
-    yield size_of("diag_message", reconcile.MESSAGE_BYTES)
-    yield size_of("due", truncate.DUE.size)
-    yield size_of("dues", truncate.DUES_BYTES)
-    yield size_of("tallies", blame.LINE_BYTES)
-    yield size_of("place", blame.PLACE.size)
-    yield offset_of("tallies", "place", blame.NUMBERS.size)
-    yield offset_of("vestige4", "snd_nxt", 12)
-    yield offset_of("vestige4", "window", 28)
-    yield offset_of("vestige6", "snd_nxt", 36)
-    yield offset_of("vestige6", "scope", 56)
-    yield offset_of("ring", "expiry", 64)
-    for i, name in enumerate(("identity", "loaded", "seed", "guard", "epoch", "probe", "mode", "time_wait")):
-        yield offset_of("meta", name, struct.calcsize(f"={META_FIELDS[:i]}"))
-    yield offset_of("meta", "fin_wait2", struct.calcsize(f"={META_FIELDS[: 7 + LIVES]}"))
-    offset = 0
-    for name, shape in COUNTERS.items():
-        yield offset_of("counters", name, offset)
-        count = 1
-        for size in shape:
-            count *= size
-        offset += 8 * count
-    yield size_of("counters", offset)
-    for number, (enum, names) in enumerate(
-        (("REASON", list(Reason.__members__)), ("CLOSE", CLOSES), ("DROPPED", DROPPED))
-    ):
-        for i, name in enumerate(names):
-            yield f'_Static_assert({enum}_{name.upper()} == {i}, "{number} {name}");'
-    yield f'_Static_assert(WORKERS == {WORKERS} && NETNS_GUARDED == {GUARDED}, "workers");'
-    yield '_Static_assert(HORIZON_TICKS == 16383 && TICK_SHIFT == 26 && PERIODS == 2048, "ticks");'

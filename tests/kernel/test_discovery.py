@@ -14,6 +14,7 @@ from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.host import Host, host
 from tests.load.netns import Namespace
 from twctl.linux import netns
+from twctl.table.enrolments import enrol
 from twctl.table.layout import NAMESPACES
 from twctl.table.maps import Table
 
@@ -135,7 +136,7 @@ def test_what_is_beyond_the_capacity_is_counted_and_said_once(machine: Host) -> 
         one.stop()
         table = Table(one.pins / "current", writable=True)
         for index in range(len(pods) + 1, NAMESPACES - 2):
-            table.enrol(index, 1 << 40 | index, f"gone-{index}")
+            enrol(table, index, 1 << 40 | index, f"gone-{index}")
         one.start()
         assert states(machine, one) == (6, 0, 0)
         for _ in range(5):

@@ -15,7 +15,7 @@ from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SERVER, Route, Session
 from tests.load.peer import TunPeer, tun_peer
 from tests.load.scripts import SCRIPTS, scripted
 from tests.load.segments import capture
-from twctl.table.maps import Vestige
+from twctl.table.records import Vestige
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),

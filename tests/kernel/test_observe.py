@@ -19,7 +19,7 @@ from tests.load.netns import Link, Namespace, add_addresses, link, namespace
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, Route, Session
 from tests.load.peer import tun_peer
 from tests.load.scripts import SCRIPTS, scripted
-from twctl.table.maps import Vestige
+from twctl.table.records import Vestige
 
 N = 23
 FAMILIES = (IPV4, IPV6, MAPPED)

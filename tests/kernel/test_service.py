@@ -16,7 +16,7 @@ from tests.load import wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, namespace
 from twctl.linux.capabilities import Capability
-from twctl.table import loader
+from twctl.table.compiled import running_release
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -123,7 +123,7 @@ def in_force(one: Daemon) -> set[Capability]:
 
 def test_what_only_the_start_needs_is_out_of_force_afterwards(manager: socket.socket, ns: Namespace) -> None:
     """No thread has it, a reload that loads the guard has, and the guard follows new devices without it."""
-    kept = {Capability.BPF} if loader.running_release() < (5, 19) else set()
+    kept = {Capability.BPF} if running_release() < (5, 19) else set()
     with daemon(ns) as one:
         await_line(manager, "READY=1")
         assert kept == in_force(one)

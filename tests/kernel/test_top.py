@@ -22,7 +22,8 @@ from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import link, namespace
 from tests.load.paths import CLIENT, IPV6, SERVER
 from twctl.addresses import FAMILIES
-from twctl.table.maps import Table, Vestige, decode
+from twctl.table.maps import Table
+from twctl.table.records import Vestige, decode
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from tests.load import wait_until
 from tests.load.netns import Namespace
-from twctl.table.maps import Table, Vestige
+from twctl.table.maps import Table
+from twctl.table.records import Vestige
 
 _numbers = itertools.count()
 START_SECONDS = 300.0  # 2 s; under emulation a minute, or two where others work

@@ -9,7 +9,8 @@ from twctl.classes import Class
 from twctl.linux import btf, libbpf
 from twctl.table.layout import BLOCKS, Layout, Ring
 from twctl.table.maps import RING
-from twctl.table.sources import bpf_folder, compile_flags, source
+from twctl.table.shared import bpf_folder
+from twctl.table.sources import compile_flags, source
 
 REPEAT = 300_000
 

@@ -7,7 +7,7 @@ import pytest
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.table.layout import INDEX_BYTES, LINE_BYTES, Layout, possible_cpus
-from twctl.table.sources import bpf_folder
+from twctl.table.shared import bpf_folder
 
 
 @pytest.mark.parametrize(("text", "expected"), [("0\n", 1), ("0-1\n", 2), ("0-3,8-11\n", 12), ("0,2\n", 3)])

@@ -7,8 +7,9 @@ import time
 import pytest
 
 from twctl.classes import Class
+from twctl.table.counters import TICK
 from twctl.table.layout import Layout, possible_cpus
-from twctl.table.maps import TICK, as_json, decode, remaining
+from twctl.table.records import as_json, decode, remaining
 from twctl.table.sources import source, table_identity
 
 IPV4 = struct.pack(

@@ -10,33 +10,34 @@ import pytest
 
 from tests.commands.test_status import zeros
 from twctl.classes import Class
+from twctl.commands.blame import lines
 from twctl.linux.cgroups import cgroup_paths, unit_of
-from twctl.table.maps import Batch, Counters, Table
+from twctl.table.counters import Counters
+from twctl.table.maps import Table
+from twctl.table.names import Names, user_name
+from twctl.table.records import Batch
 from twctl.table.tallies import (
     KEY_BUSY,
-    LINE_BYTES,
+    LINE,
     LINES,
     NO_UID,
-    NUMBERS,
     OTHER,
     OWNER_OTHER,
     OWNER_UNKNOWN,
     PLACE,
     PLACES,
+    PLACES_AT,
     TALLIES_BYTES,
     UNKNOWN,
     By,
     LocalPort,
-    Names,
     Owner,
     Party,
     Remote,
     Tally,
     busiest,
-    lines,
     places_of,
     ranking,
-    user_name,
 )
 
 
@@ -70,11 +71,11 @@ class FakeTable:
         self, by: By, place: int, party: bytes, *, entered: int, error: int = 0, no_port: int = 0, key: int = 7
     ) -> None:
         """Write a party into a place, counted over all lines of the kind."""
-        at = (list(By).index(by) * LINES + place // PLACES) * LINE_BYTES
+        at = (list(By).index(by) * LINES + place // PLACES) * LINE.size
         for row, number in enumerate((key, entered)):
             begin = at + 8 * (row * PLACES + place % PLACES)
             self.memory[begin : begin + 8] = number.to_bytes(8, "little")
-        PLACE.pack_into(self.memory, at + NUMBERS.size + place % PLACES * PLACE.size, no_port, error, party)
+        PLACE.pack_into(self.memory, at + PLACES_AT + place % PLACES * PLACE.size, no_port, error, party)
 
     def map(self, name: str, size: int) -> mmap.mmap:
         """Only the tallies are asked for."""
@@ -276,7 +277,7 @@ def test_without_a_hierarchy_of_version_2_no_cgroup_has_a_name(tmp_path: Path) -
 @pytest.fixture
 def names(table: FakeTable, monkeypatch: pytest.MonkeyPatch) -> Names:
     """Of a host with one cgroup."""
-    monkeypatch.setattr("twctl.table.tallies.cgroup_paths", lambda: {4711: "/system.slice/nginx.service"})
+    monkeypatch.setattr("twctl.table.names.cgroup_paths", lambda: {4711: "/system.slice/nginx.service"})
     return Names(cast("Table", table))
 
 

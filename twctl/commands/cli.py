@@ -15,12 +15,14 @@ from twctl.addresses import FAMILIES, Network
 from twctl.classes import Class
 from twctl.commands import config as configuration
 from twctl.commands import table
+from twctl.commands.blame import lines
 from twctl.commands.in_force import InForce, in_force
 from twctl.config.config import load
 from twctl.config.keys import KEYS, Mode, Probe
 from twctl.errors import TwctlError
 from twctl.table.maps import Table
-from twctl.table.tallies import By, Names, lines, ranking
+from twctl.table.names import Names
+from twctl.table.tallies import By, ranking
 
 app = typer.Typer(
     help="See what TIME_WAIT does on this host. Nouns read, verbs change.",
@@ -140,14 +142,14 @@ def top(  # noqa: PLR0913, PLR0917 - each is an option
     # rich, and prometheus_client: the other nouns do not need them
     from twctl.commands import terminal  # noqa: PLC0415
     from twctl.commands.screen import Choice  # noqa: PLC0415
-    from twctl.commands.top import Order, Watch  # noqa: PLC0415
+    from twctl.commands.top import Order, TableView  # noqa: PLC0415
 
     if not 0.1 <= interval <= 3600:  # noqa: PLR2004 - a range of typer's would let nan through
         raise typer.BadParameter(f"{interval} is not between 0.1 and 3600", param_hint="--interval")
     only = _class(class_)
     choice = Choice(only, Order(_one_of("--sort", sort, list(Order))))
     show = terminal.live if terminal.is_terminal() else terminal.plain
-    show(Watch(load(config, {"pins": pins}).config.pins), choice, interval, count)
+    show(TableView(load(config, {"pins": pins}).config.pins), choice, interval, count)
 
 
 def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:

@@ -10,7 +10,9 @@ from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import journal_of
 from twctl.modes import guard
 from twctl.modes.truncate import Reaper, drain
-from twctl.table.maps import Reason, Table
+from twctl.table.counters import Reason
+from twctl.table.enrolments import reachable
+from twctl.table.maps import Table
 from twctl.table.pins import Pins
 
 
@@ -21,7 +23,7 @@ def drain_now(pins: Path, classes: Sequence[Class], older_than: float) -> dict[C
     """
     table = Table(pins / "current", writable=True)
     with contextlib.ExitStack() as opened:
-        diags = {index: SockDiag(name or None) for index, name in table.reachable().items()}
+        diags = {index: SockDiag(name or None) for index, name in reachable(table).items()}
         for diag in diags.values():
             opened.callback(diag.close)
         opened.enter_context(table.exclusive())

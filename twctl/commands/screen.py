@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from twctl.classes import Class
 from twctl.commands.top import SUBJECTS, Look, Order, Ranking, Reading, Subject, View, ranking
-from twctl.table.maps import ACTIONS, CLOSES, Reason
+from twctl.table.counters import ACTIONS, CLOSES, Reason
 
 Span = tuple[str, str]  # text and style, in rich's words
 Line = list[Span]

@@ -12,9 +12,10 @@ from twctl.commands.in_force import InForce
 from twctl.errors import TwctlError
 from twctl.linux.procfs import SocketBytes, Sockstat, ephemeral_ports, socket_bytes
 from twctl.linux.tcp import KERNEL_TIME_WAIT
+from twctl.table.counters import CLOSES, DROPPED, Reason
 from twctl.table.layout import RECORD_BYTES
-from twctl.table.loader import PROBES
-from twctl.table.maps import CLOSES, DROPPED, Reason, Table, Vestige
+from twctl.table.maps import Table
+from twctl.table.records import Vestige
 from twctl.table.sums import Sums
 from twctl.table.tallies import TALLIES_BYTES
 
@@ -61,7 +62,7 @@ def status(table: Table, found: InForce) -> dict[str, Any]:
     would_free = freed(table.vestiges(), time_wait, ephemeral_ports(), socket_bytes())
     return {
         "mode": table.mode,
-        "probe": PROBES[table.probe],
+        "probe": table.probe,
         "daemon": found.daemon,
         "pins": str(found.config.pins),
         "time_wait": {class_.label: seconds for class_, seconds in time_wait.items()},

@@ -8,7 +8,8 @@ from twctl.addresses import FAMILIES, Network, host_port
 from twctl.classes import Class
 from twctl.config.config import Config
 from twctl.modes.times import goes_in
-from twctl.table.maps import Table, Vestige, as_json
+from twctl.table.maps import Table
+from twctl.table.records import Vestige, as_json
 
 TITLE = f"{'class':<8} {'substate':<9} {'local':<21} {'remote':<21} {'expires':>7} netns"
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from twctl.commands.screen import Choice, Line, block, screen
-from twctl.commands.top import View, Watch
+from twctl.commands.top import TableView, View
 
 FALLBACK = os.terminal_size((80, 24))
 ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -28,7 +28,7 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in {"", "dumb", "unknown"}
 
 
-def plain(watch: Watch, choice: Choice, interval: float, count: int | None) -> None:
+def plain(watch: TableView, choice: Choice, interval: float, count: int | None) -> None:
     """Print a block of lines each interval, the first after one, so that there are rates."""
     size = os.get_terminal_size(sys.stdout.fileno()) if sys.stdout.isatty() else FALLBACK
     with contextlib.suppress(KeyboardInterrupt):
@@ -131,7 +131,7 @@ def _text(line: Line) -> Text:
     return Text.assemble(*line, no_wrap=True, overflow="crop")
 
 
-def live(watch: Watch, choice: Choice, interval: float, count: int | None) -> None:
+def live(watch: TableView, choice: Choice, interval: float, count: int | None) -> None:
     """Show a screen each interval, until a key or a signal says that it is enough."""
     with Terminal() as terminal:
         for _ in iter(int, 1) if count is None else range(count):

@@ -12,14 +12,19 @@ from pathlib import Path
 from twctl.addresses import FAMILIES, host_port
 from twctl.classes import Class
 from twctl.errors import TwctlError
-from twctl.table.loader import PROBES
-from twctl.table.maps import CLOSES, DROPPED, Batch, Reason, Table
+from twctl.table.counters import CLOSES, DROPPED, Reason
+from twctl.table.maps import Table
+from twctl.table.names import Names, user_name
 from twctl.table.pins import Pins
+from twctl.table.records import RECORDS, Batch
 from twctl.table.sums import Sums
-from twctl.table.tallies import OTHER, Names, Owner, owners, user_name
+from twctl.table.tallies import OTHER, Owner, owners
 
 Rates = Mapping[tuple[str, ...], float]
-ADDRESS_BYTES = {"ipv4": 4, "ipv6": 16}
+REMOTE, REMOTE_PORT, LOCAL_PORT = (
+    {family: record.slice(name) for family, record in RECORDS.items()}
+    for name in ("remote", "remote_port", "local_port")
+)
 # Keys that a tally keeps between two steps, 5 MB. All 65,536 ports have room in what it holds at most, twice as many.
 KEPT = 32768
 SHARE = 0.12  # of a CPU, for counting who has the most sessions
@@ -86,7 +91,7 @@ def rates(before: Look | None, after: Look) -> Rates:
     }
 
 
-class Tally:
+class HeavyHitters:
     """How often each key came, in bounded memory (Misra and Gries): a count is too low by `missed` at the most."""
 
     def __init__(self, kept: int = KEPT) -> None:
@@ -116,9 +121,8 @@ class Subject:
 
 
 def _remote_endpoints(batch: Batch) -> list[bytes]:
-    size = ADDRESS_BYTES[batch.family]
-    port = 2 * size + 2
-    return [record[size : 2 * size] + record[port : port + 2] for record in batch.records]
+    remote, port = REMOTE[batch.family], REMOTE_PORT[batch.family]
+    return [record[remote] + record[port] for record in batch.records]
 
 
 def _endpoint(key: bytes) -> str:
@@ -126,8 +130,8 @@ def _endpoint(key: bytes) -> str:
 
 
 def _local_ports(batch: Batch) -> list[bytes]:
-    port = 2 * ADDRESS_BYTES[batch.family]
-    return [record[port : port + 2] for record in batch.records]
+    port = LOCAL_PORT[batch.family]
+    return [record[port] for record in batch.records]
 
 
 def _port(key: bytes) -> str:
@@ -163,8 +167,8 @@ class Reading:
     began: float = 0.0
     ended: float = 0.0
     sessions: Counter[Class] = field(default_factory=Counter)
-    tallies: dict[tuple[str, Class], Tally] = field(
-        default_factory=lambda: {(subject.title, class_): Tally() for subject in SUBJECTS for class_ in Class}
+    tallies: dict[tuple[str, Class], HeavyHitters] = field(
+        default_factory=lambda: {(subject.title, class_): HeavyHitters() for subject in SUBJECTS for class_ in Class}
     )
 
     owners: dict[Class, Counter[int]] = field(default_factory=lambda: {class_: Counter() for class_ in Class})
@@ -312,7 +316,7 @@ class Reader:
             pass
 
 
-class Watch:
+class TableView:
     """Looks at the table that is pinned, as often as it is asked; also at another one that takes its place.
 
     :raises TwctlError: if nothing is pinned there to begin with.
@@ -357,7 +361,7 @@ class Watch:
         self._before = look
         return View(
             clock=clock,
-            state=f"{table.mode}, {PROBES[table.probe]} probe, "
+            state=f"{table.mode}, {table.probe} probe, "
             f"{'daemon running' if Pins(self._pins).locked() else 'no daemon running'}",
             look=look,
             rates=rates(before, look),

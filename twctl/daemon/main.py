@@ -22,7 +22,6 @@ from twctl.linux import capabilities
 from twctl.linux.sysctl import journal_of
 from twctl.linux.systemd import Notifier, Reporting
 from twctl.modes import feasible
-from twctl.table.loader import PROBES
 from twctl.table.pins import Pins
 from twctl.table.published import publish
 
@@ -60,7 +59,7 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         heartbeat = Heartbeat()
         server = Server(config.listen, config.tls, registry_of(table, work, config, journal), heartbeat.healthy)
         undo.callback(server.close)
-        doing = f"{_DOING[config.mode]} with the {PROBES[table.probe]} probe, metrics on port {server.port}"
+        doing = f"{_DOING[config.mode]} with the {table.probe} probe, metrics on port {server.port}"
         log.info("%s", doing)
         notifier.ready(doing)
         tasks: list[Task] = [heartbeat, *work.tasks()]

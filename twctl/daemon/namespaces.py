@@ -27,7 +27,9 @@ from twctl.linux.sysctl import Journal
 from twctl.modes import guard as guards
 from twctl.modes.guard import Guard
 from twctl.routes.watcher import RouteWatcher
-from twctl.table.maps import NAME_BYTES, ClassTries, Table
+from twctl.table.enrolments import enrol, free_index, withdraw
+from twctl.table.maps import NAME_BYTES, Table
+from twctl.table.tries import ClassTries
 
 log = logging.getLogger("twctl")
 
@@ -134,7 +136,7 @@ class Namespaces:
         if self._table.guard:
             reports += guards.remove(gone, self.folder)
         for index, (cookie, _) in gone.items():
-            self._table.withdraw(index, cookie)
+            withdraw(self._table, index, cookie)
             with contextlib.closing(ClassTries(self._table, index)) as tries:
                 tries.sync({})
         return reports
@@ -156,8 +158,8 @@ class Namespaces:
                     undo.callback(namespace.guard.remove)
                 namespace.guard.attach()
             if not known:
-                undo.callback(self._table.withdraw, namespace.index, namespace.cookie)
-            self._table.enrol(namespace.index, namespace.cookie, name or "", guarded=self._guarded)
+                undo.callback(withdraw, self._table, namespace.index, namespace.cookie)
+            enrol(self._table, namespace.index, namespace.cookie, name or "", guarded=self._guarded)
             if self._sysctls:
                 self._journal.set(self._sysctls, name)
             undo.pop_all()
@@ -202,7 +204,7 @@ class Namespaces:
         for index, (known, _) in self._table.enrolments().items():
             if known == cookie:
                 return index
-        if (free := self._table.free_index()) is None:
+        if (free := free_index(self._table)) is None:
             raise FullError("there is no room for another network namespace", "name those that matter with netns")
         return free
 
@@ -222,7 +224,7 @@ class Namespaces:
         if namespace.guard:
             with contextlib.suppress(OSError):
                 namespace.guard.remove()
-        self._table.withdraw(namespace.index, namespace.cookie)
+        withdraw(self._table, namespace.index, namespace.cookie)
         namespace.tries.sync({})
         self._by_fd = {fd: each for fd, each in self._by_fd.items() if each is not namespace}
         del self.diags[namespace.index]
@@ -238,7 +240,7 @@ class Namespaces:
             if namespace.guard and self._before != Mode.VESTIGIAL:
                 self._journal.leave(namespace.cookie, namespace.path)
                 namespace.guard.remove()
-                self._table.enrol(namespace.index, namespace.cookie, namespace.name or "")
+                enrol(self._table, namespace.index, namespace.cookie, namespace.name or "")
 
     def fin_timeout(self, index: int) -> float:
         """tcp_fin_timeout (s) of the namespace with this index. Raises OSError."""

@@ -8,9 +8,11 @@ from prometheus_client.core import HistogramMetricFamily
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.daemon.families import Metric, counter, gauge, single
-from twctl.table.maps import CLOSES, DROPPED, LANE_SECONDS, Reason, Table
+from twctl.table.counters import CLOSES, DROPPED, LANE_SECONDS, Reason
+from twctl.table.maps import Table
+from twctl.table.names import Names
 from twctl.table.sums import Sums
-from twctl.table.tallies import TALLIES_BYTES, By, Names, most_entered
+from twctl.table.tallies import TALLIES_BYTES, By, most_entered
 
 CLASS_FAMILY = [(class_, family) for class_ in Class for family in FAMILIES]
 # The series of a party: the beginning of their name, and their labels, which are words of Names.row.

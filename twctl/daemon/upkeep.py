@@ -14,7 +14,8 @@ from twctl.daemon.discovery import Discovery
 from twctl.daemon.namespaces import Namespace
 from twctl.modes.guard import remove as remove_guard
 from twctl.modes.reconcile import Drift, Reconciler
-from twctl.table.maps import TICK, Table
+from twctl.table.counters import TICK
+from twctl.table.maps import Table
 
 log = logging.getLogger("twctl")
 

@@ -19,8 +19,8 @@ from twctl.modes.port_pressure import PortPressure
 from twctl.modes.reconcile import Reconciler
 from twctl.modes.times import limits_of
 from twctl.modes.truncate import Reaper
-from twctl.table.loader import PROBES
-from twctl.table.maps import Reason, Table
+from twctl.table.counters import Reason
+from twctl.table.maps import Table
 
 log = logging.getLogger("twctl")
 
@@ -87,7 +87,7 @@ def start_work(table: Table, namespaces: Namespaces, config: Config, undo: conte
         table,
         Reconciler(table, namespaces.diags),
         config,
-        ends_seen=PROBES[table.probe] == "fentry",
+        ends_seen=table.probe == "fentry",
         taken_over=lambda marks: reaper.take_up(marks, limits) if truncates else None,
     )
     discovery = Discovery(namespaces, config, reconciling.take_over)

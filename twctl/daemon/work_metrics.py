@@ -15,7 +15,6 @@ from twctl.linux.procfs import socket_bytes
 from twctl.linux.sysctl import Journal
 from twctl.modes.times import time_wait_in_force
 from twctl.modes.truncate import LATENESS_EDGES, Reaper
-from twctl.table.loader import PROBES
 from twctl.table.maps import MODES, Table
 
 # What became of a network namespace to work in; refused: something stands in the way.
@@ -77,7 +76,7 @@ def mode_metrics(config: Config, table: Table) -> Iterator[Metric]:
     modes = [((mode,), int(mode == config.mode)) for mode in MODES]
     yield gauge("twctl_mode", "1 for the mode that runs.", modes, "mode")
     info = InfoMetricFamily("twctl_build", "Version, and the probe that sees entries and ends.")
-    info.add_metric([], {"version": __version__, "probe": PROBES[table.probe]})
+    info.add_metric([], {"version": __version__, "probe": table.probe})
     yield info
 
 

@@ -22,6 +22,7 @@ from twctl.linux.ports import Ports
 from twctl.linux.procfs import PortRange
 from twctl.linux.sockdiag import Held, SockDiag
 from twctl.linux.tcp import KERNEL_TIME_WAIT
+from twctl.table.enrolments import reachable
 from twctl.table.maps import Table
 from twctl.table.tallies import Remote, Tally
 
@@ -167,7 +168,7 @@ def toward(table: Table, tallies: Iterable[Tally]) -> Iterator[Use]:
     lives = [seconds / 1e9 for seconds in table.lives[: len(Class)]] if table.mode == "truncate" else None
     with contextlib.ExitStack() as opened:
         watches = []
-        for index, name in table.reachable().items():
+        for index, name in reachable(table).items():
             mine = [(party.address, party.port) for party in remotes if party.netns == index]
             diag, sysctls = SockDiag(name or None), PortRange(name or None)
             opened.callback(diag.close)

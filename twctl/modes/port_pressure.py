@@ -17,7 +17,8 @@ from twctl.linux.sockdiag import TIMER_TIME_WAIT, Held, SockDiag, exact_request
 from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_TIME_WAIT
 from twctl.modes.reconcile import INBOX_BYTES, MESSAGE_BYTES
 from twctl.modes.truncate import DRAIN_BATCH, TOLERANCE, destroy_request, parse
-from twctl.table.maps import Reason, Table
+from twctl.table.counters import Reason
+from twctl.table.maps import Table
 
 log = logging.getLogger("twctl")
 

@@ -11,8 +11,8 @@ from typing import NamedTuple
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux.sockdiag import HEADER, SockDiag
-from twctl.table.layout import LANES
-from twctl.table.maps import Reason, Table
+from twctl.table.counters import LANES, Reason
+from twctl.table.maps import Table
 
 IPV4, IPV6 = range(len(FAMILIES))
 INBOX_BYTES = 65536

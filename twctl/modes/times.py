@@ -7,7 +7,7 @@ from twctl.config.config import Config
 from twctl.config.keys import Mode
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.modes.truncate import Limits
-from twctl.table.maps import Vestige
+from twctl.table.records import Vestige
 
 
 def limits_of(config: Config) -> Limits:

@@ -17,7 +17,8 @@ from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux.sockdiag import HEADER, TIMER_TIME_WAIT, SockDiag
 from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_FIN_WAIT2, TCP_LISTEN
-from twctl.table.maps import TICK, Reason, Table
+from twctl.table.counters import TICK, Reason
+from twctl.table.maps import Table
 
 REQUEST_BYTES = 72
 DUE_SLOTS = 16
@@ -192,7 +193,7 @@ class Reaper:
 
         Where the probe sees restarts, the vestige moves with them, and a walk will find it in its new place.
         """
-        unseen = answer.state == TCP_FIN_WAIT2 and not self._table.probe
+        unseen = answer.state == TCP_FIN_WAIT2 and self._table.probe != "fentry"
         wait = min(-over, FIN_WAIT2_POLL) if unseen else -over
         if wait < KERNEL_TIME_WAIT:
             heapq.heappush(self._waiting[class_], (time.monotonic() + wait, family, due))

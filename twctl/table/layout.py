@@ -9,15 +9,15 @@ from pathlib import Path
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
+from twctl.table.shared import CONSTANTS, STRUCTS
 
-LANES = 8
-BLOCKS = 32
-LINE_BYTES = 64
-INDEX_BYTES = 12  # for each session of capacity: 5.3 words for a line of eight, when every pool is full and alive
-RECORD_BYTES = {"ipv4": 32, "ipv6": 64}
-START_BYTES = 4  # and owner
-PERIODS = 2048
-STARTS = 16  # of a block of 64 bytes: 16 starts, then 16 owners, 16 bits each
+BLOCKS = CONSTANTS["BLOCKS"]
+LINE_BYTES = STRUCTS["line"].size
+RECORD_BYTES = {"ipv4": STRUCTS["vestige4"].size, "ipv6": STRUCTS["vestige6"].size}
+START_BYTES = STRUCTS["starts"].size // CONSTANTS["STARTS"]  # of a session: start and owner
+# Given to the C code: bytes of the index for each session of capacity. When every pool is full and alive a line of
+# eight words holds 5.3.
+INDEX_BYTES = 12
 PREFIXES = 65536
 NAMESPACES = 256
 

@@ -7,10 +7,13 @@ from typing import Any
 
 from twctl.errors import TwctlError
 from twctl.table.maps import Table
+from twctl.table.shared import STRUCTS
 
-SETTINGS_BYTES = 65536  # struct settings (bpf/vestige.h)
-_SEQUENCE, _LENGTH = struct.Struct("=Q"), struct.Struct("=Q")
-_JSON = _SEQUENCE.size + _LENGTH.size  # where the text begins
+SETTINGS_BYTES = STRUCTS["settings"].size
+_FIELDS = STRUCTS["settings"].fields
+_BEGIN, _ROOM = _FIELDS["json"].offset, _FIELDS["json"].size
+_SEQUENCE, _LENGTH = _FIELDS["sequence"].offset, _FIELDS["length"].offset
+_NUMBER = struct.Struct("=Q")
 # A reader that meets the daemon writing looks again so often; the daemon writes for microseconds, once in its life.
 TRIES = 100
 
@@ -21,24 +24,24 @@ def publish(table: Table, settings: Mapping[str, object]) -> None:
     :raises TwctlError: if they are longer than the map.
     """
     text = json.dumps(settings, separators=(",", ":")).encode()
-    if len(text) > SETTINGS_BYTES - _JSON:
-        message = f"the configuration takes {len(text)} bytes where {SETTINGS_BYTES - _JSON} have room"
+    if len(text) > _ROOM:
+        message = f"the configuration takes {len(text)} bytes where {_FIELDS['json'].size} have room"
         raise TwctlError(message, "give fewer prefixes in [classes] or fewer names in netns")
     memory = table.map("settings", SETTINGS_BYTES)
-    writing = _SEQUENCE.unpack_from(memory)[0] | 1  # also where a daemon was killed as it wrote
-    _SEQUENCE.pack_into(memory, 0, writing)
-    memory[_JSON : _JSON + len(text)] = text
-    _LENGTH.pack_into(memory, _SEQUENCE.size, len(text))
-    _SEQUENCE.pack_into(memory, 0, writing + 1)
+    writing = _NUMBER.unpack_from(memory, _SEQUENCE)[0] | 1  # also where a daemon was killed as it wrote
+    _NUMBER.pack_into(memory, _SEQUENCE, writing)
+    memory[_BEGIN : _BEGIN + len(text)] = text
+    _NUMBER.pack_into(memory, _LENGTH, len(text))
+    _NUMBER.pack_into(memory, _SEQUENCE, writing + 1)
 
 
 def published(table: Table) -> dict[str, Any] | None:
     """What a daemon has told; None: nothing, or it was killed as it wrote."""
     memory = table.map("settings", SETTINGS_BYTES)
     for _ in range(TRIES):
-        before = _SEQUENCE.unpack_from(memory)[0]
-        length = _LENGTH.unpack_from(memory, _SEQUENCE.size)[0]
-        text = memory[_JSON : _JSON + length]
-        if not before % 2 and before == _SEQUENCE.unpack_from(memory)[0]:
+        before = _NUMBER.unpack_from(memory, _SEQUENCE)[0]
+        length = _NUMBER.unpack_from(memory, _LENGTH)[0]
+        text = memory[_BEGIN : _BEGIN + length]
+        if not before % 2 and before == _NUMBER.unpack_from(memory, _SEQUENCE)[0]:
             return dict(json.loads(text)) if length else None
     return None

@@ -5,17 +5,11 @@ import os
 import re
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
 from twctl.table.layout import Layout
+from twctl.table.shared import GIVEN, bpf_folder
 
 CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
-
-
-def bpf_folder() -> Path:
-    """Where the C sources lie: in the package when installed from a wheel, else beside it."""
-    packaged = Path(__file__).parents[1] / "bpf"
-    return packaged if packaged.is_dir() else Path(__file__).parents[2] / "bpf"
 
 
 def source(name: str) -> str:
@@ -40,7 +34,8 @@ def compile_flags(layout: Layout, offsets: Mapping[str, int], late: int = 0, see
     """Return what the C code is compiled with; `late` (ns) is added to each life, `seed` begins the tuples' hash."""
     jiffy = round(time.clock_getres(CLOCK_MONOTONIC_COARSE) * 1e9)
     values = (
-        layout.defines()
+        GIVEN
+        | layout.defines()
         | dict(offsets)
         | {"JIFFY_NANOSECONDS": jiffy, "HZ": round(1e9 / jiffy), "LATE_NANOSECONDS": late}
     )

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.table.layout import LANES
-from twctl.table.maps import TICK, Counters, Reason, Table
+from twctl.table.counters import LANES, TICK, Counters, Reason
+from twctl.table.maps import Table
 
 
 @dataclass(frozen=True)

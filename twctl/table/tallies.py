@@ -7,32 +7,28 @@ sessions are counted by one walk of the table.
 
 import dataclasses
 import enum
-import functools
 import heapq
 import ipaddress
 import itertools
 import mmap
-import pwd
 import struct
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
 
-from twctl.addresses import FAMILIES, Address, host_port
-from twctl.linux.cgroups import cgroup_paths, unit_of
-from twctl.table.maps import Batch, Table
+from twctl.addresses import FAMILIES, Address
+from twctl.table.maps import Table
+from twctl.table.records import RECORDS, Batch
+from twctl.table.shared import CONSTANTS, STRUCTS
 
-# In the order of vestige.h.
-LINES, PLACES = 512, 8
-NUMBERS = struct.Struct(f"={2 * PLACES}Q")  # of a line: keys, entries
-PLACE = struct.Struct("=QQ24s")  # no_port, error, party
-LINE_BYTES = NUMBERS.size + PLACES * PLACE.size
-TALLIES_BYTES = 3 * LINES * LINE_BYTES
-KEY_BUSY = 1
-OWNER_UNKNOWN, OWNER_OTHER = 0, 0xFFFF
-NO_UID = 0xFFFFFFFF
-CGROUPS_SECONDS = 10.0  # between two walks through all cgroups
+LINES, PLACES = CONSTANTS["TALLY_LINES"], CONSTANTS["LINE_WORDS"]
+LINE, PLACE_STRUCT, PARTY = STRUCTS["tallies"], STRUCTS["place"], STRUCTS["party"]
+NUMBERS = LINE.packer(("key", "entries"))
+PLACE = PLACE_STRUCT.packer(("no_port", "error", "party"), raw=("party",))
+PLACES_AT = LINE.fields["place"].offset
+TALLIES_BYTES = CONSTANTS["KINDS"] * LINES * LINE.size
+KEY_BUSY = CONSTANTS["KEY_BUSY"]
+OWNER_UNKNOWN, OWNER_OTHER = CONSTANTS["OWNER_UNKNOWN"], CONSTANTS["OWNER_OTHER"]
+NO_UID = 0xFFFFFFFF  # the socket's uid could not be read
 
 
 class By(enum.StrEnum):
@@ -137,13 +133,20 @@ def owners(table: Table) -> dict[int, Owner]:
 
 
 # A party's key: the bytes of its record, or of its place among the tallies, that make it what it is.
-_OWNER, _IPV4, _IPV6, _PORT = (
-    struct.Struct("=QI"),
-    struct.Struct("=4s2sB"),
-    struct.Struct("=16s2sBI"),
-    struct.Struct("=2sB"),
-)
+_OWNER, _IPV4, _IPV6, _PORT = (struct.Struct(each) for each in ("=QI", "=4s2sB", "=16s2sBI", "=2sB"))
 _UNKNOWN_KEY, _OTHER_KEY = b"unknown", b"other"
+# Where a key's bytes lie in struct party: an owner's cgroup and an IPv4 address begin as an IPv6 address does.
+_ADDRESS, _PARTY_PORT, _PARTY_NETNS, _SCOPE, _UID = (
+    PARTY.slice(name) for name in ("address", "port", "netns", "scope", "uid")
+)
+_CGROUP, _ADDRESS4 = slice(_ADDRESS.start, _ADDRESS.start + 8), slice(_ADDRESS.start, _ADDRESS.start + 4)
+_FAMILY = PARTY.fields["family"].offset
+# And in the records of each family.
+_REMOTE, _REMOTE_PORT, _LOCAL_PORT, _NETNS = (
+    {family: record.slice(name) for family, record in RECORDS.items()}
+    for name in ("remote", "remote_port", "local_port", "netns")
+)
+_RECORD_SCOPE = RECORDS["ipv6"].slice("scope")
 
 
 def _tallies(table: Table) -> mmap.mmap:
@@ -154,35 +157,35 @@ def places_of(memory: mmap.mmap, by: By) -> Iterator[tuple[int, bytes, int, int,
     """Yield place + 1, the party's key, entries, error and no_port of each party that has a place in the tallies."""
     first = list(By).index(by) * LINES
     for line in range(LINES):
-        at = (first + line) * LINE_BYTES
+        at = (first + line) * LINE.size
         numbers = NUMBERS.unpack_from(memory, at)
         for place in range(PLACES):
             key, entries = numbers[place::PLACES]
             if key > KEY_BUSY:
-                no_port, error, party = PLACE.unpack_from(memory, at + NUMBERS.size + place * PLACE.size)
+                no_port, error, party = PLACE.unpack_from(memory, at + PLACES_AT + place * PLACE.size)
                 yield line * PLACES + place + 1, _key_of(by, party), entries, 0 if by is By.OWNER else error, no_port
 
 
 def _key_of(by: By, party: bytes) -> bytes:
     """The key of a struct party."""
     if by is By.OWNER:
-        return party[:8] + party[20:]
+        return party[_CGROUP] + party[_UID]
     if by is By.LOCAL_PORT:
-        return party[16:18] + party[19:20]
-    ipv6 = party[18]
-    return party[:16] + party[16:18] + party[19:] if ipv6 else party[:4] + party[16:18] + party[19:20]
+        return party[_PARTY_PORT] + party[_PARTY_NETNS]
+    if FAMILIES[party[_FAMILY]] == "ipv4":
+        return party[_ADDRESS4] + party[_PARTY_PORT] + party[_PARTY_NETNS]
+    return party[_ADDRESS] + party[_PARTY_PORT] + party[_PARTY_NETNS] + party[_SCOPE]
 
 
 def _living(table: Table, by: By, family: str) -> Iterator[bytes]:
-    """The key of each live session's party, from struct vestige4 or vestige6."""
+    """The key of each live session's party, from its record."""
+    remote, remote_port, local_port, netns = (where[family] for where in (_REMOTE, _REMOTE_PORT, _LOCAL_PORT, _NETNS))
     records = (raw for batch in _batches(table, family) for raw in batch.records)
-    if by is By.REMOTE and family == "ipv4":
-        return (raw[4:8] + raw[10:12] + raw[30:31] for raw in records)
-    if by is By.REMOTE:
-        return (raw[16:32] + raw[34:36] + raw[54:55] + raw[56:60] for raw in records)
+    if by is By.LOCAL_PORT:
+        return (raw[local_port] + raw[netns] for raw in records)
     if family == "ipv4":
-        return (raw[8:10] + raw[30:31] for raw in records)
-    return (raw[32:34] + raw[54:55] for raw in records)
+        return (raw[remote] + raw[remote_port] + raw[netns] for raw in records)
+    return (raw[remote] + raw[remote_port] + raw[netns] + raw[_RECORD_SCOPE] for raw in records)
 
 
 def _batches(table: Table, family: str) -> Iterator[Batch]:
@@ -229,87 +232,3 @@ def _party(by: By, key: bytes) -> Party:
     address, port, netns, *scope = (_IPV6 if len(key) == _IPV6.size else _IPV4).unpack(key)
     zone = f"%{scope[0]}" if scope and scope[0] else ""
     return Remote(ipaddress.ip_address(f"{ipaddress.ip_address(address)}{zone}"), int.from_bytes(port, "big"), netns)
-
-
-class Names:
-    """What people call the parties: cgroups and namespaces, looked up once, and again when asked to."""
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._learn_namespaces()
-        self._learn_cgroups()
-
-    def _learn_namespaces(self) -> None:
-        self._namespaces = {index: name for index, (_, name) in self._table.enrolments().items()}
-
-    def _learn_cgroups(self) -> None:
-        self._cgroups, self._learned = cgroup_paths(), time.monotonic()
-
-    def update(self, parties: Iterable[Party]) -> None:
-        """Learn what is new. Cgroups only where one of these has no name, and not all the time: some are gone."""
-        self._learn_namespaces()
-        cgroups = {party.cgroup for party in parties if isinstance(party, Owner) and party != OTHER and party.cgroup}
-        if cgroups - self._cgroups.keys() and time.monotonic() - self._learned > CGROUPS_SECONDS:
-            self._learn_cgroups()
-
-    def row(self, by: By, tally: Tally) -> dict[str, Any]:
-        """Plain values of a tally, as `twctl blame --json` prints them."""
-        numbers = {name: getattr(tally, name) for name in ("sessions", "entered", "error", "no_port")}
-        return {"by": by.value, **self._names(tally.party), **numbers}
-
-    def _names(self, party: Party) -> dict[str, Any]:
-        if isinstance(party, Owner):
-            return {"owner": self.owner(party), "cgroup": self._cgroups.get(party.cgroup or 0), "uid": party.uid}
-        where = {"netns": self._namespaces.get(party.netns, f"#{party.netns}")}
-        if isinstance(party, LocalPort):
-            return {"local_port": party.port, **where}
-        return {"remote": str(party.address), "remote_port": party.port, **where}
-
-    def owner(self, owner: Owner) -> str:
-        """The systemd unit, or the cgroup's path, or its number."""
-        if owner.cgroup is None:
-            return "unknown"
-        if owner == OTHER:
-            return "other"
-        path = self._cgroups.get(owner.cgroup)
-        return unit_of(path) if path else f"cgroup {owner.cgroup}"  # gone, or of a hierarchy that is not shown here
-
-
-@functools.lru_cache
-def user_name(uid: int | None) -> str:
-    """The user's name; the number where it has none, "-" where it is not known."""
-    if uid is None:
-        return "-"
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def lines(by: By, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """A table of at most 80 columns."""
-    numbers = f"{'sessions':>9} {'entered':>11} {'error':>8} {'no port':>8}"
-    first = {
-        By.OWNER: f"{'owner':<27} {'user':<12}",
-        By.REMOTE: f"{'remote':<40}",
-        By.LOCAL_PORT: f"{'local port':<40}",
-    }
-    yield f"{first[by]} {numbers}".rstrip()
-    for row in rows:
-        entries = "-" if row["entered"] is None else row["entered"]
-        yield f"{_first(by, row)} {row['sessions']:>9} {entries:>11} {row['error']:>8} {row['no_port']:>8}"
-
-
-def _first(by: By, row: Mapping[str, Any]) -> str:
-    if by is By.OWNER:
-        return f"{_cut(row['owner'], 27):<27} {_cut(user_name(row['uid']), 12):<12}"
-    where = f" {row['netns']}" if row["netns"] else ""
-    if by is By.LOCAL_PORT:
-        return f"{_cut(str(row['local_port']) + where, 40):<40}"
-    remote = host_port(row["remote"], row["remote_port"]) + where
-    return f"{_cut(remote, 40):<40}"
-
-
-def _cut(text: str, width: int) -> str:
-    """The end of a name says more than its beginning."""
-    return text if len(text) <= width else f"...{text[3 - width :]}"

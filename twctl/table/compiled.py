@@ -1,0 +1,153 @@
+"""Compile the C sources, load and attach their programs: the only module with bcc, and so with LLVM, in it."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from twctl.addresses import FAMILIES
+from twctl.errors import TwctlError
+from twctl.table.shared import bpf_folder
+from twctl.table.sources import source
+
+RECONCILERS = ("take", "adopt", "sweep", "finish", "collect", "dismiss", "epoch")
+GUARDS = ("guard_ingress", "guard_egress")
+NEEDED_RELEASE = (5, 12)
+STATE_EVENT = b"raw_tracepoint__inet_sock_set_state"
+AGAIN = "again__inet_sock_set_state"
+MAPS = (
+    *(f"{part}_{family}" for part in ("records", "lines", "starts", "seen", "classes") for family in FAMILIES),
+    *(
+        "rings",
+        "living",
+        "counters",
+        "namespaces",
+        "inbox",
+        "outbox",
+        "marks",
+        "meta",
+        "enrolments",
+        "settings",
+        "dues_map",
+        "tos",
+        "closing",
+        "pending",
+        "tallies",
+    ),
+)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[list[str]]:
+    """Collect what bcc and LLVM print on standard error (the reason of a failure); at the end it stands in the list."""
+    lines: list[str] = []
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    saved = os.dup(2)
+    os.dup2(write, 2)
+    os.close(write)
+    try:
+        yield lines
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        with os.fdopen(read, errors="replace") as pipe:
+            lines += pipe.read().splitlines()
+
+
+def compiled(file: str, flags: list[str], programs: Sequence[str], kind: str, what: str) -> tuple[Any, dict[str, int]]:
+    """Compile a file, load these programs of it; returns bcc's object and their descriptors.
+
+    :raises TwctlError: with the reason, where the kernel or the compiler refuses.
+    """
+    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
+    bcc = _bcc()
+    failure = ""
+    with _quiet() as lines:
+        try:
+            made = bcc.BPF(text=source(file).encode(), cflags=flags)
+            return made, {name: made.load_func(name, getattr(bcc.BPF, kind)).fd for name in programs}
+        except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
+            failure = str(error)
+    hint = "run 'twctl check' to see what this kernel allows"
+    if "Invalid argument" in failure and running_release() < NEEDED_RELEASE:
+        failure, lines = f"Linux {os.uname().release} has no atomic exchange in BPF (5.12)", []
+        hint = "twctl needs Linux 5.15 or later"
+    if any("could not open bpf map" in line for line in lines):  # bcc opens pinned maps by number
+        hint = "give it CAP_SYS_ADMIN and CAP_SYSLOG, as deploy/systemd/vestigial.conf does"
+    raise TwctlError(f"the {what} does not load: {_reason(lines, failure)}", hint)
+
+
+class Probes:
+    """The probes of one kind, compiled, loaded and attached. flags: for the compiler; probe: tracepoint or fentry."""
+
+    def __init__(self, flags: list[str], probe: str) -> None:
+        flags = [*flags, "-DPROBE_FENTRY"] if probe == "fentry" else flags
+        self.bpf, self.programs = compiled("observe.c", flags, RECONCILERS, "RAW_TRACEPOINT", f"{probe} probe")
+        self._again: dict[str, int] = {}
+        if probe == "tracepoint":
+            self.programs[AGAIN] = self._load_again()
+            self._again[AGAIN] = _attach_raw_tracepoint(self.programs[AGAIN])
+
+    def _load_again(self) -> int:
+        """Load the program of the state event a second time (observe/twice.h); returns its descriptor."""
+        first = self.bpf.funcs.pop(STATE_EVENT)  # bcc loads no function twice that it has in its list
+        try:
+            return int(self.bpf.load_func(STATE_EVENT, _bcc().BPF.RAW_TRACEPOINT).fd)
+        finally:
+            self.bpf.funcs[STATE_EVENT] = first
+
+    def links(self) -> dict[str, int]:
+        """Attached programs: name and descriptor of the link."""
+        groups = (self.bpf.raw_tracepoint_fds, self.bpf.kfunc_entry_fds, self.bpf.kfunc_exit_fds)
+        return self._again | {
+            name.decode() if isinstance(name, bytes) else name: fd for group in groups for name, fd in group.items()
+        }
+
+    def probes(self) -> dict[str, int]:
+        """The programs that are attached: name and descriptor."""
+        return {name.decode(): function.fd for name, function in self.bpf.funcs.items() if b"__" in name}
+
+    def maps(self) -> dict[str, int]:
+        """Maps: name and descriptor. Not through BPF[name]: its JSON of two-dimensional arrays is broken."""
+        return {name: _bcc().lib.bpf_table_fd(self.bpf.module, name.encode()) for name in MAPS}
+
+
+def _attach_raw_tracepoint(program: int) -> int:
+    """Attach a second program to the tracepoint, which bcc itself would not; returns the link's descriptor."""
+    fd = int(_bcc().lib.bpf_attach_raw_tracepoint(program, b"inet_sock_set_state"))
+    if fd < 0:
+        raise OSError(-fd, os.strerror(-fd), AGAIN)
+    return fd
+
+
+def map_descriptor(made: Any, name: str) -> int:  # noqa: ANN401 - bcc has no types
+    """Descriptor of a map of what `compiled` made."""
+    return int(_bcc().lib.bpf_table_fd(made.module, name.encode()))
+
+
+def _bcc() -> Any:  # noqa: ANN401 - bcc has no types
+    try:
+        import bcc  # noqa: PLC0415 - this is the only process that may carry it
+    except ImportError:
+        raise TwctlError(
+            "Python cannot import bcc",
+            "install Debian's python3-bpfcc (PyPI's bcc is something else) and run deploy/setup",
+        ) from None
+    if not hasattr(bcc, "BPF"):
+        raise TwctlError(
+            "the installed bcc is not the BPF compiler collection",
+            "pip uninstall bcc, and install Debian's python3-bpfcc",
+        )
+    return bcc
+
+
+def running_release() -> tuple[int, ...]:
+    """Version of the running kernel, as far as the second number."""
+    return tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+
+
+def _reason(lines: list[str], failure: str) -> str:
+    told = [line for line in lines if "error:" in line or line.startswith("bpf:") or "not permitted" in line]
+    return (told or [failure])[0].strip()

@@ -1,0 +1,67 @@
+"""Which network namespaces the probes watch: each has an index, by which records name it."""
+
+import contextlib
+import os
+import struct
+import time
+
+from twctl.errors import TwctlError
+from twctl.linux import libbpf, netns
+from twctl.table.layout import NAMESPACES
+from twctl.table.maps import ENROLMENT, Table
+from twctl.table.shared import CONSTANTS
+
+# Longest life of a vestige that no guard has (s): TIME_WAIT, and what fentry waits for an end.
+UNGUARDED_SECONDS = 60 + 5
+
+
+def enrol(table: Table, index: int, cookie: int, name: str, *, guarded: bool = False) -> None:
+    """Have the probes watch a namespace under this index; guarded: its vestiges live as `lives` says."""
+    ENROLMENT.pack_into(table.enrolment_rows, index * ENROLMENT.size, cookie, 0, name.encode())
+    flags = index | CONSTANTS["NETNS_GUARDED"] * guarded
+    _update(table, "namespaces", struct.pack("=Q", cookie), struct.pack("=I", flags))
+
+
+def withdraw(table: Table, index: int, cookie: int) -> None:
+    """Have the probes no longer watch a namespace; its vestiges expire, and then its index is free."""
+    fd = table.fd("namespaces")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            libbpf.map_delete(fd, struct.pack("=Q", cookie))
+    finally:
+        os.close(fd)
+    ENROLMENT.pack_into(table.enrolment_rows, index * ENROLMENT.size, 0, time.monotonic_ns(), b"")
+
+
+def free_index(table: Table) -> int | None:
+    """The index that was given back longest ago, if all vestiges that have it are over; None: there is none."""
+    over = time.monotonic_ns() - max(*table.lives, UNGUARDED_SECONDS * 10**9)
+    rows = (ENROLMENT.unpack_from(table.enrolment_rows, i * ENROLMENT.size) for i in range(NAMESPACES))
+    free = [(left, i) for i, (cookie, left, _) in enumerate(rows) if not cookie and (not left or left < over)]
+    return min(free)[1] if free else None
+
+
+def reachable(table: Table) -> dict[int, str]:
+    """Index and name of the enrolled namespaces that this process can enter; some may be gone by now.
+
+    :raises TwctlError: if all are, or the one that the daemon runs in is not ours.
+    """
+    found = {}
+    for index, (cookie, name) in table.enrolments().items():
+        here = netns.cookie(name or None) if not name or netns.inode(name) else None
+        if here == cookie:
+            found[index] = name
+        elif not name:
+            where = "the one that 'twctl run' was started in"
+            raise TwctlError(f"network namespace {where} is another one here", "run this where the daemon runs")
+    if not found:
+        raise TwctlError("none of the enrolled network namespaces is here", "run this where the daemon runs")
+    return found
+
+
+def _update(table: Table, name: str, key: bytes, value: bytes) -> None:
+    fd = table.fd(name)
+    try:
+        libbpf.map_update(fd, key, value)
+    finally:
+        os.close(fd)
