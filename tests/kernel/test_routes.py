@@ -85,15 +85,15 @@ def descriptors() -> int:
 
 
 def settle(watcher: RouteWatcher) -> bool:
-    """What the daemon does: drain while the descriptor is readable. True if the trie may have changed."""
+    """What the daemon does: follow while the descriptor is readable. True if the trie may have changed."""
     changed = False
     while select.select([watcher], [], [], 0)[0]:
-        changed |= watcher.drain()
+        changed |= watcher.follow()
     return changed
 
 
 def wait_until(watcher: RouteWatcher, condition: Callable[[], bool]) -> None:
-    """Drain whenever the watcher is readable until the condition holds; fails after SECONDS.
+    """Follow whenever the watcher is readable until the condition holds; fails after SECONDS.
 
     It must hold still when nothing waits any more: a read that is due would hide what the next messages fail to tell.
     """
@@ -102,7 +102,7 @@ def wait_until(watcher: RouteWatcher, condition: Callable[[], bool]) -> None:
         left = deadline - time.monotonic()
         assert left > 0, f"not within {SECONDS} s: {watcher.trie()}"
         if select.select([watcher], [], [], left)[0]:
-            watcher.drain()
+            watcher.follow()
     settle(watcher)
     assert condition()
 

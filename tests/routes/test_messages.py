@@ -1,97 +1,85 @@
-"""The screen that keeps irrelevant route messages out, on messages made byte for byte as the kernel makes them."""
+"""What pyroute2 decodes, on messages that pyroute2 encodes, becomes what the Fib compares."""
 
-import ipaddress
 import socket
 import struct
 
-from twctl.linux.netlink import HEADER
-from twctl.routes.messages import (
-    LOCAL,
-    RTA_DST,
-    RTA_GATEWAY,
-    RTA_MULTIPATH,
-    RTA_NH_ID,
-    RTA_OIF,
-    RTA_PRIORITY,
-    RTA_VIA,
-    RTM_F_CLONED,
-    RTMSG,
-    UNICAST,
-    Hop,
-    Screen,
-    decode_route,
-)
+from pyroute2.netlink import nlmsg
 
-NLM_F_DUMP_INTR = 0x10  # include/uapi/linux/netlink.h
-GATEWAY = (RTA_GATEWAY, bytes((10, 0, 0, 9)))
-LINK = (RTA_OIF, struct.pack("=I", 2))
-RTM_NEWROUTE = 24  # include/uapi/linux/rtnetlink.h
-SUBNET = (socket.AF_INET, 10 << 24, 8)
+from twctl.linux.rtnl import RTM_NEWNEXTHOP, NexthopMessage, RouteMessage, decode
+from twctl.routes.messages import Hop, Link, Nexthop, RouteEntry, link_of, nexthop_of, route_of
+
+# include/uapi/linux/rtnetlink.h, nexthop.h
+RTM_NEWLINK, RTM_NEWROUTE = 16, 24
+NHA_ID, NHA_GROUP, NHA_BLACKHOLE = 1, 2, 4
 
 
-def attribute(type_: int, value: bytes) -> bytes:
-    """One attribute with its padding."""
-    return struct.pack("=HH", 4 + len(value), type_) + value + bytes(-len(value) % 4)
+def decoded(message: nlmsg, type_: int) -> nlmsg:
+    """A message as it comes back from the bytes it is sent as."""
+    message["header"]["type"] = type_
+    message.encode()
+    (found,) = decode(bytes(message.data))
+    return found
 
 
-def message(
-    prefix: str, *values: tuple[int, bytes], type_: int = UNICAST, flags: int = 0, header: int = 0
-) -> bytearray:
-    """RTM_NEWROUTE of a prefix in table main."""
-    network = ipaddress.ip_network(prefix)
-    family = socket.AF_INET if network.version == 4 else socket.AF_INET6
-    body = RTMSG.pack(family, network.prefixlen, 0, 0, 254, 186, 0, type_, flags)
-    for value in ((RTA_DST, network.network_address.packed), *values):
-        body += attribute(*value)
-    return bytearray(HEADER.pack(HEADER.size + len(body), RTM_NEWROUTE, header, 0, 0) + body)
+def route(family: int, **values: object) -> RouteEntry:
+    """A unicast route in table main, of a BGP daemon."""
+    message = RouteMessage()
+    message.update(family=family, dst_len=24, table=254, proto=186, type=1)
+    message["attrs"] = [(f"RTA_{name}", value) for name, value in values.items()]
+    return route_of(decoded(message, RTM_NEWROUTE))
 
 
-def passes(screen: Screen, buffer: bytearray) -> bool:
-    """Whether a screen lets a message through."""
-    return bool(list(screen.select(buffer, len(buffer))))
+def test_route_through_a_gateway() -> None:
+    """Addresses become numbers and text, what is not said is 0 or empty."""
+    found = route(socket.AF_INET, DST="203.0.113.0", TABLE=1000, PRIORITY=20, GATEWAY="10.0.0.2", OIF=3)
+    destination = int.from_bytes(bytes((203, 0, 113, 0)), "big")
+    assert found == RouteEntry(socket.AF_INET, destination, 24, 1000, 0, 20, 1, 186, "", 0, (Hop(3, "10.0.0.2"),))
+    assert str(found.prefix) == "203.0.113.0/24"
 
 
-def test_gateway_route_matters_only_inside_an_onlink_prefix() -> None:
-    """A route through a gateway passes inside (or at) a covering prefix and nowhere else."""
-    screen = Screen([SUBNET])
-    inside = [passes(screen, message(p, GATEWAY)) for p in ("10.1.0.0/16", "10.0.0.0/8", "10.0.0.0/7", "11.0.0.0/8")]
-    assert inside == [True, True, False, False]
-    assert not passes(Screen(), message("10.1.0.0/16", GATEWAY))
+def test_table_is_the_headers_where_no_attribute_says_more() -> None:
+    """The header has 8 bits of it."""
+    assert route(socket.AF_INET6, DST="2001:db8::", OIF=3).table == 254
 
 
-def test_route_without_gateway_always_matters() -> None:
-    """On-link routes and own addresses pass an empty screen."""
-    assert passes(Screen(), message("10.1.0.0/16", LINK))
-    assert passes(Screen(), message("10.1.0.1/32", LINK, type_=LOCAL))
+def test_preferred_source_is_text() -> None:
+    """RTA_PREFSRC, in both families."""
+    assert route(socket.AF_INET, PREFSRC="10.0.0.1").source == "10.0.0.1"
+    assert route(socket.AF_INET6, PREFSRC="fd01::1").source == "fd01::1"
 
 
-def test_every_form_of_gateway_is_seen() -> None:
-    """RTA_VIA, a hop of RTA_MULTIPATH and a nexthop object are gateways like RTA_GATEWAY."""
-    via = (RTA_VIA, struct.pack("=H", socket.AF_INET6) + bytes(16))
-    hop = struct.pack("=HBBi", 16, 0, 0, 3) + attribute(*GATEWAY)
-    paths = (RTA_MULTIPATH, struct.pack("=HBBi", 8, 0, 0, 2) + hop)
-    known = (RTA_NH_ID, struct.pack("=I", 7))
-    assert [passes(Screen(), message("10.1.0.0/16", way)) for way in (via, paths, known)] == [False] * 3
-    assert passes(Screen(onlink_nexthops=frozenset({7})), message("10.1.0.0/16", known))
-    buffer = message("10.1.0.0/16", (RTA_PRIORITY, struct.pack("=I", 23)), paths)
-    (found,) = Screen([SUBNET]).select(buffer, len(buffer))
-    route = decode_route(buffer, found)
-    assert (str(route.prefix), route.table, route.metric) == ("10.1.0.0/16", 254, 23)
-    assert route.hops == (Hop(2, b""), Hop(3, GATEWAY[1]))
+def test_gateway_of_another_family() -> None:
+    """RTA_VIA is a gateway like RTA_GATEWAY."""
+    assert route(socket.AF_INET, VIA={"family": socket.AF_INET6, "addr": "fd01::9"}, OIF=2).hops == (Hop(2, "fd01::9"),)
 
 
-def test_cached_and_link_local_routes_never_matter() -> None:
-    """A cloned IPv6 route is the cache's, and fe80::/10 has a class of its own."""
-    assert not passes(Screen(), message("fd01::7/128", LINK, flags=RTM_F_CLONED))
-    assert not passes(Screen(), message("fe80::/64", LINK))
-    assert passes(Screen(), message("fec0::/64", LINK))
+def test_route_of_a_nexthop_object_has_no_hops_of_its_own() -> None:
+    """The object says where it leads."""
+    found = route(socket.AF_INET, DST="10.0.0.0", OIF=3, NH_ID=31)
+    assert (found.nexthop, found.hops) == (31, ())
 
 
-def test_interrupted_dump_is_noticed_on_any_message() -> None:
-    """The kernel marks one message of an inconsistent dump; the screen notices it on one that does not pass."""
-    screen = Screen()
-    assert not passes(screen, message("11.0.0.0/8", GATEWAY))
-    assert not screen.interrupted
-    assert not passes(screen, message("11.0.0.0/8", GATEWAY, header=NLM_F_DUMP_INTR))
-    assert screen.interrupted
-    assert screen.seen == 2
+def nexthop(*values: tuple[int, bytes]) -> tuple[int, Nexthop]:
+    """A nexthop object from attributes as the kernel writes them."""
+    body = bytes(8) + b"".join(struct.pack("=HH", 4 + len(value), type_) + value for type_, value in values)
+    (found,) = decode(struct.pack("=IHHII", 16 + len(body), RTM_NEWNEXTHOP, 0, 0, 0) + body)
+    return nexthop_of(found)
+
+
+def test_nexthop_objects() -> None:
+    """One with a gateway, a group (ids and weights), a blackhole."""
+    message = NexthopMessage()
+    message["family"] = socket.AF_INET
+    message["attrs"] = [("NHA_ID", 29), ("NHA_OIF", 3), ("NHA_GATEWAY", "10.0.0.9")]
+    single = nexthop_of(decoded(message, RTM_NEWNEXTHOP))
+    assert single == (29, Nexthop(Hop(3, "10.0.0.9"), (), blackhole=False))
+    number, members = (NHA_ID, struct.pack("=I", 7)), struct.pack("=IBxxxIBxxx", 2, 0, 3, 9)
+    assert nexthop(number, (NHA_GROUP, members)) == (7, Nexthop(Hop(0, ""), (2, 3), blackhole=False))
+    assert nexthop(number, (NHA_BLACKHOLE, b"")) == (7, Nexthop(Hop(0, ""), (), blackhole=True))
+
+
+def test_link_has_its_name_and_flags() -> None:
+    """The index is the key under which the Fib keeps it."""
+    attribute = struct.pack("=HH8s", 12, 3, b"eth1\0\0\0\0")
+    (found,) = decode(struct.pack("=IHHIIBxHiII", 44, RTM_NEWLINK, 0, 0, 0, 0, 1, 5, 0x1003, 0) + attribute)
+    assert link_of(found) == (5, Link("eth1", 0x1003))

@@ -80,7 +80,7 @@ class Discovery:
 
     def handle(self) -> None:
         """Have those join and leave that have come and gone."""
-        self._mounts.drain()
+        self._mounts.clear()
         self._look()
 
     def run(self) -> float:

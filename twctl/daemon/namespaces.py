@@ -67,10 +67,10 @@ class Namespace:
 
     def follow(self) -> None:
         """Act on what has changed of its routes and devices. Raises TwctlError."""
-        if self.routes.drain():
+        if self.routes.follow():
             self.tries.sync(self.routes.trie())
         if self.guard:
-            self.guard.drain()
+            self.guard.follow()
 
     def guard_all_devices(self) -> None:
         """Put the guard on devices that lack it. Raises TwctlError."""

@@ -32,7 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 Made = TypeVar("Made")
 
 
-def inside(name: str | None, make: Callable[[], Made]) -> Made:
+def inside(netns: str | None, make: Callable[[], Made]) -> Made:
     """Call `make` in a namespace (name or path; None: the calling thread's own) and return what it made.
 
     Sockets and open files of /proc/thread-self/net stay in the namespace they were made in. A thread of its own goes
@@ -40,29 +40,29 @@ def inside(name: str | None, make: Callable[[], Made]) -> Made:
 
     :raises TwctlError: if there is no such namespace or it cannot be entered.
     """
-    if name is None:
+    if netns is None:
         return make()
 
     def enter() -> None:
-        with path(name).open() as namespace:
+        with path(netns).open() as namespace:
             _checked(_libc.setns(namespace.fileno(), CLONE_NEWNET))
 
     try:
         return _in_thread(enter, make)
     except OSError as error:
-        message = f"cannot enter network namespace {name}: {error}"
+        message = f"cannot enter network namespace {netns}: {error}"
         raise TwctlError(message, "'ip netns list' shows the names; run as root") from error
 
 
-def path(name: str | None) -> Path:
+def path(netns: str | None) -> Path:
     """Return the file that is the namespace (None: the main thread's own)."""
-    return OWN if name is None else NAMESPACES / name
+    return OWN if netns is None else NAMESPACES / netns
 
 
-def inode(name: str | None) -> int:
+def inode(netns: str | None) -> int:
     """Return the number by which a namespace is told from those that live at the same time; 0 if there is none."""
     try:
-        status = path(name).stat()
+        status = path(netns).stat()
     except OSError:
         return 0
     return status.st_ino if status.st_dev == OWN.stat().st_dev else 0
@@ -102,7 +102,7 @@ def _in_thread(enter: Callable[[], None], make: Callable[[], Made]) -> Made:
         try:
             enter()
             made.append(make())
-        except (OSError, TwctlError) as error:
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that waits
             errors.append(error)
 
     thread = threading.Thread(target=work)
@@ -113,12 +113,12 @@ def _in_thread(enter: Callable[[], None], make: Callable[[], Made]) -> Made:
     return made[0]
 
 
-def cookie(name: str | None) -> int:
+def cookie(netns: str | None) -> int:
     """Return the namespace's cookie: a number that no other namespace has had since boot.
 
     :raises TwctlError: if the namespace cannot be entered.
     """
-    sock = inside(name, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    sock = inside(netns, lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
     with sock:
         value: bytes = sock.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8)
     return int(struct.unpack("=Q", value)[0])
@@ -154,8 +154,8 @@ class Mounts:
         """Readable when something has changed."""
         return self._poll.fileno()
 
-    def drain(self) -> None:
-        """Take note of it."""
+    def clear(self) -> None:
+        """Take note of it: readable again only after the next change."""
         self._poll.poll(0)
 
     def close(self) -> None:

@@ -12,13 +12,12 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from twctl.classes import Kind, Route
-from twctl.linux.netlink import part_of
-from twctl.routes.messages import LOCAL, UNICAST, Hop, Link, Nexthop, RouteMessage, Screen
+from pyroute2.netlink.rtnl import rt_proto, rt_type
+from pyroute2.netlink.rtnl.ifinfmsg import IFF_BROADCAST, IFF_UP
 
-with part_of("pyroute2"):
-    from pyroute2.netlink.rtnl import rt_proto, rt_type
-    from pyroute2.netlink.rtnl.ifinfmsg import IFF_BROADCAST, IFF_UP
+from twctl.classes import Kind, Route
+from twctl.routes.messages import Hop, Link, Nexthop, RouteEntry
+from twctl.routes.screen import LOCAL, UNICAST, Screen
 
 MAIN_TABLE = 254
 
@@ -41,9 +40,9 @@ class Fib:
         self.stale = False
         self._links = dict(links)
         self._nexthops = dict(nexthops)
-        self._slots: dict[tuple[int, ...], list[RouteMessage]] = {}
+        self._slots: dict[tuple[int, ...], list[RouteEntry]] = {}
 
-    def replace(self, routes: Iterable[RouteMessage]) -> None:
+    def replace(self, routes: Iterable[RouteEntry]) -> None:
         """Take these routes for all there are."""
         self._slots = {}
         for route in routes:
@@ -64,7 +63,7 @@ class Fib:
 
     # What messages change. Each returns whether a class may be another one now.
 
-    def add(self, route: RouteMessage, *, replaces: bool) -> bool:
+    def add(self, route: RouteEntry, *, replaces: bool) -> bool:
         """RTM_NEWROUTE; replaces says that it came with NLM_F_REPLACE."""
         slot = self._slots.setdefault(route.slot, [])
         if route in slot:
@@ -77,7 +76,7 @@ class Fib:
         slot.append(route)
         return True
 
-    def remove(self, route: RouteMessage) -> bool:
+    def remove(self, route: RouteEntry) -> bool:
         """RTM_DELROUTE."""
         slot = self._slots.get(route.slot)
         if slot is None:
@@ -92,14 +91,14 @@ class Fib:
             self._remove_with_address(route)
         return True
 
-    def _remove_with_address(self, address: RouteMessage) -> None:
+    def _remove_with_address(self, address: RouteEntry) -> None:
         """IPv4 routes with this preferred source go (net/ipv4/fib_semantics.c, fib_sync_down_addr).
 
         With the last address of a link all routes over it go as well (net/ipv4/fib_frontend.c, fib_inetaddr_event).
         """
         owned = [m for m in self._messages() if m.type == LOCAL and m.family == socket.AF_INET]
         if not any(own[:3] == address[:3] for own in owned):
-            source, tables = address.destination.to_bytes(4, "big"), (MAIN_TABLE, address.table)
+            source, tables = str(ipaddress.IPv4Address(address.destination)), (MAIN_TABLE, address.table)
             self._drop(lambda m: m.source == source and m.table in tables and m.type != LOCAL)
         link = address.hops[0].link
         if not any(own.protocol == address.protocol and own.hops[0].link == link for own in owned):
@@ -123,7 +122,7 @@ class Fib:
         self._drop(lambda m: _over(self._hops(m), index) and not self._outlives_link(m, index))
         self._remove_nexthops({n for n, o in self._nexthops.items() if o.hop.link == index and not o.members})
 
-    def _outlives_link(self, route: RouteMessage, index: int) -> bool:
+    def _outlives_link(self, route: RouteEntry, index: int) -> bool:
         """The host's own IPv4 addresses stay while a link is only down (fib_semantics.c, fib_sync_down_dev).
 
         All others need a hop over another link.
@@ -157,12 +156,12 @@ class Fib:
     def _uses_objects(self) -> bool:
         return any(message.nexthop for message in self._messages())
 
-    def _drop(self, gone: Callable[[RouteMessage], bool]) -> None:
+    def _drop(self, gone: Callable[[RouteEntry], bool]) -> None:
         self.replace([message for message in self._messages() if not gone(message)])
 
     # What a route says
 
-    def route(self, message: RouteMessage) -> Route | None:
+    def route(self, message: RouteEntry) -> Route | None:
         """A route in the terms of classes.py; None for types that carry no TCP (broadcast, multicast) and throw."""
         kind = self._kind(message)
         if kind is None:
@@ -172,7 +171,7 @@ class Fib:
         gateway = next((ipaddress.ip_address(hop.gateway) for hop in hops if hop.gateway), None)
         return Route(message.prefix, message.table, message.metric, kind, link.name if link else None, gateway)
 
-    def _kind(self, message: RouteMessage) -> Kind | None:
+    def _kind(self, message: RouteEntry) -> Kind | None:
         if message.type != UNICAST:
             return _KINDS.get(message.type)
         hops = self._hops(message)
@@ -181,10 +180,10 @@ class Fib:
         derived = message.protocol == rt_proto["kernel"]
         return "onlink" if derived or all(self._has_neighbours(hop.link) for hop in hops) else "tunnel"
 
-    def _messages(self) -> Iterator[RouteMessage]:
+    def _messages(self) -> Iterator[RouteEntry]:
         return (message for slot in self._slots.values() for message in slot)
 
-    def _hops(self, message: RouteMessage) -> tuple[Hop, ...]:
+    def _hops(self, message: RouteEntry) -> tuple[Hop, ...]:
         return self._hops_of(message.nexthop) if message.nexthop else message.hops
 
     def _hops_of(self, nexthop: int) -> tuple[Hop, ...]:
@@ -195,7 +194,7 @@ class Fib:
             return tuple(hop for member in found.members for hop in self._hops_of(member))
         return (found.hop,)
 
-    def _leads(self, message: RouteMessage, without: int) -> bool:
+    def _leads(self, message: RouteEntry, without: int) -> bool:
         """Whether a hop over another link than this one is left."""
         return any(hop.link != without and self._is_up(hop.link) for hop in self._hops(message))
 

@@ -3,11 +3,10 @@
 Memory and time go with the routes that can change a class, not with the routing table: a route through a gateway is
 kept only inside an on-link prefix. One read of the table needs to know those prefixes beforehand, so they are guessed
 (those of the last read; at first those that the kernel derived from addresses), and the table is read again where one
-turns up that was not foreseen. Later a new on-link prefix makes the next `drain` read the table again.
+turns up that was not foreseen. Later a new on-link prefix makes the next `follow` read the table again.
 """
 
 import contextlib
-import errno
 import os
 import select
 import socket
@@ -15,39 +14,33 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from pyroute2 import IPRSocket
+from pyroute2.netlink import NLM_F_REPLACE, nlmsg
+from pyroute2.netlink.rtnl import (
+    RTM_DELLINK,
+    RTM_DELROUTE,
+    RTM_NEWLINK,
+    RTM_NEWROUTE,
+    RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_LINK,
+    rt_proto,
+)
+
 from twctl.addresses import Address, Network, unmapped
 from twctl.classes import Class, Classifier, Explanation, Route
 from twctl.errors import TwctlError
-from twctl.linux import netlink
-from twctl.routes import messages as rtnetlink
-from twctl.routes.fib import Fib
-from twctl.routes.messages import RouteMessage, Screen
+from twctl.linux.netlink import ATTEMPTS, LostError, RouteNetlink
+from twctl.linux.rtnl import RTM_DELNEXTHOP, RTM_NEWNEXTHOP, RTNLGRP_NEXTHOP, decode
+from twctl.routes.messages import link_of, nexthop_of, route_of
+from twctl.routes.reader import read_objects, read_routes, route_to
+from twctl.routes.screen import Screen
 
-with netlink.part_of("pyroute2"):
-    from pyroute2.netlink import NLM_F_REPLACE
-    from pyroute2.netlink.rtnl import (
-        RTM_DELLINK,
-        RTM_DELROUTE,
-        RTM_GETLINK,
-        RTM_GETROUTE,
-        RTM_NEWLINK,
-        RTM_NEWROUTE,
-        RTNLGRP_IPV4_ROUTE,
-        RTNLGRP_IPV6_ROUTE,
-        RTNLGRP_LINK,
-        rt_proto,
-    )
-
-FAMILIES = (socket.AF_INET, socket.AF_INET6)
-GROUPS = (RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, rtnetlink.RTNLGRP_NEXTHOP)
+GROUPS = (RTNLGRP_LINK, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE, RTNLGRP_NEXTHOP)
 # Some 10,000 notifications: what a BGP daemon may send while a million routes are read, which takes 2 s.
 RECEIVE_BYTES = 8 << 20
-# One drain handles at most this many messages, about 30 ms of work, so that a flood cannot starve the daemon.
+# One `follow` handles at most this many messages, about 30 ms of work, so that a flood cannot starve the daemon.
 BATCH = 8192
-# One for all watchers, of which a daemon may have hundreds: what was received is handled before the next is.
-_BUFFER = bytearray(netlink.BUFFER_BYTES)
-_NO_SUCH_FAMILY = (errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
-_NO_SUCH_ROUTE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 
 
 class RouteWatcher:
@@ -66,7 +59,6 @@ class RouteWatcher:
         self.changes = 0
         self.resyncs = 0
         self._overrides = dict(overrides)
-        self._buffer = _BUFFER
         self._screen = Screen()
         self._classifier: Classifier | None = None
         with contextlib.ExitStack() as undo:
@@ -76,13 +68,13 @@ class RouteWatcher:
 
     def _open(self, undo: contextlib.ExitStack, netns: str | None, receive_bytes: int) -> None:
         try:
+            self._netlink = undo.enter_context(contextlib.closing(RouteNetlink(netns)))
             # Subscribed before anything is read: nothing can change unseen in between.
-            self._notices = undo.enter_context(netlink.open_socket(netns, GROUPS, receive_bytes))
-            self._questions = undo.enter_context(netlink.open_socket(netns))
+            notices = self._netlink.notifications(GROUPS, receive_bytes)
+            self._notices = undo.enter_context(contextlib.closing(notices))
         except OSError as error:
             message = f"cannot watch the routes of network namespace {netns or '(own)'}: {error}"
             raise TwctlError(message, "ip netns list shows the names; run as root") from error
-        self._notices.settimeout(0)
         self._again = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         undo.callback(os.close, self._again)
         self._poll = undo.enter_context(select.epoll())
@@ -102,10 +94,10 @@ class RouteWatcher:
         self.close()
 
     def fileno(self) -> int:
-        """Descriptor that is readable when `drain` has something to do."""
+        """Descriptor that is readable when `follow` has something to do."""
         return self._poll.fileno()
 
-    def drain(self) -> bool:
+    def follow(self) -> bool:
         """Handle the notifications that wait, without waiting for more. True if the trie may have changed.
 
         A table of a million routes takes seconds to read again, so that is left to the next call (`fileno` is readable
@@ -148,40 +140,25 @@ class RouteWatcher:
     def _read(self) -> None:
         """Read links, nexthop objects and routes anew; notifications that still wait are handled on top of that."""
         try:
-            self._fib = self._read_objects()
-            if not self._screen.prefixes:
-                self._fib.replace(self._read_routes(self._fib.screen(), rt_proto["kernel"]))
-                self._screen = self._fib.screen()
-            self._read_until_covered()
+            with self._netlink.dumps() as sock:
+                self._fib = read_objects(self._netlink, sock)
+                if not self._screen.prefixes:
+                    self._fib.replace(read_routes(sock, self._fib.screen(), rt_proto["kernel"]))
+                    self._screen = self._fib.screen()
+                self._read_until_covered(sock)
         except OSError as error:
             raise TwctlError(f"cannot read the routes: {error}", "is rtnetlink allowed in this sandbox?") from error
         self._classifier = None
 
-    def _read_until_covered(self) -> None:
-        for _ in range(netlink.ATTEMPTS):
+    def _read_until_covered(self, sock: IPRSocket) -> None:
+        for _ in range(ATTEMPTS):
             screen = Screen(self._screen.prefixes, self._fib.screen().onlink_nexthops)
-            self._fib.replace(self._read_routes(screen))
+            self._fib.replace(read_routes(sock, screen))
             self._screen = self._fib.screen()
             self._fib.stale = screen.interrupted or not self._screen.prefixes <= screen.prefixes
             if not self._fib.stale:
                 break
         self._show_stale()
-
-    def _read_objects(self) -> Fib:
-        links = netlink.dump(self._questions, RTM_GETLINK, rtnetlink.link_request(), rtnetlink.decode_link)
-        request, decode = rtnetlink.nexthop_request(), rtnetlink.decode_nexthop
-        nexthops = netlink.dump(self._questions, rtnetlink.RTM_GETNEXTHOP, request, decode)
-        return Fib({index: link for _, index, link in links}, dict(nexthops))
-
-    def _read_routes(self, screen: Screen, protocol: int = 0) -> list[RouteMessage]:
-        routes: list[RouteMessage] = []
-        for family in FAMILIES:
-            try:
-                routes += rtnetlink.routes_of(self._questions, family, screen, protocol)
-            except OSError as error:
-                if error.errno not in _NO_SUCH_FAMILY:
-                    raise
-        return routes
 
     def _show_stale(self) -> None:
         """Make fileno readable exactly while a read is due, next to notifications."""
@@ -193,38 +170,29 @@ class RouteWatcher:
     def _handle_waiting(self) -> bool:
         changed, screen = False, self._screen
         screen.seen = 0
-        for _ in range(BATCH):
-            try:
-                size = self._receive()
-            except BlockingIOError:
-                break
-            if size is None:
-                self.changes += screen.seen
-                self._recover()
-                return True
-            for message in screen.select(self._buffer, size):
-                changed |= self._handle(message)
+        try:
+            for _ in range(BATCH):
+                if (data := self._notices.read()) is None:
+                    break
+                for raw in screen.select(data):
+                    for message in decode(raw):
+                        changed |= self._handle(message)
+        except LostError:
+            self.changes += screen.seen
+            self._recover()
+            return True
         self.changes += screen.seen
         if changed:
             self._renew_screen()
         return changed
 
-    def _receive(self) -> int | None:
-        """Bytes of the next notification; None where one was lost. Raises BlockingIOError where none waits."""
-        try:
-            size = self._notices.recv_into(self._buffer, 0, socket.MSG_TRUNC)
-        except OSError as error:
-            if error.errno == errno.ENOBUFS:
-                return None
-            raise
-        return size if size <= len(self._buffer) else None
-
     def _recover(self) -> None:
         """Read all again. What waits behind the gap may contradict what is read, so it goes first."""
         self.resyncs += 1
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                self._receive()
+        waiting = True
+        while waiting:
+            with contextlib.suppress(LostError):
+                waiting = self._notices.read() is not None
         self._read()
 
     def _renew_screen(self) -> None:
@@ -236,30 +204,24 @@ class RouteWatcher:
         self._classifier = None
         self._show_stale()
 
-    def _handle(self, message: netlink.Message) -> bool:
-        if message.type == RTM_NEWROUTE:
-            route = rtnetlink.decode_route(self._buffer, message)
-            return self._fib.add(route, replaces=bool(message.flags & NLM_F_REPLACE))
-        if message.type == RTM_DELROUTE:
-            return self._fib.remove(rtnetlink.decode_route(self._buffer, message))
-        if message.type in (RTM_NEWLINK, RTM_DELLINK):
-            family, index, link = rtnetlink.decode_link(self._buffer, message)
-            if family != socket.AF_UNSPEC:
-                return False
-            return self._fib.set_link(index, link) if message.type == RTM_NEWLINK else self._fib.remove_link(index)
-        if message.type in (rtnetlink.RTM_NEWNEXTHOP, rtnetlink.RTM_DELNEXTHOP):
-            number, nexthop = rtnetlink.decode_nexthop(self._buffer, message)
-            new = message.type == rtnetlink.RTM_NEWNEXTHOP
+    def _handle(self, message: nlmsg) -> bool:
+        type_ = message["header"]["type"]
+        if type_ == RTM_NEWROUTE:
+            return self._fib.add(route_of(message), replaces=bool(message["header"]["flags"] & NLM_F_REPLACE))
+        if type_ == RTM_DELROUTE:
+            return self._fib.remove(route_of(message))
+        if type_ in (RTM_NEWLINK, RTM_DELLINK) and message["family"] == socket.AF_UNSPEC:
+            index, link = link_of(message)
+            return self._fib.set_link(index, link) if type_ == RTM_NEWLINK else self._fib.remove_link(index)
+        if type_ in (RTM_NEWNEXTHOP, RTM_DELNEXTHOP):
+            number, nexthop = nexthop_of(message)
+            new = type_ == RTM_NEWNEXTHOP
             return self._fib.set_nexthop(number, nexthop) if new else self._fib.remove_nexthop(number)
         return False
 
     def _ask_kernel(self, address: Address) -> Route | None:
-        request = rtnetlink.match_request(address)
         try:
-            answers = netlink.ask(self._questions, RTM_GETROUTE, request, netlink.messages, dump=False)
-            found = [rtnetlink.decode_route(buffer, message) for buffer, message in answers]
+            found = route_to(self._netlink, address)
         except OSError as error:
-            if error.errno in _NO_SUCH_ROUTE:
-                return None
             raise TwctlError(f"cannot look up {address}: {error}", "does this kernel have that family?") from error
-        return self._fib.route(found[0]) if found else None
+        return self._fib.route(found) if found else None

@@ -1,0 +1,54 @@
+"""Network interfaces as TC and XDP see them, through pyroute2."""
+
+import errno
+from functools import partial
+from typing import NamedTuple
+
+from pyroute2 import IPRoute
+from pyroute2.netlink import nlmsg
+
+from twctl.linux.netlink import complete, refusals
+
+RTEXT_FILTER_SKIP_STATS = 8  # linux/rtnetlink.h: without the counters that make up half of an answer
+
+
+class Device(NamedTuple):
+    """An interface: number, name, type (ARPHRD_*), what it is a port of (empty: nothing), whether XDP is attached."""
+
+    number: int
+    name: str
+    type: int
+    port_of: str
+    xdp: bool
+
+
+def link_messages(requests: IPRoute) -> list[nlmsg]:
+    """All interfaces of a namespace as RTM_NEWLINK messages. Raises OSError."""
+    return complete(partial(requests.link, "dump", ext_mask=RTEXT_FILTER_SKIP_STATS))
+
+
+def devices(requests: IPRoute) -> list[Device]:
+    """All interfaces of a namespace. Raises OSError."""
+    return [_device(message) for message in link_messages(requests)]
+
+
+def find_device(requests: IPRoute, number: int) -> Device | None:
+    """One interface, None where there is none (any more). Raises OSError."""
+    try:
+        with refusals():
+            return _device(requests.link("get", index=number, ext_mask=RTEXT_FILTER_SKIP_STATS)[0])
+    except OSError as error:
+        if error.errno == errno.ENODEV:
+            return None
+        raise
+
+
+def _device(message: nlmsg) -> Device:
+    info, xdp = message.get_attr("IFLA_LINKINFO"), message.get_attr("IFLA_XDP")
+    return Device(
+        message["index"],
+        message.get_attr("IFLA_IFNAME"),
+        message["ifi_type"],
+        info.get_attr("IFLA_INFO_SLAVE_KIND", "") if info else "",
+        bool(xdp and xdp.get_attr("IFLA_XDP_ATTACHED")),
+    )
