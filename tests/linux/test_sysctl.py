@@ -21,26 +21,26 @@ class FakeKernel:
         self.refused = ""
         self.journal: Path | None = None
 
-    def cookie(self, namespace: str | None) -> int:
+    def cookie(self, netns: str | None) -> int:
         """See Access."""
-        if namespace not in self.cookies:
-            message = f"cannot enter network namespace {namespace}"
+        if netns not in self.cookies:
+            message = f"cannot enter network namespace {netns}"
             raise TwctlError(message, "")
-        return self.cookies[namespace]
+        return self.cookies[netns]
 
-    def read(self, namespace: str | None, name: str) -> int:
+    def read(self, netns: str | None, name: str) -> int:
         """See Access."""
-        if (namespace, name) not in self.values:
+        if (netns, name) not in self.values:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory")
-        return self.values[namespace, name]
+        return self.values[netns, name]
 
-    def write(self, namespace: str | None, name: str, value: int) -> None:
+    def write(self, netns: str | None, name: str, value: int) -> None:
         """See Access."""
         if self.journal:
             assert self.journal.exists(), "written before it was journalled"
         if name == self.refused:
             raise OSError(errno.EINVAL, "Invalid argument")
-        self.values[namespace, name] = value
+        self.values[netns, name] = value
 
 
 @pytest.fixture

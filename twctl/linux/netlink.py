@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pyroute2 import IPRoute, IPRSocket, NetlinkError
 from pyroute2.netlink import NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, nlmsg
 
-from twctl.linux.netns import inside, path
+from twctl.linux.netns import inside, opened
 from twctl.linux.rtnl import POLICY, decode
 
 # A dump fills at most 32 KiB a read (af_netlink.c, netlink_recvmsg); only links with many VFs send more in one message.
@@ -80,12 +80,12 @@ class Notifications:
 class RouteNetlink:
     """Opens route netlink sockets in a network namespace, the very same also after its name is gone.
 
-    netns: name or path of the namespace, None for the calling thread's own. Raises OSError, and each method TwctlError
-    where the namespace cannot be entered.
+    netns: name or path of the namespace, None for the calling thread's own. It and each method raise TwctlError where
+    the namespace cannot be entered; the methods raise OSError.
     """
 
     def __init__(self, netns: str | None) -> None:
-        self._handle = None if netns is None else os.open(path(netns), os.O_RDONLY | os.O_CLOEXEC)
+        self._handle = None if netns is None else opened(netns)
 
     def close(self) -> None:
         """Let go of the namespace; what was opened stays open."""

@@ -50,8 +50,23 @@ def inside(netns: str | None, make: Callable[[], Made]) -> Made:
     try:
         return _in_thread(enter, make)
     except OSError as error:
-        message = f"cannot enter network namespace {netns}: {error}"
-        raise TwctlError(message, "'ip netns list' shows the names; run as root") from error
+        raise _unreachable(netns, error) from error
+
+
+def opened(netns: str | None) -> int:
+    """Return a descriptor that keeps the namespace; /proc/self/fd/N leads there also when the name is gone.
+
+    :raises TwctlError: if there is no such namespace.
+    """
+    try:
+        return os.open(path(netns), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise _unreachable(netns, error) from error
+
+
+def _unreachable(netns: str | None, error: OSError) -> TwctlError:
+    message = f"cannot enter network namespace {netns or '(own)'}: {error}"
+    return TwctlError(message, "'ip netns list' shows the names; run as root")
 
 
 def path(netns: str | None) -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from twctl.errors import TwctlError
-from twctl.linux import netns
+from twctl.linux.netns import cookie, inside
 
 FOLDER = Path("/run/twctl")
 # In a container /proc/sys is read-only; whoever runs one can mount net/ of the host's here.
@@ -27,30 +27,30 @@ NAMES = {
 class Access(Protocol):
     """How sysctls are reached; namespaces by name, None for our own. All raise TwctlError or OSError."""
 
-    def cookie(self, namespace: str | None) -> int:
+    def cookie(self, netns: str | None) -> int:
         """What no other namespace has had since boot."""
 
-    def read(self, namespace: str | None, name: str) -> int:
+    def read(self, netns: str | None, name: str) -> int:
         """The value in force."""
 
-    def write(self, namespace: str | None, name: str, value: int) -> None:
+    def write(self, netns: str | None, name: str, value: int) -> None:
         """Set it."""
 
 
 class Kernel:
     """/proc/sys of the running kernel: net/ is that of the thread that opens it, wherever it is mounted."""
 
-    def cookie(self, namespace: str | None) -> int:
+    def cookie(self, netns: str | None) -> int:
         """See Access."""
-        return netns.cookie(namespace)
+        return cookie(netns)
 
-    def read(self, namespace: str | None, name: str) -> int:
+    def read(self, netns: str | None, name: str) -> int:
         """See Access."""
-        return int(netns.inside(namespace, _path(name).read_text))
+        return int(inside(netns, _path(name).read_text))
 
-    def write(self, namespace: str | None, name: str, value: int) -> None:
+    def write(self, netns: str | None, name: str, value: int) -> None:
         """See Access."""
-        netns.inside(namespace, lambda: _path(name).write_text(str(value)))
+        inside(netns, lambda: _path(name).write_text(str(value)))
 
 
 def _path(name: str) -> Path:
@@ -59,7 +59,7 @@ def _path(name: str) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One sysctl that was changed: where, what it was, what we wrote."""
+    """One sysctl that was changed: where (name of the namespace), what it was, what we wrote; a line of the journal."""
 
     namespace: str | None
     cookie: int
@@ -83,14 +83,14 @@ class Journal:
         self._save(stays)
         return reports
 
-    def set(self, wanted: Mapping[str, int], namespace: str | None) -> None:
+    def set(self, wanted: Mapping[str, int], netns: str | None) -> None:
         """Set these sysctls (full names) in a namespace; what the journal has of it already is what was there before.
 
         :raises TwctlError: if one cannot be read or set; then all of this namespace are as they were.
         """
         entries = self._load()
         known = {(entry.cookie, entry.name): entry for entry in entries}
-        fresh = [self._entry(known, namespace, name, value) for name, value in wanted.items()]
+        fresh = [self._entry(known, netns, name, value) for name, value in wanted.items()]
         mine = {(entry.cookie, entry.name) for entry in fresh}
         self._save([entry for entry in entries if (entry.cookie, entry.name) not in mine] + fresh)
         try:
