@@ -15,7 +15,7 @@ from twctl.linux import libbpf, tc
 from twctl.linux.devices import Device, devices, find_device
 from twctl.linux.netlink import RouteNetlink
 from twctl.linux.tc import EGRESS, INGRESS, Filter
-from twctl.table.layout import bpf_folder
+from twctl.table.shared import bpf_folder
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
