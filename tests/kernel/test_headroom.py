@@ -19,7 +19,7 @@ from tests.load.netns import link
 from tests.load.paths import IPV4, IPV6, MAPPED, Route, over_link
 from twctl.linux.procfs import PortRange
 from twctl.linux.sockdiag import SockDiag
-from twctl.modes.headroom import Use, Watch
+from twctl.modes.headroom import PortHistory, Use
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -145,11 +145,11 @@ def used_up() -> list[Watched]:
                 each.client.connect(closes=not each.live)
         diag = stack.enter_context(closing(SockDiag(both.client.name)))
         sysctls = stack.enter_context(closing(PortRange(both.client.name)))
-        clients, watch, began = [each.client for each in found], Watch(diag, sysctls, ""), time.monotonic()
+        clients, history, began = [each.client for each in found], PortHistory(diag, sysctls, ""), time.monotonic()
 
         def done() -> bool:
             if time.monotonic() - began > 0.5 * (1 + len(found[0].uses)):
-                for use in watch.look({each.address: 60 for each in clients}):
+                for use in history.look({each.address: 60 for each in clients}):
                     each = found[[each.address for each in clients].index((use.remote, use.remote_port))]
                     each.uses.append((time.monotonic(), use))
             return all(each.failed for each in clients)
@@ -207,11 +207,11 @@ def test_pressure_lets_clients_go_on_that_would_fail_and_touches_nobody_else(pro
         assert lost.failed
         assert {23} == {count for _, count in left}
         assert left[-1][0] > 5
-        assert [3.0] * 3 == shrunk(one)
+        assert [3.0] * 3 == shortened(one)
         wait_until(lambda: counters.time_wait_count(near) == len(one.table()), what="table and kernel agree")
 
         # after 3 s that sessions stay now, and 5 s
-        wait_until(lambda: not shrunk(one) and not one.table(), what="the time of its class", timeout=30)
+        wait_until(lambda: not shortened(one) and not one.table(), what="the time of its class", timeout=30)
         made = sum(each.made for each in saved) - 1 + other.made
         assert made == one.metric("twctl_time_wait_ended_total", reason="truncated")
         assert made == one.metric("twctl_time_wait_entered_total")
@@ -225,7 +225,7 @@ def test_pressure_lets_clients_go_on_that_would_fail_and_touches_nobody_else(pro
         assert len(said) == 2 * len(saved)
 
 
-def shrunk(one: Daemon) -> list[float]:
+def shortened(one: Daemon) -> list[float]:
     """Seconds that are in force toward destinations that are short of ports."""
     return [value for name, value in one.metrics().items() if name.startswith("twctl_pressure_time_wait_seconds{")]
 

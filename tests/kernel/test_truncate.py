@@ -206,10 +206,11 @@ def test_drain_destroys_the_oldest_of_a_class(ns: Namespace, mode: str) -> None:
     """Only sessions older than asked go, of the class asked, and they count as drained."""
     with daemon(ns, mode=mode, config="[time_wait]\nloopback = 30\n") as one:
         closes(ns, N, 20000)
-        time.sleep(1.5)
-        closes(ns, 29, 21000)
+        time.sleep(4.5)
+        closes(ns, 29, 21000)  # younger than asked for while the two commands run
+
         assert twctl("drain", *one.options, "--class", "remote").stdout == "drained 0: remote 0\n"
-        drained = twctl("drain", *one.options, "--older-than", "1")
+        drained = twctl("drain", *one.options, "--older-than", "4")
         assert drained.stdout == f"drained {N}: loopback {N}, local 0, remote 0\n", drained.stderr
         assert {21000} == {vestige.remote_port for vestige in one.table()}
         assert counters.time_wait_count(ns) == 29

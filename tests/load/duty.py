@@ -21,7 +21,8 @@ from tests.load.paths import IPV4, MAPPED
 from tests.load.peer import Connection, TunPeer, tun_peer
 from tests.load.scripts import SCRIPTS, Script
 from tests.load.segments import ACK, RST, Seen, Segment, after, build
-from twctl.linux.sockdiag import HEADER, SOCKID, TIMER_TIME_WAIT, SockDiag, exact_request
+from twctl.linux.sockdiag import SockDiag
+from twctl.linux.sockdiag_messages import TIMER_TIME_WAIT, exact_request, read_answer
 
 STOCK, VESTIGIAL = "stock", "vestigial"
 # Why no vestigial duty can be tested; None: it can.
@@ -274,10 +275,10 @@ class Duty:
         if self.watch:
             rows = {((v.local, v.local_port), (v.remote, v.remote_port)): v for v in self.watch.table()}
             return rows[ends].expires_in
-        (answer,) = self._sockets.ask([exact_request(*ends)])
-        assert TIMER_TIME_WAIT == answer[HEADER.size + 2], "no mini-socket"
-        milliseconds: int = struct.unpack_from("=I", answer, HEADER.size + 4 + SOCKID.size)[0]
-        return milliseconds / 1000
+        answer = read_answer(self._sockets.ask([exact_request(*ends)])[0])
+        assert answer
+        assert TIMER_TIME_WAIT == answer.timer, "no mini-socket"
+        return answer.left
 
 
 @contextmanager

@@ -35,7 +35,6 @@ from twctl.table.tallies import (
     Party,
     Remote,
     Tally,
-    busiest,
     places_of,
     ranking,
 )
@@ -139,9 +138,6 @@ def test_two_places_of_one_party_are_added_up(table: FakeTable) -> None:
         table.put(By.REMOTE, place, remote("192.0.2.1", 443), entered=entries, error=error, no_port=1)
     one = ip_address("192.0.2.1")
     assert [Tally(Remote(one, 443, 0), 23, 3, 2, 0)] == ranked(table, By.REMOTE)
-    busy, before = busiest(cast("Table", table), 5, {})
-    assert [Remote(one, 443, 0)] == busy
-    assert [] == busiest(cast("Table", table), 5, before)[0]  # nothing has come since
 
 
 def test_two_places_of_one_owner_have_the_sessions_of_both(table: FakeTable) -> None:

@@ -109,7 +109,7 @@ def start_work(table: Table, namespaces: Namespaces, config: Config, undo: conte
         truncating=Truncating(table, reaper, limits) if truncates else None,
         draining=_draining(table, namespaces, config, undo) if truncates else None,
         port_pressure=port_pressure,
-        relieving=RelievingPorts(table, namespaces, port_pressure, config) if port_pressure else None,
+        relieving=RelievingPorts(table, namespaces, port_pressure) if port_pressure else None,
         port_look=PortLook(table, namespaces, config, port_pressure) if config.blame.destinations else None,
     )
 
@@ -120,7 +120,7 @@ def _port_pressure(table: Table, namespaces: Namespaces, config: Config) -> Port
     if config.mode is not Mode.TRUNCATE:
         log.warning("pressure.port_headroom is ignored: only mode truncate shortens TIME_WAIT sockets")
         return None
-    return PortPressure(table, namespaces.diags)
+    return PortPressure(table, namespaces.diags, config)
 
 
 def _draining(table: Table, namespaces: Namespaces, config: Config, undo: contextlib.ExitStack) -> Draining:

@@ -12,20 +12,34 @@ from twctl.linux.ports import Ports, parse_ports
 
 
 class Sockstat:
-    """One namespace's /proc/net/sockstat, kept open: it shows the namespace it was opened in."""
+    """One namespace's /proc/net/sockstat and sockstat6, kept open: they show the namespace they were opened in."""
 
     def __init__(self, netns: str | None = None) -> None:
-        self._file: TextIO = inside(netns, Path("/proc/thread-self/net/sockstat").open)
+        # Without IPv6 there is no sockstat6.
+        names = ("sockstat", "sockstat6")
+        self._files: list[TextIO] = inside(
+            netns, lambda: [file.open() for name in names if (file := Path("/proc/thread-self/net", name)).exists()]
+        )
 
     def time_wait(self) -> int:
         """Mini-sockets of this namespace, TIME_WAIT and FIN_WAIT2 together, IPv4 and IPv6."""
-        self._file.seek(0)
-        tcp = next(line for line in self._file if line.startswith("TCP:")).split()
-        return int(tcp[tcp.index("tw") + 1])
+        return self._number(self._files[0], "tw")
+
+    def in_use(self) -> int:
+        """Full TCP sockets of this namespace in any state but CLOSE, IPv4 and IPv6."""
+        return sum(self._number(file, "inuse") for file in self._files)
+
+    @staticmethod
+    def _number(file: TextIO, name: str) -> int:
+        """Of the line of TCP, which has names and numbers in turn."""
+        file.seek(0)
+        words = next(line for line in file if line.startswith(("TCP:", "TCP6:"))).split()
+        return int(words[words.index(name) + 1])
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the files."""
+        for file in self._files:
+            file.close()
 
 
 def counts_entries(release: str | None = None) -> bool:

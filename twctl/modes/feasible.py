@@ -9,9 +9,9 @@ from twctl.addresses import Endpoint
 from twctl.config.config import Config
 from twctl.config.keys import Mode
 from twctl.errors import TwctlError
-from twctl.linux import sockdiag
 from twctl.linux.netns import cookie, inside_new, lo_up
-from twctl.modes import truncate
+from twctl.linux.sockdiag import SockDiag
+from twctl.linux.sockdiag_messages import TIMER_TIME_WAIT, destroy_request, exact_request, read_answer
 from twctl.modes.obstacles import obstacles
 
 log = logging.getLogger("twctl")
@@ -52,20 +52,20 @@ def can_destroy() -> str:
         (diag, ends), ours = inside_new(_new_time_wait_socket), False
     except TwctlError:  # that needs CAP_SYS_ADMIN, and mode truncate does not
         (diag, ends), ours = _our_time_wait_socket(), True
-    request = sockdiag.exact_request(*ends)
+    request = exact_request(*ends)
     with contextlib.closing(diag):
-        answer = truncate.parse(diag.ask([request])[0])
+        answer = read_answer(diag.ask([request])[0])
         if ours and answer is None:  # tcp_max_tw_buckets=0, which mode vestigial leaves to the mode after it
             return "not tried: it needs CAP_SYS_ADMIN, or TIME_WAIT sockets in this namespace"
-        if answer is None or answer.timer != sockdiag.TIMER_TIME_WAIT:
+        if answer is None or answer.timer != TIMER_TIME_WAIT:
             raise TwctlError("the kernel does not show a TIME_WAIT socket it was asked for", "modprobe tcp_diag")
-        if diag.destroy([truncate.destroy_request(request, answer.cookie)]):
+        if diag.destroy([destroy_request(request, answer.cookie)]):
             hint = "mode truncate needs Linux 6.0 and CONFIG_INET_DIAG_DESTROY=y; use mode observe"
             raise TwctlError("this kernel does not destroy TIME_WAIT sockets", hint)
     return "the kernel destroys TIME_WAIT sockets"
 
 
-_Made = tuple[sockdiag.SockDiag, tuple[Endpoint, Endpoint]]
+_Made = tuple[SockDiag, tuple[Endpoint, Endpoint]]
 
 
 def _new_time_wait_socket() -> _Made:
@@ -82,7 +82,7 @@ def _our_time_wait_socket() -> _Made:
 
 def _time_wait_socket() -> _Made:
     """Close a connection over lo; the client, which closes first, stays in TIME_WAIT."""
-    diag = sockdiag.SockDiag()
+    diag = SockDiag()
     with socket.create_server(("127.0.0.1", 0)) as server:
         client = socket.create_connection(server.getsockname())
         peer, _ = server.accept()

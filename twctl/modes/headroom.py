@@ -4,12 +4,16 @@ A port is held per destination: by TIME_WAIT (unless tcp_tw_reuse lets connect()
 The kernel's own list, restricted to one remote endpoint, says both, and each TIME_WAIT socket's timer says when it lets
 its port go: so one look is enough for a forecast of these. Whether the live ones become more takes two.
 
+Of a long list a piece is read (holders.py). Everything is foreseen for the ports of that piece as if there were no
+others; then the numbers are scaled up.
+
 Not known, and not counted: ports that bind() took for something else, which connect() passes over, a socket's own range
 (IP_LOCAL_PORT_RANGE), and whether a session has the timestamps that tcp_tw_reuse asks for.
 """
 
 import contextlib
 import dataclasses
+import heapq
 import math
 import time
 from bisect import bisect_right
@@ -18,10 +22,10 @@ from typing import Any, NamedTuple
 
 from twctl.addresses import Address, Endpoint, host_port
 from twctl.classes import Class
-from twctl.linux.ports import Ports
-from twctl.linux.procfs import PortRange
-from twctl.linux.sockdiag import Held, SockDiag
+from twctl.linux.procfs import PortRange, Sockstat
+from twctl.linux.sockdiag import SockDiag
 from twctl.linux.tcp import KERNEL_TIME_WAIT
+from twctl.modes.holders import Held, Pair, Piece, look, short_of_ports
 from twctl.table.enrolments import reachable
 from twctl.table.maps import Table
 from twctl.table.tallies import Remote, Tally
@@ -29,6 +33,7 @@ from twctl.table.tallies import Remote, Tally
 RATE_SECONDS = 10.0  # the rate of use is that of the last 10 s
 SHORTEST_SECONDS = 1.0  # or of this long at least, however young the load is
 STEP_SECONDS = 0.25
+LEAST = 0.05  # less of the ports than this is no news
 # Without the daemon: between the two looks.
 APART_SECONDS = 1.0
 
@@ -58,48 +63,59 @@ class Use:
         return (self.time_wait + self.live) / self.ports if self.ports else 1.0
 
 
-Pair = tuple[Address, Endpoint]  # local address, remote endpoint
-
-
 class Earlier(NamedTuple):
     """An earlier look: so many seconds ago, and what was alive then."""
 
     seconds: float
-    live: Mapping[Pair, int]
+    live: Mapping[Pair, float]
 
-    def growth(self, pair: Pair, live: int) -> float:
-        """Live connections that became more, a second. What mere chance does to so many is nothing."""
+    def growth(self, pair: Pair, live: float, scale: float) -> float:
+        """Live connections that became more, a second. What mere chance does to so many is nothing.
+
+        scale: how many each one that was counted stands for.
+        """
         more = live - self.live.get(pair, live)
-        return more / self.seconds if more * more > live + 1 else 0.0
+        return more / self.seconds if more * more > scale * live + 1 else 0.0
 
 
-def measure(diag: SockDiag, netns: str, ports: Ports, lives: Mapping[Endpoint, float], earlier: Earlier) -> list[Use]:
-    """Look at these destinations: a row for each, and for each local address that is used toward it.
+class Count(NamedTuple):
+    """What holds the ports of a piece toward a pair: what is left of TIME_WAIT (s, sorted), and live connections."""
+
+    pair: Pair
+    left: list[float]
+    live: int
+
+    def __len__(self) -> int:
+        return len(self.left) + self.live
+
+
+def measure(
+    piece: Piece, netns: str, lives: Mapping[Endpoint, float], earlier: Earlier, count: int | None = None
+) -> list[Use]:
+    """Foresee what was looked at: a row for each pair, or for the `count` with the most ports in use.
 
     lives: seconds that TIME_WAIT keeps a port from connect(): 60, the class's time in mode truncate, or what
     tcp_tw_reuse leaves of it.
-
-    :raises OSError: if the kernel refuses to answer.
     """
-    pairs: dict[Pair, list[Held]] = {}
-    for held in diag.toward(list(lives)) if lives else ():
-        if held.local_port in ports and held.remote in lives:
-            pairs.setdefault((held.local, held.remote), []).append(held)
-    uses = []
-    for (local, remote), found in pairs.items():
-        life = lives[remote]
-        blocking, live = _sorted_out(found, life)
-        entries, growth = entry_rate(blocking, life), earlier.growth((local, remote), live)
-        until = seconds_left(len(ports) - live, blocking, entries, life, growth)
-        uses.append(Use(netns, local, *remote, len(ports), len(blocking), live, max(0.0, entries + growth), until))
-    return uses
+    counts = [_count(pair, held, lives[pair[1]]) for pair, held in piece.pairs.items()]
+    if count is not None:
+        counts = heapq.nlargest(count, counts, key=len)
+    return [_foresee(each, piece, netns, lives[each.pair[1]], earlier) for each in counts]
 
 
-def _sorted_out(found: Iterable[Held], life: float) -> tuple[list[float], int]:
-    """What is left (s, sorted) of the time that each TIME_WAIT socket keeps its port, and how many have it alive."""
-    found = list(found)
-    left = [held.left - (KERNEL_TIME_WAIT - life) for held in found if held.left is not None]
-    return sorted(seconds for seconds in left if seconds > 0), sum(held.left is None for held in found)
+def _count(pair: Pair, held: Held, life: float) -> Count:
+    over = KERNEL_TIME_WAIT - life
+    return Count(pair, sorted(seconds - over for seconds in held.left if seconds > over), held.live)
+
+
+def _foresee(count: Count, piece: Piece, netns: str, life: float, earlier: Earlier) -> Use:
+    pair, left, live = count
+    scale = piece.scale
+    entries, growth = entry_rate(left, life), earlier.growth(pair, live * scale, scale) / scale
+    until = seconds_left(piece.ports - live, left, entries, life, growth)
+    rate = max(0.0, entries + growth) * scale
+    held = round(len(left) * scale), round(live * scale)
+    return Use(netns, pair[0], *pair[1], piece.all_ports, *held, rate, until)
 
 
 def entry_rate(left: Sequence[float], life: float) -> float:
@@ -139,22 +155,40 @@ def blocked_for(reuse: int, delay: float, remote: Address, life: float) -> float
     return min(life, delay) if applies else life
 
 
-class Watch:
-    """Looks again and again at the destinations of one namespace, and so knows whether what is alive becomes more."""
+class PortHistory:
+    """Looks again and again at the destinations of one namespace, and so knows whether what is alive becomes more.
 
-    def __init__(self, diag: SockDiag, sysctls: PortRange, netns: str) -> None:
-        self._diag, self._sysctls, self._netns = diag, sysctls, netns
-        self._at, self._live = -math.inf, dict[Pair, int]()
+    sockstat: bounds what one look reads; None: it reads all there is.
+    """
 
-    def look(self, times: Mapping[Endpoint, float]) -> list[Use]:
-        """Look at remote endpoints. times: seconds that the class of each stays in TIME_WAIT, 60 at most.
+    def __init__(self, diag: SockDiag, sysctls: PortRange, netns: str, sockstat: Sockstat | None = None) -> None:
+        self._diag, self._sysctls, self._netns, self._sockstat = diag, sysctls, netns, sockstat
+        self._at, self._live = -math.inf, dict[Pair, float]()
+
+    def look(
+        self,
+        times: Mapping[Endpoint, float],
+        sessions: Mapping[Endpoint, float] | None = None,
+        count: int | None = None,
+    ) -> list[Use]:
+        """Look at remote endpoints; returns a row for each pair, or for the `count` with the most ports in use.
+
+        times: seconds that the class of each stays in TIME_WAIT, 60 at most. sessions: at most so many are in TIME_WAIT
+        toward each (inf: not known); endpoints that can have no more than LEAST of the ports are left out.
 
         :raises OSError: if the kernel refuses to answer.
         """
-        now, reuse = time.monotonic(), self._sysctls.reuse()
-        lives = {remote: blocked_for(*reuse, remote[0], seconds) for remote, seconds in times.items()}
-        earlier = Earlier(now - self._at, self._live)
-        uses = measure(self._diag, self._netns, self._sysctls.range(), lives, earlier)
+        now, ports = time.monotonic(), self._sysctls.range()
+        asked, sockets = dict(sessions or dict.fromkeys(times, math.inf)), math.inf
+        if self._sockstat:
+            asked, sockets = short_of_ports(self._sockstat, asked, LEAST * len(ports))
+        if not asked:
+            self._at, self._live = now, {}
+            return []
+        reuse = self._sysctls.reuse()
+        lives = {remote: blocked_for(*reuse, remote[0], times[remote]) for remote in asked}
+        piece = look(self._diag, ports, asked, sockets)
+        uses = measure(piece, self._netns, lives, Earlier(now - self._at, self._live), count)
         self._at, self._live = now, {(use.local, (use.remote, use.remote_port)): use.live for use in uses}
         return uses
 
@@ -167,18 +201,18 @@ def toward(table: Table, tallies: Iterable[Tally]) -> Iterator[Use]:
     remotes = [tally.party for tally in tallies if isinstance(tally.party, Remote)]
     lives = [seconds / 1e9 for seconds in table.lives[: len(Class)]] if table.mode == "truncate" else None
     with contextlib.ExitStack() as opened:
-        watches = []
+        histories = []
         for index, name in reachable(table).items():
             mine = [(party.address, party.port) for party in remotes if party.netns == index]
             diag, sysctls = SockDiag(name or None), PortRange(name or None)
             opened.callback(diag.close)
             opened.callback(sysctls.close)
-            watches.append((Watch(diag, sysctls, name), _times(name, mine, lives)))
-        for watch, times in watches:
-            watch.look(times)
+            histories.append((PortHistory(diag, sysctls, name), _times(name, mine, lives)))
+        for history, times in histories:
+            history.look(times)
         time.sleep(APART_SECONDS if remotes else 0)
-        for watch, times in watches:
-            yield from watch.look(times)
+        for history, times in histories:
+            yield from history.look(times)
 
 
 def _times(name: str, remotes: Iterable[Endpoint], lives: Sequence[float] | None) -> dict[Endpoint, float]:
@@ -196,7 +230,7 @@ def row(use: Use) -> dict[str, Any]:
     return {**dataclasses.asdict(use), "local": str(use.local), "remote": str(use.remote), "used": round(use.ratio, 4)}
 
 
-def worst(uses: Iterable[Use], count: int, least: float = 0.05) -> list[Use]:
+def worst(uses: Iterable[Use], count: int, least: float = LEAST) -> list[Use]:
     """The destinations that are nearest to their end."""
     return sorted((use for use in uses if use.ratio >= least), key=lambda use: -use.ratio)[:count]
 

@@ -1,89 +1,48 @@
 """While the ports toward a destination run out, TIME_WAIT toward it is shorter than its class's time.
 
-What to do is a pure function of what was seen (`following`). How it is done is mode truncate's way: the kernel is asked
-for exactly this socket, and only what it says is TIME_WAIT, and old enough, is destroyed, with that answer's cookie.
+What to do is a pure function of what was seen (port_policy.py). How it is done is mode truncate's way: the kernel is
+asked for exactly this socket, and only what it says is TIME_WAIT, and old enough, is destroyed, with that answer's
+cookie. Where there are too many sockets for one look (holders.py), each look decides by a part of the ports, and has
+what is too old among these destroyed.
 """
 
-import dataclasses
+import contextlib
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from twctl.addresses import FAMILIES, Address, Endpoint, family_of, host_port
-from twctl.linux.ports import Ports
-from twctl.linux.sockdiag import TIMER_TIME_WAIT, Held, SockDiag, exact_request
+from twctl.config.config import Config
+from twctl.linux.sockdiag import SockDiag
+from twctl.linux.sockdiag_messages import (
+    MESSAGE_BYTES,
+    TIMER_TIME_WAIT,
+    destroy_request,
+    exact_request,
+    read_answer,
+)
 from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_TIME_WAIT
-from twctl.modes.reconcile import INBOX_BYTES, MESSAGE_BYTES
-from twctl.modes.truncate import DRAIN_BATCH, TOLERANCE, destroy_request, parse
+from twctl.modes.destinations import Destinations
+from twctl.modes.enrolled import Enrolled
+from twctl.modes.headroom import blocked_for
+from twctl.modes.holders import Held, Piece, look, short_of_ports
+from twctl.modes.port_policy import Rule, Seen, State, following
+from twctl.modes.reconcile import INBOX_BYTES
+from twctl.modes.truncate import DRAIN_BATCH, TOLERANCE
 from twctl.table.counters import Reason
 from twctl.table.maps import Table
 
 log = logging.getLogger("twctl")
 
-# The time becomes longer only where that is foreseen to leave this much more than the threshold.
-RECOVERED = 1.5
-# And only once all sessions are as old as the time now lets them be, and so many seconds more.
-SETTLE_SECONDS = 5.0
+# So many of the busiest destinations are looked at.
+LOOKED = 5
 # Questions that are asked at once: their answers have to fit into the socket's buffer (212,992 bytes, 832 each).
 ASKED = 64
-# So many destinations are shrunk at the same time; each is looked at every second, and a series in each scrape.
+# The time is shorter toward so many destinations at once: each is looked at every second, and a series in each scrape.
 MOST = 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Rule:
-    """What holds for a destination.
-
-    threshold: share of the ports that is to be free; normal, floor: seconds at other times, and at least; blocked:
-    seconds after which tcp_tw_reuse lets connect() take a session's port all the same.
-    """
-
-    threshold: float
-    normal: float
-    floor: float
-    blocked: float = KERNEL_TIME_WAIT
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class State:
-    """Seconds in force, and since when (monotonic) nothing has spoken against longer ones."""
-
-    seconds: float
-    since: float
-
-
-class Seen(NamedTuple):
-    """Ports toward a destination: how many there are, and how many sessions in TIME_WAIT and live connections hold."""
-
-    ports: int
-    time_wait: int
-    live: int
-
-    def headroom(self, growth: float = 1.0) -> float:
-        """Share that is free, if there were `growth` times as many sessions in TIME_WAIT."""
-        return 1 - (self.time_wait * growth + self.live) / self.ports if self.ports else 0.0
-
-
-def following(state: State, seen: Seen, rule: Rule, now: float) -> State:
-    """Return what is to be in force now.
-
-    Below the threshold the time is halved, as far as the floor, at each look: what is over it goes at once. It is
-    doubled again where twice as long, and so at a steady rate twice as many sessions, would leave RECOVERED times the
-    threshold free, and has so for as long as sessions stay. So a steady load finds one time, and keeps it.
-    """
-    if seen.headroom() < rule.threshold:
-        return State(max(rule.floor, min(state.seconds, rule.normal) / 2), now)
-    if state.seconds >= rule.normal:
-        return State(rule.normal, now)
-    longer = min(rule.normal, state.seconds * 2)
-    enough = min(RECOVERED * rule.threshold, (1 + rule.threshold) / 2)
-    if seen.headroom(longer / state.seconds) < enough:
-        return State(state.seconds, now)
-    if now - state.since < state.seconds + SETTLE_SECONDS:
-        return state
-    return State(longer, now)
 
 
 class Destination(NamedTuple):
@@ -98,8 +57,7 @@ class Destination(NamedTuple):
         return host_port(self.remote, self.remote_port)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Condemned:
+class Condemned(NamedTuple):
     """A session that was over its time (s) when the kernel's list was read."""
 
     destination: Destination
@@ -117,14 +75,17 @@ class Condemned:
 class PortPressure:
     """Keeps the time of each destination, and destroys what is over it. The daemon's one thread runs it.
 
-    condemned: what is still to be destroyed.
+    diags: by index of the namespace, as they are now. condemned: what is still to be destroyed; refused: how many
+    sockets the kernel did not destroy.
     """
 
-    def __init__(self, table: Table, diags: Mapping[int, SockDiag]) -> None:
-        self._diags = diags
+    def __init__(self, table: Table, diags: Mapping[int, SockDiag], config: Config) -> None:
+        self._diags, self._config = diags, config
         self._inbox = table.map("inbox", INBOX_BYTES + MESSAGE_BYTES)
         self._dismiss = table.program("dismiss")
+        self._destinations = Destinations(table)
         self._states: dict[Destination, State] = {}
+        self._turn = 0
         self._full = False
         self.condemned: deque[Condemned] = deque()
         self.refused = 0
@@ -135,35 +96,57 @@ class PortPressure:
 
     def toward(self, netns: int, remote: Endpoint, normal: float) -> float:
         """Seconds that sessions toward a remote endpoint stay, from whichever address of ours: the longest."""
-        shrunk = [
+        shortened = [
             s for each, s in self.seconds().items() if (each.netns, each.remote, each.remote_port) == (netns, *remote)
         ]
-        return max(shrunk, default=normal)
+        return max(shortened, default=normal)
 
-    def keep(self, indexes: Iterable[int]) -> None:
-        """Forget the destinations of namespaces that have left."""
-        here = set(indexes)
+    def look(self, namespaces: Iterable[Enrolled]) -> float:
+        """Decide how long sessions stay, and condemn what is over that; returns the CPU time that it took (s)."""
+        began, namespaces = time.thread_time(), list(namespaces)
+        here = {namespace.index for namespace in namespaces}
         self._states = {each: state for each, state in self._states.items() if each.netns in here}
+        busy = self._destinations.look(LOOKED)
+        for namespace in namespaces:
+            with contextlib.suppress(OSError):
+                self._look(namespace, busy.get(namespace.index, {}))
+        self._turn += 1
+        return time.thread_time() - began
 
-    def remotes(self, netns: int) -> set[Endpoint]:
-        """What is shrunk, from the namespace of an index: it has to be seen to recover."""
-        return {(each.remote, each.remote_port) for each in self._states if each.netns == netns}
+    def _look(self, namespace: Enrolled, busy: Mapping[Endpoint, float]) -> None:
+        """At the busiest that can be short of ports, and at those with a shorter time, which is to end."""
+        shortened = {
+            (each.remote, each.remote_port): math.inf for each in self._states if each.netns == namespace.index
+        }
+        if not busy and not shortened:
+            return
+        ports = namespace.ports.range()
+        least = (1 - self._config.pressure.port_headroom) * len(ports)
+        short, _ = short_of_ports(namespace.sockstat, busy, least)
+        remotes, sockets = short_of_ports(namespace.sockstat, shortened | short, 0)
+        if remotes:
+            rules = {remote: self._rule(namespace, remote) for remote in remotes}
+            self._decide(namespace.index, look(namespace.diag, ports, remotes, sockets, self._turn), rules)
 
-    def look(self, netns: int, found: Iterable[Held], ports: Ports, rules: Mapping[Endpoint, Rule]) -> None:
-        """Decide how long sessions toward remote endpoints stay, by all that they hold; condemn what is over."""
-        pairs: dict[Destination, list[Held]] = {each: [] for each in self._states if each.netns == netns}
-        for held in found:
-            if held.local_port in ports and held.remote in rules:
-                pairs.setdefault(Destination(netns, held.local, *held.remote), []).append(held)
+    def _rule(self, namespace: Enrolled, remote: Endpoint) -> Rule:
+        class_, settings = namespace.routes.explain(remote[0]).class_, self._config.pressure
+        normal, floor = self._config.time_wait[class_], settings.floor[class_]
+        blocked = blocked_for(*namespace.ports.reuse(), remote[0], normal)
+        # Where connect() takes sessions over before they could go, there is nothing to gain.
+        return Rule(settings.port_headroom, normal, normal if blocked <= floor else floor, blocked)
+
+    def _decide(self, netns: int, piece: Piece, rules: Mapping[Endpoint, Rule]) -> None:
+        pairs = {Destination(netns, local, *remote): held for (local, remote), held in piece.pairs.items()}
+        gone = {each: Held() for each in self._states if each.netns == netns and each not in pairs}
         now = time.monotonic()
-        for destination, mine in pairs.items():
+        for destination, held in (pairs | gone).items():
             rule = rules[destination.remote, destination.remote_port]
             state = self._states.get(destination, State(rule.normal, now))
             counted = min(state.seconds, rule.blocked)
-            young = sum(held.left is not None and KERNEL_TIME_WAIT - held.left < counted for held in mine)
-            seen = Seen(len(ports), young, sum(held.left is None for held in mine))
+            young = sum(KERNEL_TIME_WAIT - left < counted for left in held.left)
+            seen = Seen(piece.ports, young, held.live)
             seconds = self._enforce(destination, state, following(state, seen, rule, now), seen, rule)
-            self._condemn(destination, mine, seconds)
+            self._condemn(destination, held, seconds)
 
     def _enforce(self, destination: Destination, before: State, after: State, seen: Seen, rule: Rule) -> float:
         """Remember and log what is in force; returns it (s)."""
@@ -181,15 +164,15 @@ class PortPressure:
     def _has_room(self, destination: Destination) -> bool:
         room = len(self._states) < MOST
         if not room and not self._full:
-            log.warning("time_wait toward %s and others stays: %d destinations are shrunk already", destination, MOST)
+            log.warning("time_wait toward %s and others stays: it is shorter toward %d already", destination, MOST)
         self._full = not room
         return room
 
-    def _condemn(self, destination: Destination, found: Iterable[Held], seconds: float) -> None:
-        """Of a destination that is not shrunk the walk of the rings (truncate.py) sees to what is due."""
+    def _condemn(self, destination: Destination, held: Held, seconds: float) -> None:
+        """Where the time is not shorter the walk of the rings (truncate.py) sees to what is due."""
         if destination in self._states:
-            old = (held for held in found if held.left is not None and KERNEL_TIME_WAIT - held.left >= seconds)
-            self.condemned.extend(Condemned(destination, held.local_port, seconds) for held in old)
+            old = (port for port, left in zip(held.ports, held.left, strict=True) if KERNEL_TIME_WAIT - left >= seconds)
+            self.condemned.extend(Condemned(destination, port, seconds) for port in old)
 
     def execute(self) -> None:
         """Destroy a batch of what is condemned. To be called where nobody else uses the inbox (Table.exclusive)."""
@@ -208,7 +191,7 @@ class PortPressure:
     def _orders(self, asked: Iterable[tuple[Condemned, bytes, bytes]]) -> Iterator[bytes]:
         """For what is still in TIME_WAIT, and still too old, and had a vestige that this ends: each is counted once."""
         for each, request, raw in asked:
-            answer = parse(raw)
+            answer = read_answer(raw)
             if not answer or (answer.state, answer.timer) != (TCP_TIME_WAIT, TIMER_TIME_WAIT):
                 continue
             old = KERNEL_TIME_WAIT - answer.left >= each.seconds - TOLERANCE

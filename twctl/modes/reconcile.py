@@ -1,4 +1,8 @@
-"""Table against kernel: take over what was there before, and find what ended unseen (bpf/observe/compare.h)."""
+"""Compare the table with the kernel's list of mini-sockets (bpf/observe/compare.h).
+
+Sessions that were there before the probe are taken over, timers that were restarted move on, and what the kernel no
+longer has is ended.
+"""
 
 import dataclasses
 import ipaddress
@@ -10,19 +14,21 @@ from typing import NamedTuple
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.linux.sockdiag import HEADER, SockDiag
+from twctl.linux.sockdiag import SockDiag
+from twctl.linux.sockdiag_messages import MESSAGE_BYTES, offsets
 from twctl.table.counters import LANES, Reason
 from twctl.table.maps import Table
 
 IPV4, IPV6 = range(len(FAMILIES))
+# bpf/observe/compare.h: struct inbox (INBOX_BYTES, and one message more), struct outbox, struct unseen.
 INBOX_BYTES = 65536
+SWEEP_LINES, LINE_WORDS = 16, 8
 OUTBOX_HEADER = struct.Struct("=QQQ")  # adopted, restarted, number of unseen
 UNSEEN = struct.Struct("=QII16s16s2s2sII4x")
-OUTBOX_BYTES = OUTBOX_HEADER.size + 16 * 8 * UNSEEN.size
-MESSAGE_BYTES = 88
+OUTBOX_BYTES = OUTBOX_HEADER.size + SWEEP_LINES * LINE_WORDS * UNSEEN.size
 # One round asks the kernel about at most this many vanished sessions, some 0.2 s of work; the next round goes on.
 QUESTIONS = 10_000
-# From this share of a pool on it counts as full.
+# A pool counts as full from this share of its capacity on.
 FULL = 0.99
 
 
@@ -54,11 +60,14 @@ class Drift:
 
 
 class Reconciler:
-    """Runs rounds; the daemon's thread is the only one that does."""
+    """Compares in rounds. One thread at a time may do that (Table.exclusive): the inbox and the outbox are shared.
+
+    diags: sock_diag sockets by index of the namespace, as they are now.
+    """
 
     def __init__(self, table: Table, diags: dict[int, SockDiag]) -> None:
         self._table = table
-        self._diags = diags  # by namespace index; they come and go
+        self._diags = diags
         self._inbox = memoryview(table.map("inbox", INBOX_BYTES + MESSAGE_BYTES))
         self._outbox = table.map("outbox", OUTBOX_BYTES)
         self._marks = memoryview(table.map("marks", 8 * len(Class) * len(FAMILIES))).cast("Q")
@@ -71,9 +80,9 @@ class Reconciler:
         )
 
     def round(self, *, end: bool = True) -> Drift:
-        """Compare once. With `end`, sessions that the kernel no longer has are ended (reason unknown).
+        """Compare all namespaces once. With `end`, sessions that the kernel no longer has are ended (reason unknown).
 
-        What a full pool lacks it has discarded: nothing is taken over then, for that would discard others.
+        A full pool lacks what it has discarded: nothing is taken over then, for that would discard others.
         """
         started = time.thread_time()
         self._begin()
@@ -85,7 +94,7 @@ class Reconciler:
         return Drift(adopted, restarted, stale, time.thread_time() - started)
 
     def take_over(self, indexes: Iterable[int]) -> Drift:
-        """Take what the kernel has in namespaces that just joined; what is stale is left to the next round."""
+        """Take over what the kernel has in namespaces that just joined; the next round ends what is stale."""
         started = time.thread_time()
         self._begin()
         self._adopting = True
@@ -95,6 +104,7 @@ class Reconciler:
         return Drift(adopted, restarted, 0, time.thread_time() - started)
 
     def _read(self, index: int) -> None:
+        """Dump one namespace. Sessions of dual-stack sockets, IPv4 in the table, are in the kernel's list of IPv6."""
         diag = self._diags[index]
         for size in diag.dump(socket.AF_INET, self._inbox[:INBOX_BYTES]):
             self._compare(IPV4, size, index)
@@ -131,11 +141,10 @@ class Reconciler:
             self._marks[i] = self._table.ring(class_, family)[0]
 
     def _compare(self, family: int, size: int, index: int) -> None:
-        offset = 0
-        while offset + MESSAGE_BYTES <= size:
-            if self._take.run(family, offset, index) and self._adopting:
+        """Compare the messages in the inbox with the table, and put what is missing into it."""
+        for offset, _ in offsets(self._inbox, size):
+            if offset + MESSAGE_BYTES <= size and self._take.run(family, offset, index) and self._adopting:
                 self._adopt.run(family, offset, index)
-            offset += HEADER.unpack_from(self._inbox, offset)[0] + 3 & ~3
 
     def _walk(self, family: int, *, end: bool) -> int:
         line, ended, asked = 0, 0, 0
@@ -146,7 +155,7 @@ class Reconciler:
                 asked += 1
                 fields = UNSEEN.unpack_from(self._outbox, OUTBOX_HEADER.size + i * UNSEEN.size)
                 ended += self._end(family, Unseen._make(fields))
-            if not line:  # the last lines, seldom a whole batch, are in the outbox too
+            if not line:  # after the last lines, which may be fewer than a batch; they are in the outbox, too
                 return ended
 
     def _end(self, family: int, unseen: Unseen) -> bool:

@@ -1,8 +1,8 @@
 """Destroy TIME_WAIT sockets over sock_diag: those whose class's time is up, and the oldest when memory is low.
 
-Never a live connection: the kernel is first asked for exactly this tuple, and only what it says is a TIME_WAIT (or due
-FIN_WAIT2) mini-socket is destroyed, with the cookie that came with the answer. A connection that took the tuple in
-between has another cookie, and the kernel refuses.
+A live connection is never destroyed: the kernel is first asked for exactly this tuple, and only what it says is a
+mini-socket in TIME_WAIT (or in FIN_WAIT2, and due) is destroyed, with the cookie that came with the answer. A
+connection that took the tuple in between has another cookie, and the kernel refuses.
 """
 
 import dataclasses
@@ -15,16 +15,19 @@ from typing import NamedTuple
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.linux.sockdiag import HEADER, TIMER_TIME_WAIT, SockDiag
+from twctl.linux.sockdiag import SockDiag
+from twctl.linux.sockdiag_messages import REQUEST_BYTES, TIMER_TIME_WAIT, Answer, destroy_request, read_answer
 from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_FIN_WAIT2, TCP_LISTEN
 from twctl.table.counters import TICK, Reason
 from twctl.table.maps import Table
 
-REQUEST_BYTES = 72
+# bpf/observe/due.h: struct dues, and struct due.
 DUE_SLOTS = 16
 DUES_HEADER = struct.Struct("=QQQ")  # next, count, age
 DUE = struct.Struct(f"={REQUEST_BYTES}sQIII4x")
 DUES_BYTES = DUES_HEADER.size + DUE_SLOTS * DUE.size
+# The walk waits for one tick more than a class's time: the start of a session is rounded down to a tick (TICK s).
+ROUNDING_TICKS = 1
 # The kernel tells what is left of a timer in whole jiffies (at most 10 ms). s
 TOLERANCE = 0.01
 # How often a FIN_WAIT2 socket is looked at again where nothing tells that its FIN has come. s
@@ -35,7 +38,7 @@ LATENESS_EDGES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # s
 
 
 class Due(NamedTuple):
-    """struct due: the request for exactly this socket, and where its vestige's word stands."""
+    """struct due: the request for exactly this socket, and where the index word of its vestige stands."""
 
     request: bytes
     word: int
@@ -44,13 +47,17 @@ class Due(NamedTuple):
     netns: int
 
 
-class Answer(NamedTuple):
-    """What the kernel says of a socket: state and timer (idiag_*), seconds left of the timer, cookie (8 bytes)."""
+class Walked(NamedTuple):
+    """What `collect` found in some slots of a ring, from the oldest on.
 
-    state: int
-    timer: int
-    left: float
-    cookie: bytes
+    looked: slots looked at; next: number of the entry at which to go on; too_young: age (ticks) of the session at which
+    the walk stopped, None: it did not; dues: the sessions that are old enough.
+    """
+
+    looked: int
+    next: int
+    too_young: int | None
+    dues: list[Due]
 
 
 @dataclasses.dataclass
@@ -75,7 +82,12 @@ class Limits:
 
 
 class Reaper:
-    """Walks the rings from their oldest end, destroys what is over its limits, counted as `reason`."""
+    """Walks the rings from their oldest session on and destroys those that are over their limits.
+
+    diags: sock_diag sockets by index of the namespace, as they are now. reason: what the ends are counted as.
+    fin_timeout: tcp_fin_timeout (s) of the namespace of an index. lateness: by class; errors: sockets that the kernel
+    did not destroy, for they were gone or another connection's.
+    """
 
     def __init__(
         self,
@@ -87,7 +99,7 @@ class Reaper:
         self._table = table
         self._diags = diags
         self._reason = reason
-        self._fin_timeout = fin_timeout  # of a namespace by its index, s
+        self._fin_timeout = fin_timeout
         self._collect, self._finish = table.program("collect"), table.program("finish")
         self._dues = table.map("dues_map", DUES_BYTES)
         self._tails: dict[tuple[Class, str], int] = {}
@@ -114,38 +126,38 @@ class Reaper:
         return destroyed, wait
 
     def _walk(self, class_: Class, family: str, limit: float) -> Iterator[tuple[list[Due], float]]:
-        """Yield what is old enough, in order of age, and seconds until the next of this ring will be (inf: unknown)."""
-        # One tick more than the time itself, for a start is rounded down: never early.
-        least = math.ceil(limit / TICK) + 1 if limit else 0
+        """Yield what is older than `limit` (s), oldest first, and seconds until the next one will be (inf: unknown)."""
+        least = math.ceil(limit / TICK) + ROUNDING_TICKS if limit else 0
         head, _, capacity = self._table.ring(class_, family)[:3]
         tail = max(self._tails.get((class_, family), 0), head - capacity)
         while tail < head:
-            looked, tail, age, found = self._look(class_, family, tail, least)
-            self._tails[class_, family] = tail
-            yield found, (least - age + 1) * TICK if age else math.inf
-            if age or not looked:
+            walked = self._collect_dues(class_, family, tail, least)
+            self._tails[class_, family] = tail = walked.next
+            young = walked.too_young
+            yield walked.dues, math.inf if young is None else (least - young) * TICK
+            if young is not None or not walked.looked:
                 return
 
     def take_up(self, marks: Mapping[tuple[Class, str], int], limits: Limits) -> None:
         """Destroy what is due among the entries since `marks` (entry numbers), and come back to the rest in time.
 
-        For sessions that a comparison with the kernel put there: they are older than their places say, and the walk
-        would come too late.
+        This is for sessions that a comparison with the kernel put into the table: they are older than their places in
+        the ring say, so the walk would come to them too late.
         """
         for (class_, family), mark in marks.items():
             if min(limits.time_wait[class_], limits.fin_wait2[class_]) >= KERNEL_TIME_WAIT:
                 continue
             head, tail, looked = self._table.ring(class_, family)[0], mark, 1
             while tail < head and looked:
-                looked, tail, _, dues = self._look(class_, family, tail, 0)
+                looked, tail, _, dues = self._collect_dues(class_, family, tail, 0)
                 self._handle(class_, family, dues, limits)
 
-    def _look(self, class_: Class, family: str, tail: int, least: int) -> tuple[int, int, int, list[Due]]:
-        """Return slots looked at, the next entry, the age + 1 of what was too young (0: nothing), and what was not."""
+    def _collect_dues(self, class_: Class, family: str, tail: int, least: int) -> Walked:
+        """Run the program `collect` (bpf/observe/due.h) from an entry on. least: age of what is due, in ticks."""
         looked = self._collect.run(FAMILIES.index(family), class_, tail, least)
-        tail, count, age = DUES_HEADER.unpack_from(self._dues)
-        found = [Due._make(DUE.unpack_from(self._dues, DUES_HEADER.size + i * DUE.size)) for i in range(count)]
-        return looked, tail, age, found
+        following, count, age_and_one = DUES_HEADER.unpack_from(self._dues)
+        dues = [Due._make(DUE.unpack_from(self._dues, DUES_HEADER.size + i * DUE.size)) for i in range(count)]
+        return Walked(looked, following, age_and_one - 1 if age_and_one else None, dues)
 
     def _revisit(self, class_: Class, limits: Limits) -> int:
         """Look again at the sockets that were not due."""
@@ -166,7 +178,7 @@ class Reaper:
     def _handle_in(self, diag: SockDiag, class_: Class, family: str, dues: list[Due], limits: Limits) -> int:
         condemned, late = [], []
         for due, raw in zip(dues, diag.ask([due.request for due in dues]), strict=True):
-            answer = parse(raw)
+            answer = read_answer(raw)
             if answer is None or answer.timer != TIMER_TIME_WAIT:
                 self._end(family, due, Reason.REUSED if answer and answer.state != TCP_LISTEN else Reason.UNKNOWN)
                 continue
@@ -215,16 +227,3 @@ def drain(reaper: Reaper, classes: Sequence[Class], older_than: float) -> dict[C
             destroyed, wait = reaper.reap(class_, limits, DRAIN_BATCH)
             drained[class_] += destroyed
     return drained
-
-
-def parse(raw: bytes) -> Answer | None:
-    """Read the kernel's answer to an exact-match request; None if it has no such socket."""
-    if HEADER.unpack_from(raw)[1] != 20:  # noqa: PLR2004 - SOCK_DIAG_BY_FAMILY; else NLMSG_ERROR, ENOENT
-        return None
-    left = struct.unpack_from("=I", raw, HEADER.size + 52)[0] / 1000
-    return Answer(raw[HEADER.size + 1], raw[HEADER.size + 2], left, raw[HEADER.size + 44 : HEADER.size + 52])
-
-
-def destroy_request(request: bytes, cookie: bytes) -> bytes:
-    """Turn the request for a socket into the one that destroys it (SOCK_DESTROY), if it still has this cookie."""
-    return request[:4] + struct.pack("=H", 21) + request[6 : REQUEST_BYTES - 8] + cookie

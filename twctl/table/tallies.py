@@ -104,16 +104,6 @@ def _tally(by: By, key: bytes, sums: tuple[int, int, int] | None, sessions: int)
     return Tally(_party(by, key), entries, error, no_port, sessions)
 
 
-def busiest(table: Table, count: int, before: Mapping[bytes, int]) -> tuple[list[Remote], dict[bytes, int]]:
-    """The remote endpoints with the most entries and failed connects since an earlier look; what the next needs."""
-    sums = {
-        key: entries + no_port for key, (entries, _, no_port) in _summed(places_of(_tallies(table), By.REMOTE)).items()
-    }
-    more = {key: number - before.get(key, 0) for key, number in sums.items() if number > before.get(key, 0)}
-    parties = (_party(By.REMOTE, key) for key in heapq.nlargest(count, more, key=lambda key: more[key]))
-    return [party for party in parties if isinstance(party, Remote)], sums
-
-
 def most_entered(table: Table, by: By, count: int) -> list[Tally]:
     """The parties with the most entries since they have a place, which is what `entries` counts here.
 
@@ -218,6 +208,11 @@ def _rest(counters: Mapping[str, tuple[int, ...]], sums: Mapping[bytes, tuple[in
     entries = sum(counters["entered"]) - sum(each[0] for each in sums.values())
     no_port = sum(counters["no_port"]) - sum(each[2] for each in sums.values())
     return max(0, entries), 0, max(0, no_port)
+
+
+def party_of(by: By, raw: bytes) -> Party:
+    """The party of a place, from its struct party."""
+    return _party(by, _key_of(by, raw))
 
 
 def _party(by: By, key: bytes) -> Party:

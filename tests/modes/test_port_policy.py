@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import ROOT
-from twctl.modes.port_pressure import RECOVERED, SETTLE_SECONDS, Rule, Seen, State, following
+from twctl.modes.port_policy import RECOVERED, SETTLE_SECONDS, Rule, Seen, State, following
 
 # Of each second of a client, by the kernel's own list: sessions that entered TIME_WAIT, live connections,
 # and all in TIME_WAIT. A quiet start, waves of up to 90 a second, a burst of 400, and quiet again.
