@@ -20,7 +20,7 @@ from twctl.table.counters import LANES, Reason
 from twctl.table.maps import Table
 
 IPV4, IPV6 = range(len(FAMILIES))
-# bpf/observe/compare.h: struct inbox (INBOX_BYTES, and one message more), struct outbox, struct unseen.
+# bpf/observe/messages.h: struct inbox (INBOX_BYTES, and one message more), struct outbox, struct unseen.
 INBOX_BYTES = 65536
 SWEEP_LINES, LINE_WORDS = 16, 8
 OUTBOX_HEADER = struct.Struct("=QQQ")  # adopted, restarted, number of unseen

@@ -21,7 +21,7 @@ from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_FIN_WAIT2, TCP_LISTEN
 from twctl.table.counters import TICK, Reason
 from twctl.table.maps import Table
 
-# bpf/observe/due.h: struct dues, and struct due.
+# bpf/observe/messages.h: struct dues, and struct due.
 DUE_SLOTS = 16
 DUES_HEADER = struct.Struct("=QQQ")  # next, count, age
 DUE = struct.Struct(f"={REQUEST_BYTES}sQIII4x")
