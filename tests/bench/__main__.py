@@ -4,7 +4,7 @@ import importlib
 import json
 import sys
 
-NAMES = ("table", "blame", "connections", "daemon", "truncate", "vestigial", "guard", "routes")
+NAMES = ("table", "blame", "connections", "daemon", "truncate", "vestigial", "guard", "routes", "ports")
 
 
 def main(words: list[str]) -> int:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterable
 
-BLOCKS = 32  # a piece of a range is taken from this many places of it, evenly
+BLOCKS = 64  # a piece of a range is taken from this many places of it, evenly
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

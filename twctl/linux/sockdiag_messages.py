@@ -204,7 +204,7 @@ def _any_of(remotes: Sequence[Endpoint]) -> bytes:
 
 
 def _in_one_of(ranges: Sequence[range], rest: int) -> bytes:
-    """Bisect the ranges, so that the kernel makes seven comparisons for 32 of them. rest: bytes of code that follow."""
+    """Bisect the ranges, so that the kernel makes eight comparisons for 64 of them. rest: bytes of code that follow."""
     if len(ranges) == 1:
         [ports] = ranges
         too_high = _compare(LOCAL_PORT_AT_MOST, ports.stop - 1, rest + OPERATION.size)

@@ -1,0 +1,53 @@
+"""What the kernel counts, from the files of a namespace and of a folder that a test wrote."""
+
+import os
+import socket
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.load import counters, wait_until
+from tests.load.netns import namespace
+from twctl.linux.procfs import SocketBytes, Sockstat, counts_entries, ephemeral_ports, socket_bytes
+
+
+@pytest.mark.parametrize(
+    ("release", "counts"), [("5.17.15", False), ("5.18.0-rc1", True), ("6.1.0-37-amd64", True), ("4.19", False)]
+)
+def test_entries_are_counted_from_5_18_on(release: str, counts: bool) -> None:  # noqa: FBT001 - a parameter
+    """Before, TW counted sessions that expire."""
+    assert counts == counts_entries(release)
+
+
+def test_a_cache_that_is_not_there_counts_as_nothing(tmp_path: Path) -> None:
+    """The mini-socket's size, and that of the two buckets that hold its port."""
+    for name, size in (("tw_sock_TCP", 256), ("tcp_bind_bucket", 128)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "slab_size").write_text(f"{size}\n")
+    assert SocketBytes(256, 128) == socket_bytes(tmp_path)
+
+
+def test_the_ephemeral_ports_are_the_sysctls(tmp_path: Path) -> None:
+    """Both ends of the range belong to it."""
+    (tmp_path / "sys/net/ipv4").mkdir(parents=True)
+    (tmp_path / "sys/net/ipv4/ip_local_port_range").write_text("40000\t40022\n")
+    assert range(40000, 40023) == ephemeral_ports(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"), reason="a namespace needs root")
+def test_sockets_in_use_are_those_of_both_families_and_no_mini_sockets() -> None:
+    """Listeners and connections count, each end for itself; what is closed is in TIME_WAIT."""
+    with namespace() as ns, closing(Sockstat(ns.name)) as sockstat:
+        assert (0, 0) == (sockstat.in_use(), sockstat.time_wait())
+        with ns.socket(socket.AF_INET6) as ipv6, ns.socket(socket.AF_INET) as ipv4:
+            for listener, address in ((ipv6, "::1"), (ipv4, "127.0.0.1")):
+                listener.bind((address, 0))
+                listener.listen(1)
+            with ns.socket(socket.AF_INET) as near:
+                near.connect(ipv4.getsockname())
+                far, _ = ipv4.accept()
+                assert 4 == sockstat.in_use()
+            far.close()
+            wait_until(lambda: sockstat.in_use() == 2, what="the connection is gone")
+            assert 1 == sockstat.time_wait() == counters.time_wait_count(ns)
