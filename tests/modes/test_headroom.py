@@ -2,23 +2,14 @@
 
 import ipaddress
 import random
+from array import array
 
 import pytest
 
-from twctl.linux.ports import parse_ports
-from twctl.modes.headroom import Use, blocked_for, entry_rate, lines, row, seconds_left, worst
+from twctl.modes.headroom import Earlier, Use, blocked_for, entry_rate, lines, measure, row, seconds_left, worst
+from twctl.modes.holders import Held, Piece
 
 REMOTE = ipaddress.ip_address("192.0.2.7")
-
-
-@pytest.mark.parametrize(
-    ("port_range", "reserved", "count"),
-    [("32768\t60999\n", "\n", 28232), ("40000 40022", "40001,40005-40009,80", 17), ("1 1", "1", 0)],
-)
-def test_reserved_ports_are_not_chosen(port_range: str, reserved: str, count: int) -> None:
-    """The range without what is reserved inside of it."""
-    ports = parse_ports(port_range, reserved)
-    assert count == len(ports) == sum(port in ports for port in range(65536))
 
 
 def sessions(rate: float, seconds: float, life: float = 60.0) -> list[float]:
@@ -83,3 +74,19 @@ def test_the_worst_come_first_and_lines_fit() -> None:
     assert [] == worst(uses[:1], 5)
     assert max(len(line) for line in lines(uses)) <= 80
     assert {"used": 0.923, "remote": "192.0.2.7"}.items() <= row(uses[1]).items()
+
+
+def test_the_most_used_pairs_are_foreseen_and_live_ones_that_become_more() -> None:
+    """Of a piece of a tenth of the ports, scaled up; a few more live ones than before are mere chance."""
+    local = ipaddress.ip_address("10.0.0.1")
+    pairs = {
+        (local, (REMOTE, port)): Held(array("H", range(held)), array("f", [59.0 - i / 23 for i in range(held)]), live)
+        for port, held, live in ((80, 101, 0), (443, 11, 997), (8443, 3, 5))
+    }
+    piece = Piece(2823, 28230, pairs)
+    times = {(REMOTE, port): 60.0 for port in (80, 443, 8443)}
+    uses = measure(piece, "blue", times, Earlier(5.0, {(local, (REMOTE, 443)): 9000.0}), 2)
+    assert [(443, 110, 9970), (80, 1010, 0)] == [(use.remote_port, use.time_wait, use.live) for use in uses]
+    assert [28230, 28230] == [use.ports for use in uses]
+    assert uses[0].rate >= 970 / 5
+    assert Earlier(5.0, {(local, (REMOTE, 443)): 9900.0}).growth((local, (REMOTE, 443)), 9970, 10) == 0
