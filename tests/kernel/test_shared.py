@@ -1,12 +1,13 @@
 """What Python reads from the C headers is what the compiler makes of them."""
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 
 import pytest
 
 from twctl.classes import Class
-from twctl.linux import btf
+from twctl.linux import btf, sockdiag_messages
 from twctl.table.cheader import Struct
 from twctl.table.layout import Layout
 from twctl.table.shared import CONSTANTS, STRUCTS, bpf_folder
@@ -86,3 +87,17 @@ def test_a_number_that_is_changed_on_one_side_fails(number: str, other: str) -> 
     assert number in text
     mine = list(assertions(CONSTANTS, STRUCTS, GUARD_ONLY))
     assert not compiles("\n".join([text.replace(number, other), *mine]), btf.REQUIRED)
+
+
+def test_the_messages_of_sock_diag_are_those_that_the_programs_read() -> None:
+    """Python has its own view of the kernel's structures (linux/inet_diag.h), and so has C."""
+    assert STRUCTS["diag_message"].size == sockdiag_messages.MESSAGE_BYTES
+    assert STRUCTS["diag_request"].size == sockdiag_messages.REQUEST_BYTES
+    assert CONSTANTS["DIAG_BY_FAMILY"] == sockdiag_messages.SOCK_DIAG_BY_FAMILY
+    assert CONSTANTS["DIAG_TIMER_TIME_WAIT"] == sockdiag_messages.TIMER_TIME_WAIT
+    raw = bytes(range(STRUCTS["diag_message"].size))
+    message = sockdiag_messages.Message._make(sockdiag_messages.MESSAGE.unpack_from(raw, sockdiag_messages.HEADER.size))
+    for name in ("local_port", "remote_port", "local", "remote", "cookie"):
+        assert raw[STRUCTS["diag_message"].slice(name)] == getattr(message, name), name
+    for name in ("family", "state", "timer", "interface", "expires"):
+        assert int.from_bytes(raw[STRUCTS["diag_message"].slice(name)], sys.byteorder) == getattr(message, name), name

@@ -7,7 +7,6 @@ for every endpoint that matters here: bpf/observe/attribution.h. Entries that no
 
 import heapq
 import math
-import struct
 import time
 from array import array
 from collections import deque
@@ -15,15 +14,24 @@ from typing import NamedTuple
 
 from twctl.addresses import Endpoint
 from twctl.table.maps import Table
-from twctl.table.tallies import KEY_BUSY, LINE_BYTES, LINES, PLACES, TALLIES_BYTES, By, Remote, party_of
+from twctl.table.tallies import (
+    KEY_BUSY,
+    LINE,
+    LINES,
+    NUMBERS,
+    PLACE,
+    PLACES,
+    PLACES_AT,
+    TALLIES_BYTES,
+    By,
+    Remote,
+    party_of,
+)
 
 # A session whose peer's FIN is late stays 60 s in FIN_WAIT2 (a longer tcp_fin_timeout keeps a full socket instead), and
 # then 60 s in TIME_WAIT.
 SESSION_SECONDS = 120.0
 REMEMBER_SECONDS = 15.0  # between two counts that are kept: 64 KB each
-
-LINE = struct.Struct(f"={PLACES}Q{PLACES}Q" + "QQ24s" * PLACES)  # keys, entries, then no_port, error, party of each
-PLACE_FIELDS = 3
 
 
 class Counts(NamedTuple):
@@ -49,13 +57,13 @@ def read(memory: memoryview, at: float) -> Places:
     parties: list[bytes] = []
     first = list(By).index(By.REMOTE) * LINES
     for line in range(first, first + LINES):
-        fields = LINE.unpack_from(memory, line * LINE_BYTES)
-        places = fields[2 * PLACES :]
-        keys.extend(fields[:PLACES])
-        entries, failures = fields[PLACES : 2 * PLACES], places[::PLACE_FIELDS]
-        counts.extend(map(int.__add__, entries, failures))
-        errors += places[1::PLACE_FIELDS]
-        parties += places[2::PLACE_FIELDS]
+        start = line * LINE.size
+        numbers = NUMBERS.unpack_from(memory, start)
+        failures, error, party = zip(*PLACE.iter_unpack(memory[start + PLACES_AT : start + LINE.size]), strict=True)
+        keys.extend(numbers[:PLACES])
+        counts.extend(map(int.__add__, numbers[PLACES:], failures))
+        errors += error
+        parties += party
     return Places(Counts(at, keys, counts), errors, parties)
 
 

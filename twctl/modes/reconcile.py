@@ -7,7 +7,6 @@ longer has is ended.
 import dataclasses
 import ipaddress
 import socket
-import struct
 import time
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -18,14 +17,14 @@ from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sockdiag_messages import MESSAGE_BYTES, offsets
 from twctl.table.counters import LANES, Reason
 from twctl.table.maps import Table
+from twctl.table.shared import CONSTANTS, STRUCTS
 
 IPV4, IPV6 = range(len(FAMILIES))
-# bpf/observe/messages.h: struct inbox (INBOX_BYTES, and one message more), struct outbox, struct unseen.
-INBOX_BYTES = 65536
-SWEEP_LINES, LINE_WORDS = 16, 8
-OUTBOX_HEADER = struct.Struct("=QQQ")  # adopted, restarted, number of unseen
-UNSEEN = struct.Struct("=QII16s16s2s2sII4x")
-OUTBOX_BYTES = OUTBOX_HEADER.size + SWEEP_LINES * LINE_WORDS * UNSEEN.size
+INBOX_BYTES = CONSTANTS["INBOX_BYTES"]  # and one message more
+OUTBOX_BYTES, UNSEEN_AT = STRUCTS["outbox"].size, STRUCTS["outbox"].fields["unseen"].offset
+OUTBOX_HEADER = STRUCTS["outbox"].packer(("adopted", "restarted", "unseen_count"))
+UNSEEN = STRUCTS["unseen"].packer(raw=("tuple",))
+TUPLE = STRUCTS["tuple"].packer(raw=("local", "remote", "local_port", "remote_port"))
 # One round asks the kernel about at most this many vanished sessions, some 0.2 s of work; the next round goes on.
 QUESTIONS = 10_000
 # A pool counts as full from this share of its capacity on.
@@ -134,7 +133,7 @@ class Reconciler:
         )
 
     def _begin(self) -> None:
-        OUTBOX_HEADER.pack_into(self._outbox, 0, 0, 0, 0)
+        self._outbox[:UNSEEN_AT] = bytes(UNSEEN_AT)
         for memory in self._seen.values():
             memory[:] = bytes(len(memory))
         for i, (class_, family) in enumerate((class_, family) for class_ in Class for family in FAMILIES):
@@ -153,8 +152,8 @@ class Reconciler:
             count = OUTBOX_HEADER.unpack_from(self._outbox)[2] if end else 0
             for i in range(min(count, QUESTIONS - asked)):
                 asked += 1
-                fields = UNSEEN.unpack_from(self._outbox, OUTBOX_HEADER.size + i * UNSEEN.size)
-                ended += self._end(family, Unseen._make(fields))
+                *word, ends = UNSEEN.unpack_from(self._outbox, UNSEEN_AT + i * UNSEEN.size)
+                ended += self._end(family, Unseen(*word, *TUPLE.unpack(ends)))
             if not line:  # after the last lines, which may be fewer than a batch; they are in the outbox, too
                 return ended
 

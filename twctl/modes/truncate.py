@@ -8,7 +8,6 @@ connection that took the tuple in between has another cookie, and the kernel ref
 import dataclasses
 import heapq
 import math
-import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -16,16 +15,15 @@ from typing import NamedTuple
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux.sockdiag import SockDiag
-from twctl.linux.sockdiag_messages import REQUEST_BYTES, TIMER_TIME_WAIT, Answer, destroy_request, read_answer
+from twctl.linux.sockdiag_messages import TIMER_TIME_WAIT, Answer, destroy_request, read_answer
 from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_FIN_WAIT2, TCP_LISTEN
 from twctl.table.counters import TICK, Reason
 from twctl.table.maps import Table
+from twctl.table.shared import STRUCTS
 
-# bpf/observe/messages.h: struct dues, and struct due.
-DUE_SLOTS = 16
-DUES_HEADER = struct.Struct("=QQQ")  # next, count, age
-DUE = struct.Struct(f"={REQUEST_BYTES}sQIII4x")
-DUES_BYTES = DUES_HEADER.size + DUE_SLOTS * DUE.size
+DUES_BYTES, DUES_AT = STRUCTS["dues"].size, STRUCTS["dues"].fields["due"].offset
+DUES_HEADER = STRUCTS["dues"].packer(("next", "count", "age"))
+DUE = STRUCTS["due"].packer(("request", "word", "line", "index", "netns"), raw=("request",))
 # The walk waits for one tick more than a class's time: the start of a session is rounded down to a tick (TICK s).
 ROUNDING_TICKS = 1
 # The kernel tells what is left of a timer in whole jiffies (at most 10 ms). s
@@ -156,7 +154,7 @@ class Reaper:
         """Run the program `collect` (bpf/observe/due.h) from an entry on. least: age of what is due, in ticks."""
         looked = self._collect.run(FAMILIES.index(family), class_, tail, least)
         following, count, age_and_one = DUES_HEADER.unpack_from(self._dues)
-        dues = [Due._make(DUE.unpack_from(self._dues, DUES_HEADER.size + i * DUE.size)) for i in range(count)]
+        dues = [Due._make(DUE.unpack_from(self._dues, DUES_AT + i * DUE.size)) for i in range(count)]
         return Walked(looked, following, age_and_one - 1 if age_and_one else None, dues)
 
     def _revisit(self, class_: Class, limits: Limits) -> int:
