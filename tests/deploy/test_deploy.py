@@ -1,10 +1,12 @@
 """deploy/: the unit is hardened, and what is printed from the command line cannot drift from it."""
 
+import importlib.metadata
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,17 @@ def test_each_capability_has_its_reason() -> None:
         names = [name.removeprefix("CAP_") for line in given for name in line.split()]
         assert names
         assert [name for name in names if not re.search(rf"^# {name}: ", text, re.MULTILINE)] == []
+
+
+def test_no_library_that_we_name_is_compiled() -> None:
+    """The package is for every architecture, unless a library of theirs is compiled."""
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = [str(re.match(r"[\w-]+", each)[0]) for each in named]  # type: ignore[index]
+    assert names
+    for name in names:
+        files = importlib.metadata.files(name)
+        assert files
+        assert [str(each) for each in files if each.suffix == ".so"] == []
 
 
 def test_the_man_page_has_every_command_and_option() -> None:
