@@ -24,7 +24,7 @@ def fib(*routes: RouteEntry, nexthops: Mapping[int, Nexthop] | None = None) -> F
     return made
 
 
-def route(prefix: str, link: int = 1, gateway: str = "", **fields: Any) -> RouteEntry:
+def route(prefix: str, link: int = 1, gateway: str = "", **fields: Any) -> RouteEntry:  # noqa: ANN401 - of any field
     """A static route in table main over one hop."""
     network = ipaddress.ip_network(prefix)
     family = socket.AF_INET if isinstance(network, ipaddress.IPv4Network) else socket.AF_INET6
