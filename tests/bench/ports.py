@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.bench.daemon import CAPACITY, ROOMY, SOURCES, cpu_seconds
+from tests.bench.daemon import ROOMY, SOURCES, cpu_seconds
 from tests.load.closes import run as closes
 from tests.load.closes import serving
 from tests.load.daemon import Daemon, daemon
 from tests.load.netns import Namespace, link, namespace
 
 RATE, SECONDS = 10_000, 60
-# One destination, and as many local addresses as it takes ports for so many sessions.
-MANY, ONE_DESTINATION = 600_000, ("--inline", "--threads", "1", "--port", "20000", "--source", "127.0.1.1+64")
+# As many local addresses as it takes ports for so many sessions toward one destination.
+MANY = 600_000
+ONE_DESTINATION = ("--inline", "--threads", "1", "--port", "20000", "--source", "127.0.1.1+64")
 AFTERWARDS = 45.0  # s, less than TIME_WAIT lasts
 SHARE, MEGABYTES = 0.01, 5.0  # goals
 
@@ -35,12 +36,11 @@ def run(seconds: int = SECONDS, many: int = MANY) -> dict[str, Any]:
 @contextlib.contextmanager
 def two_daemons(ns: Namespace) -> Iterator[tuple[Daemon, Daemon]]:
     """One that looks at the ports, and one that does not; a link's sessions are local."""
-    # Comparisons with the kernel's list come when they come; the tracepoint needs them, but this is not about them.
-    config = f"reconcile_interval = 0\n{CAPACITY}local = 2097152\n"
-    with (
-        daemon(ns, config=f"[blame]\ndestinations = 5\n{config}") as one,
-        daemon(ns, config=f"[blame]\ndestinations = 0\n{config}") as other,
-    ):
+    # Comparisons with the kernel's list would take time of their own, at other moments in either daemon.
+    config = (
+        "reconcile_interval = 0\n[blame]\ndestinations = {}\n[capacity.ipv4]\nloopback = 2097152\nlocal = 2097152\n"
+    )
+    with daemon(ns, config=config.format(5)) as one, daemon(ns, config=config.format(0)) as other:
         yield one, other
 
 
