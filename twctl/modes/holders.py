@@ -19,8 +19,8 @@ from twctl.linux.sockdiag_messages import endpoints
 MOST_SOCKETS = 16384
 # The list comes in the order of a hash: who holds a twentieth of the ports is seen long before so many others are.
 MOST_PAIRS = 4096
-# Looks at the ports take at most this share of one CPU, whatever the load: the longer one took, the later the next. With
-# all that is around them they stay below 1 %.
+# Looks at the ports take at most this share of one CPU, whatever the load: the longer one took, the later the next.
+# With all that is around them they stay below 1 %.
 LOOK_SHARE = 0.0075
 
 Pair = tuple[Address, Endpoint]  # local address, remote endpoint
