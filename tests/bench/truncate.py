@@ -116,7 +116,7 @@ def cpu_ticks(stat: Path = Path("/proc/stat")) -> tuple[int, int]:
 
 
 def _at_a_steady_rate() -> dict[str, Any]:
-    """Sessions born on lo at one rate: what is held with truncate and without, how late it goes, and what that costs.
+    """Sessions that enter on lo at one rate: what is held with truncate and without, how late it goes, and what that costs.
 
     The daemon's CPU is taken over the run and the two seconds until the last is gone.
     """
@@ -140,7 +140,7 @@ def _at_a_steady_rate() -> dict[str, Any]:
         f"destroyed within 250 ms of due {what}": {
             "ratio": round(intime / all_, 4),
             "sockets": all_,
-            "born": report["made"],
+            "entered": report["made"],
             "goal": 0.99 if goals else None,
             "met": intime >= 0.99 * all_ and all_ >= 0.99 * report["made"],
         },

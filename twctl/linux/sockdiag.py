@@ -68,8 +68,8 @@ class SockDiag:
     def toward(self, remotes: Sequence[Endpoint], local_ports: Sequence[range] = EVERY_PORT) -> Iterator[Holder]:
         """Yield the sockets that go from some local ports to remote endpoints, those of dual-stack sockets, too.
 
-        The kernel walks all sockets of the host twice, whatever is asked for (75 ns each, on the machine of the
-        benchmarks), and so all destinations are asked for at once; each socket that is listed costs 1.5 us more.
+        The kernel walks the sockets of the whole host, once for each family, whatever is asked for: 0.4 us a socket,
+        measured with 600,000. So all destinations are asked for at once. What it lists takes 1.6 us each.
 
         :raises OSError: if the kernel refuses.
         """

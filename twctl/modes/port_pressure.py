@@ -27,7 +27,7 @@ from twctl.linux.sockdiag_messages import (
 from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_TIME_WAIT
 from twctl.modes.destinations import Destinations
 from twctl.modes.enrolled import Enrolled
-from twctl.modes.headroom import blocked_for
+from twctl.modes.exhaustion import blocked_for
 from twctl.modes.holders import Held, Piece, look, short_of_ports
 from twctl.modes.port_policy import Rule, Seen, State, following
 from twctl.modes.reconcile import INBOX_BYTES
