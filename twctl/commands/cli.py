@@ -141,8 +141,9 @@ def top(  # noqa: PLR0913, PLR0917 - each is an option
     """Rates, and who has the most sessions, live; plain text where there is no terminal."""
     # rich, and prometheus_client: the other nouns do not need them
     from twctl.commands import terminal  # noqa: PLC0415
+    from twctl.commands.rankings import Order  # noqa: PLC0415
     from twctl.commands.screen import Choice  # noqa: PLC0415
-    from twctl.commands.top import Order, TableView  # noqa: PLC0415
+    from twctl.commands.top import TableView  # noqa: PLC0415
 
     if not 0.1 <= interval <= 3600:  # noqa: PLR2004 - a range of typer's would let nan through
         raise typer.BadParameter(f"{interval} is not between 0.1 and 3600", param_hint="--interval")

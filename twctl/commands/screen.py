@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from twctl.classes import Class
-from twctl.commands.top import SUBJECTS, Look, Order, Ranking, Reading, Subject, View, ranking
+from twctl.commands.rankings import SUBJECTS, Order, Ranking, Reading, Subject, ranking
+from twctl.commands.top import Look, View
 from twctl.table.counters import ACTIONS, CLOSES, Reason
 
 Span = tuple[str, str]  # text and style, in rich's words
@@ -211,7 +212,9 @@ def _lists(view: View, choice: Choice, subjects: Sequence[Subject], width: int, 
     rankings = [ranking(each, now, before, choice.classes, choice.order, max(0, rows)) for each in subjects]
     whose = "" if choice.class_ is None else f" of class {choice.class_.label}"
     sessions = sum(now.sessions[class_] for class_ in choice.classes)
-    lines: list[Line] = [[(f"of {sessions:,} sessions{whose}{_age(now, view.look)}{_missed(subjects, rankings)}", "")]]
+    lines: list[Line] = [
+        [(f"of {sessions:,} sessions{whose}{_age(now, view.look)}{_undercounts(subjects, rankings)}", "")]
+    ]
     growth = width >= WIDE or len(subjects) == 1
     widths = _name_widths(subjects, width, SESSIONS + GROWTH * growth)
     for i in range(-1, max(len(each.rows) for each in rankings)):
@@ -229,10 +232,10 @@ def _age(now: Reading, look: Look) -> str:
     return (f", read in {took:.0f} s," if took >= 1 else ", read") + (f" {ago:.0f} s ago" if round(ago) else " now")
 
 
-def _missed(subjects: Sequence[Subject], rankings: Sequence[Ranking]) -> str:
+def _undercounts(subjects: Sequence[Subject], rankings: Sequence[Ranking]) -> str:
     """Where a count may be too low, and by how many."""
     found = zip(subjects, rankings, strict=True)
-    return "".join(f"; {subject.title}: up to {each.missed:,} more" for subject, each in found if each.missed)
+    return "".join(f"; {subject.title}: up to {each.undercount:,} more" for subject, each in found if each.undercount)
 
 
 def _name_widths(subjects: Sequence[Subject], width: int, numbers: int) -> list[int]:

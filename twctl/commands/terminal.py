@@ -28,13 +28,13 @@ def is_terminal() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in {"", "dumb", "unknown"}
 
 
-def plain(watch: TableView, choice: Choice, interval: float, count: int | None) -> None:
+def plain(table: TableView, choice: Choice, interval: float, count: int | None) -> None:
     """Print a block of lines each interval, the first after one, so that there are rates."""
     size = os.get_terminal_size(sys.stdout.fileno()) if sys.stdout.isatty() else FALLBACK
     with contextlib.suppress(KeyboardInterrupt):
-        watch.view(interval)
+        table.view(interval)
         for _ in _ticks(interval, count):
-            sys.stdout.write(block(watch.view(interval), choice, size.columns or FALLBACK.columns))
+            sys.stdout.write(block(table.view(interval), choice, size.columns or FALLBACK.columns))
             sys.stdout.flush()
 
 
@@ -131,12 +131,12 @@ def _text(line: Line) -> Text:
     return Text.assemble(*line, no_wrap=True, overflow="crop")
 
 
-def live(watch: TableView, choice: Choice, interval: float, count: int | None) -> None:
+def live(table: TableView, choice: Choice, interval: float, count: int | None) -> None:
     """Show a screen each interval, until a key or a signal says that it is enough."""
     with Terminal() as terminal:
         for _ in iter(int, 1) if count is None else range(count):
             due = time.monotonic() + interval
-            view = watch.view(interval, terminal.ready)
+            view = table.view(interval, terminal.ready)
             chosen = _shown(terminal, view, choice, due)
             if chosen is None:
                 return
