@@ -18,6 +18,7 @@ from tests.load.programs import ring_bytes
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf, netns
+from twctl.table import fields
 from twctl.table.compiled import STATE_EVENT
 from twctl.table.layout import Layout
 from twctl.table.shared import bpf_folder
@@ -38,7 +39,7 @@ class Probe:
         os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
         with contextlib.closing(btf.Btf()) as types:
             layout = Layout({family: dict.fromkeys(Class, 65536) for family in FAMILIES})
-            self._bpf: Any = bcc.BPF(text=text.encode(), cflags=compile_flags(layout, btf.macros(types)))
+            self._bpf: Any = bcc.BPF(text=text.encode(), cflags=compile_flags(layout, fields.macros(types)))
         for i, (class_, family) in enumerate((class_, family) for class_ in Class for family in FAMILIES):
             libbpf.map_update(self._map("rings"), i.to_bytes(4, "little"), ring_bytes(layout.ring(family, class_)))
         libbpf.map_update(self._map("namespaces"), cookie.to_bytes(8, "little"), bytes(4))

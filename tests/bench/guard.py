@@ -15,6 +15,7 @@ from tests.load.segments import ACK, Segment, build
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf
+from twctl.table import fields
 from twctl.table.layout import Layout
 from twctl.table.shared import bpf_folder
 from twctl.table.sources import compile_flags, source
@@ -41,7 +42,7 @@ def _miss() -> dict[str, Any]:
     os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
     types = btf.Btf()
     layout = Layout({family: dict.fromkeys(Class, 65536) for family in FAMILIES})
-    flags = compile_flags(layout, btf.macros(types, btf.GUARD))
+    flags = compile_flags(layout, fields.macros(types, fields.GUARD))
     types.close()
     text = source("guard.c").replace("skb->tc_classid", str(ETHERNET_AND_NAMESPACE_0)) + EMPTY
     loaded = bcc.BPF(text=text.encode(), cflags=flags)

@@ -8,6 +8,7 @@ import pytest
 
 from twctl.classes import Class
 from twctl.linux import btf, sockdiag_messages
+from twctl.table import fields
 from twctl.table.cheader import Struct
 from twctl.table.layout import Layout
 from twctl.table.shared import CONSTANTS, STRUCTS, bpf_folder
@@ -35,7 +36,7 @@ def compiles(text: str, required: tuple[str, ...], extra: list[str] | None = Non
     os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
     types = btf.Btf()
     sizes = dict.fromkeys(Class, 256)
-    flags = compile_flags(Layout({"ipv4": sizes, "ipv6": sizes}), btf.macros(types, required))
+    flags = compile_flags(Layout({"ipv4": sizes, "ipv6": sizes}), fields.macros(types, required))
     types.close()
     try:
         bcc.BPF(text=text.encode(), cflags=[*flags, *(extra or [])])
@@ -69,9 +70,9 @@ def test_the_compiler_agrees_with_every_number_and_layout() -> None:
     """Sizes, offsets, enumerations and constants, in both programs."""
     mine = list(assertions(CONSTANTS, STRUCTS, GUARD_ONLY))
     assert len(mine) > 200
-    assert compiles("\n".join([observe(), *mine]), btf.REQUIRED)
+    assert compiles("\n".join([observe(), *mine]), fields.REQUIRED)
     mine = list(assertions(CONSTANTS, STRUCTS, OBSERVE_ONLY))
-    assert compiles("\n".join([source("guard.c"), *mine]), btf.GUARD)
+    assert compiles("\n".join([source("guard.c"), *mine]), fields.GUARD)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,7 @@ def test_a_number_that_is_changed_on_one_side_fails(number: str, other: str) -> 
     text = observe()
     assert number in text
     mine = list(assertions(CONSTANTS, STRUCTS, GUARD_ONLY))
-    assert not compiles("\n".join([text.replace(number, other), *mine]), btf.REQUIRED)
+    assert not compiles("\n".join([text.replace(number, other), *mine]), fields.REQUIRED)
 
 
 def test_the_messages_of_sock_diag_are_those_that_the_programs_read() -> None:

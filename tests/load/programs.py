@@ -7,6 +7,7 @@ from typing import Any
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf
+from twctl.table import fields
 from twctl.table.layout import BLOCKS, Layout, Ring
 from twctl.table.maps import RING
 from twctl.table.shared import bpf_folder
@@ -30,7 +31,10 @@ class Programs:
         small = dict.fromkeys(Class, 256)
         sizes = {"ipv4": small | {Class.REMOTE: capacity}, "ipv6": small}
         self.layout = Layout({family: sizes[family] for family in FAMILIES})
-        flags = [*compile_flags(self.layout, btf.macros(types, btf.REQUIRED + btf.GUARD)), f"-DCAPACITY={capacity}"]
+        flags = [
+            *compile_flags(self.layout, fields.macros(types, fields.REQUIRED + fields.GUARD)),
+            f"-DCAPACITY={capacity}",
+        ]
         types.close()
         # not RAW_TRACEPOINT_PROBE: bcc would attach it to the host
         probe = source(file).replace(

@@ -32,3 +32,24 @@ def test_one_who_only_asks_keeps_no_daemon_from_starting(tmp_path: Path) -> None
         Pins(tmp_path).lock()
     daemon.unlock()
     assert not Pins(tmp_path).locked()
+
+
+def test_nothing_is_left_of_a_folder_that_is_removed(tmp_path: Path) -> None:
+    """Neither what was pinned in it, nor itself; once it is gone there is nothing more to remove."""
+    for part in ("current/links", "current/maps", "next/programs"):
+        (tmp_path / "twctl" / part).mkdir(parents=True)
+    (tmp_path / "twctl/current/maps/meta").touch()
+    assert Pins(tmp_path / "twctl").remove()
+    assert not (tmp_path / "twctl").exists()
+    assert not Pins(tmp_path / "twctl").remove()
+
+
+def test_what_a_daemon_uses_is_not_removed(tmp_path: Path) -> None:
+    """Another process is refused; the daemon itself may."""
+    daemon = Pins(tmp_path / "twctl")
+    daemon.root.mkdir()
+    daemon.lock()
+    with pytest.raises(TwctlError, match="another twctl uses"):
+        Pins(daemon.root).remove()
+    assert daemon.root.exists()
+    assert daemon.remove()

@@ -16,7 +16,7 @@ from twctl.errors import TwctlError
 from twctl.linux import btf, sockdiag
 from twctl.modes.feasible import can_destroy
 from twctl.modes.obstacles import obstacles
-from twctl.table import loader
+from twctl.table import fields, loader
 from twctl.table.pins import Pins, mount_of
 
 
@@ -68,9 +68,9 @@ def _root() -> str:
 
 def _btf() -> str:
     types = btf.Btf()
-    offsets = btf.macros(types)
+    offsets = fields.macros(types)
     types.close()
-    return f"{btf.VMLINUX} has all {len(btf.REQUIRED)} fields" + (
+    return f"{btf.VMLINUX} has all {len(fields.REQUIRED)} fields" + (
         "" if "OFFSET_tcp_sock_ao_info" in offsets else ", TCP-AO is not built in"
     )
 
@@ -128,7 +128,7 @@ def _trial(pins: Path, probe: str) -> Iterator[Pins]:
         trial.load(loader.Request(str(trial.root / "next"), sizes, probe))
         yield trial
     finally:
-        trial.close()
+        trial.remove()
 
 
 def _probe(probe: str, pins: Path) -> Line:

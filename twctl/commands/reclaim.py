@@ -38,7 +38,7 @@ def release(pins: Path) -> tuple[bool, list[str]]:
     :raises TwctlError: if a daemon is running.
     """
     complaints = [] if Pins(pins).locked() else [*journal_of(pins).restore(), *_remove_guard(pins)]
-    return Pins(pins).release(), complaints
+    return Pins(pins).remove(), complaints
 
 
 def _remove_guard(pins: Path) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from twctl.errors import TwctlError
@@ -15,62 +15,6 @@ VMLINUX = Path("/sys/kernel/btf/vmlinux")
 # linux/btf.h, enum of BTF_KIND_*
 _STRUCT, _UNION, _FUNC = 4, 5, 12
 _KIND_FLAG = 1 << 31
-
-REQUIRED = (
-    "sock_common.skc_daddr",
-    "sock_common.skc_rcv_saddr",
-    "sock_common.skc_dport",
-    "sock_common.skc_family",
-    "sock_common.skc_bound_dev_if",
-    "sock_common.skc_net",
-    "sock_common.skc_v6_daddr",
-    "sock_common.skc_v6_rcv_saddr",
-    "sock_common.skc_flags",
-    "sock_common.skc_tw_rcv_nxt",
-    "sock.sk_protocol",
-    "sock.sk_err",
-    "sock.sk_uid",
-    "inet_sock.inet_sport",
-    "inet_connection_sock.icsk_rto",
-    "tcp_sock.snd_nxt",
-    "tcp_sock.rcv_nxt",
-    "tcp_sock.snd_una",
-    "tcp_sock.write_seq",
-    "tcp_sock.rcv_wup",
-    "tcp_sock.rcv_wnd",
-    "tcp_sock.tsoffset",
-    "tcp_sock.linger2",
-    "tcp_sock.rx_opt.ts_recent",
-    "tcp_sock.rx_opt.ts_recent_stamp",
-    "tcp_sock.rx_opt.rcv_wscale",
-    "net.net_cookie",
-    "net.ipv4.sysctl_tcp_fin_timeout",
-    "inet_timewait_sock.tw_sport",
-    "inet_timewait_sock.tw_substate",
-    "inet_timewait_sock.tw_timer",
-    "tcp_timewait_sock.tw_ts_recent",
-    "inet_sock.tos",
-    "inet_sock.pinet6",
-    "ipv6_pinfo.tclass",
-    "ipv6_pinfo.flow_label",
-    "sock.sk_txhash",
-)
-# Absent where the kernel is older or built without: microsecond timestamps (6.7), TCP-MD5, TCP-AO (6.7).
-OPTIONAL = ("tcp_sock.tcp_usec_ts", "tcp_sock.md5sig_info", "tcp_sock.ao_info")
-# Which cgroup a socket belongs to: all three, or none where the kernel is built without.
-CGROUP = ("sock.sk_cgrp_data", "cgroup.kn", "kernfs_node.id")
-# What the guard reads besides, where a segment has a vestige.
-GUARD = (
-    "sk_buff.dev",
-    "sk_buff.ip_summed",
-    "net_device.nd_net",
-    "net_device.ip6_ptr",
-    "inet6_dev.cnf.hop_limit",
-    "net.ipv4.sysctl_tcp_rfc1337",
-    "net.ipv4.sysctl_tcp_invalid_ratelimit",
-    "net.ipv4.sysctl_ip_default_ttl",
-)
-FUNCTIONS = ("tcp_timewait_state_process", "tcp_twsk_unique")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -158,35 +102,3 @@ class Btf:
             if not member and (inner := self._member(member_type, name)):
                 return offset + inner[0], inner[1], inner[2]
         return None
-
-
-def macros(btf: Btf, required: tuple[str, ...] = REQUIRED) -> Mapping[str, int]:
-    """Name the offsets as the C code does: OFFSET_*, BIT_*, BITS_* and ARGUMENTS_*.
-
-    :raises TwctlError: naming the first field that this kernel lacks.
-    """
-    result: dict[str, int] = {}
-    for path in required + OPTIONAL:
-        field = btf.field(path)
-        if field is None and path in required:
-            raise TwctlError(
-                f"this kernel's type information has no field {path}",
-                "twctl works on Linux 5.15 and later; please report this kernel",
-            )
-        if field is not None:
-            result |= _field_macros(path.replace(".", "_"), field)
-    cgroup = {path: field for path in CGROUP if (field := btf.field(path))}
-    if len(cgroup) == len(CGROUP):
-        for path, field in cgroup.items():
-            result |= _field_macros(path.replace(".", "_"), field)
-    for function in FUNCTIONS:
-        if (count := btf.arguments(function)) is not None:
-            result[f"ARGUMENTS_{function}"] = count
-    return result
-
-
-def _field_macros(name: str, field: Field) -> dict[str, int]:
-    result = {f"OFFSET_{name}": field.offset}
-    if field.bits:
-        result |= {f"BIT_{name}": field.bit, f"BITS_{name}": field.bits}
-    return result

@@ -21,6 +21,7 @@ from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux import btf, libbpf
+from twctl.table import fields
 from twctl.table.compiled import GUARDS, Probes, compiled, map_descriptor
 from twctl.table.layout import BLOCKS, Layout
 from twctl.table.maps import META, PROBES, RING, Table
@@ -104,7 +105,7 @@ def _run(request: Request | GuardRequest) -> dict[str, Any]:
 
 def _attach(request: Request, seed: int) -> tuple[Probes, Loaded]:
     with contextlib.closing(btf.Btf()) as types:
-        offsets = btf.macros(types)
+        offsets = fields.macros(types)
     if request.probe == "tracepoint":
         return Probes(compile_flags(request.layout, offsets, 0, seed), "tracepoint"), Loaded("tracepoint", "")
     try:
@@ -170,7 +171,7 @@ def _load_guard(request: GuardRequest) -> None:
     folder = Path(request.table)
     table = Table(folder, writable=True)
     with contextlib.closing(btf.Btf()) as types:
-        offsets = btf.macros(types, btf.GUARD)
+        offsets = fields.macros(types, fields.GUARD)
     flags = [*compile_flags(table.layout, offsets, seed=table.seed), f'-DPINS="{folder / "maps"}"']
     made, programs = compiled("guard.c", flags, GUARDS, "SCHED_CLS", "guard")
     pins = {folder / "programs" / name: fd for name, fd in programs.items()}

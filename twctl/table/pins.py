@@ -64,17 +64,17 @@ class Pins:
 
         :raises TwctlError: if this kernel does not take the probes; then nothing is pinned any more.
         """
-        self.remove()
+        self.unpin()
         (self.root / "next").mkdir(mode=0o700)
         try:
             loaded = loader.load(request)
         except TwctlError:
-            self.remove()
+            self.unpin()
             raise
         (self.root / "next").rename(self.current)
         return loaded
 
-    def remove(self) -> None:
+    def unpin(self) -> None:
         """Unpin everything: links first, so that no program runs on."""
         for folder in (self.current, self.root / "next"):
             for part in ("links", "programs", "maps"):
@@ -105,28 +105,28 @@ class Pins:
             os.close(self._lock)
             self._lock = None
 
-    def release(self) -> bool:
+    def remove(self) -> bool:
         """Leave nothing: pins, folder, and a bpffs that was mounted for them. False if there was nothing.
 
-        :raises TwctlError: if a daemon is running.
+        :raises TwctlError: if a daemon is running, other than this process.
         """
-        if not self.root.exists():
-            return False
-        self.lock()
-        self.close()
-        return True
-
-    def close(self) -> None:
-        """Remove everything under the lock that is held, then the lock's folder."""
-        if self._lock is not None:
-            self.remove()
+        found = self.root.exists()
+        if found:
+            if self._lock is None:
+                self.lock()
+            self.unpin()
             self.root.rmdir()
             self.unlock()
-        # maps.debug and progs.debug are the kernel's own.
-        pins = self.root.parent.iterdir() if self.root.parent.exists() else ()
-        left = [pin for pin in pins if pin.suffix != ".debug"]
-        if mount_of(self.root.parent)[1] == MOUNTED_BY_US and not left:
-            subprocess.run(["umount", self.root.parent], check=False, capture_output=True)  # noqa: S603, S607
+        _unmount_unused(self.root.parent)
+        return found
+
+
+def _unmount_unused(point: Path) -> None:
+    """Unmount a bpffs of ours that has no pins any more."""
+    # maps.debug and progs.debug are the kernel's own.
+    left = [pin for pin in point.iterdir() if pin.suffix != ".debug"] if point.exists() else []
+    if mount_of(point)[1] == MOUNTED_BY_US and not left:
+        subprocess.run(["umount", point], check=False, capture_output=True)  # noqa: S603, S607
 
 
 def mount_of(path: Path) -> tuple[str, str]:
