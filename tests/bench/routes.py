@@ -18,12 +18,14 @@ from tests import ROOT
 from tests.load.netns import namespace
 
 ROUTES = 1_000_000
+SHORT_ROUTES = 30_000
 CHANGES = 10_000  # what the queue for notifications holds
 NAMESPACES = 100
 
 
-def run(routes: int = ROUTES) -> dict[str, Any]:
-    """Every figure with its goal. Needs root."""
+def run(routes: int = ROUTES, *, short: bool = False) -> dict[str, Any]:
+    """Every figure with its goal. Needs root. short: few routes."""
+    routes = SHORT_ROUTES if short else routes
     with _host(routes) as name:
         load, storm, passing = _fresh("load", name), _fresh("storm", name), _fresh("passing", name)
     seconds, share = load["seconds"], storm["us"] * CHANGES / 1e6
