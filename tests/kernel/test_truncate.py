@@ -74,12 +74,12 @@ def test_a_fin_wait2_socket_waits_for_its_own_time(ns: Namespace) -> None:
     """The class's time does not end FIN_WAIT2; `[fin_wait2]` does."""
     config = "[time_wait]\nloopback = 0.3\n[fin_wait2]\nloopback = 3\n"
     with daemon(ns, mode="truncate", config=config) as one, paths.orphan_fin_wait2(paths.over_lo(ns), N, CLIENT):
-        born = time.monotonic()
+        entered = time.monotonic()
         closes(ns, 101, 21000)
         wait_until(lambda: counters.time_wait_count(ns) == N, what="TIME_WAIT goes")
-        assert time.monotonic() - born < 2
+        assert time.monotonic() - entered < 2
         wait_until(lambda: counters.time_wait_count(ns) == 0, what="FIN_WAIT2 goes", timeout=10)
-        assert 3 - 0.1 <= time.monotonic() - born <= 4.5
+        assert 3 - 0.1 <= time.monotonic() - entered <= 4.5
         assert one.metric("twctl_time_wait_ended_total", reason="truncated") == 101 + N
 
 
@@ -170,7 +170,7 @@ def test_live_connections_on_the_tuples_of_old_sessions_go_on(ns: Namespace) -> 
 
 
 def test_after_a_kill_what_is_due_still_goes(ns: Namespace) -> None:
-    """Sessions born while no daemon runs are destroyed by the next one."""
+    """Sessions that enter while no daemon runs are destroyed by the next one."""
     with daemon(ns, mode="truncate", config="[time_wait]\nloopback = 1\n") as one:
         closes(ns, N, 20000)
         one.kill()
@@ -310,7 +310,7 @@ def test_under_tcp_memory_pressure_the_nearest_go_first_and_only_while_it_lasts(
 
 
 def test_what_was_in_fin_wait2_is_drained_once_its_fin_has_come(ns: Namespace, tmp_path: Path) -> None:
-    """While pressure lasts; until then orphans in FIN_WAIT2 stay, although sessions born later go."""
+    """While pressure lasts; until then orphans in FIN_WAIT2 stay, although sessions that entered later go."""
     memory = TcpMemory(tmp_path / "tcp_mem")
     with memory.daemon(ns) as one:
         memory.threshold(0)
