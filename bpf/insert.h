@@ -74,7 +74,7 @@ ALWAYS_INLINE void occupy_slot(struct work *w, struct ring *ring, u32 class)
 /* The word that names the slot just occupied. */
 ALWAYS_INLINE u64 fresh_word(const struct work *w)
 {
-	return (w->expiry & TICK_MASK) << 40 | (w->hash & TAG_MASK) << 24 | w->slot;
+	return (w->expiry & TICK_MASK) << EXPIRY_SHIFT | (w->hash & TAG_MASK) << 24 | w->slot;
 }
 
 /* Publishes a word in its line: over the tuple's older vestige, else over free space, else over the oldest. Another CPU
@@ -160,7 +160,7 @@ ALWAYS_INLINE bool vestige_move(struct work *w, u32 class)
 	w->owner = owner_at(w, slot_of(ended));
 	occupy_slot(w, ring, class);
 	line = line_at(w, w->home);
-	fresh = (w->expiry & TICK_MASK) << 40 | (ended & TAG_MASK << 24) | w->slot;
+	fresh = (w->expiry & TICK_MASK) << EXPIRY_SHIFT | (ended & TAG_MASK << 24) | w->slot;
 	w->word = fresh; /* if it ended meanwhile, the new slot's life is taken back */
 	if (line && __sync_val_compare_and_swap(&line->word[in_line(w, w->spare)], ended, fresh) == ended) {
 		w->word = ended;

@@ -187,7 +187,7 @@ ALWAYS_INLINE u64 less(u64 a, u64 b)
 /* Ticks until a word expires; 0 if it has, or was never used. */
 ALWAYS_INLINE u64 remaining(u64 word, u64 now)
 {
-	u64 left = ((word >> 40) - now) & TICK_MASK;
+	u64 left = ((word >> EXPIRY_SHIFT) - now) & TICK_MASK;
 
 	return left & -less(left, HORIZON_TICKS + 1);
 }

@@ -87,6 +87,7 @@ struct tuple {
 	u32 netns;
 	u32 scope;
 };
+#define VESTIGE_SCALE_SHIFT 4	/* above the flags: the window's scale */
 
 struct vestige4 {
 	u32 local, remote;		/* addresses */
@@ -95,7 +96,7 @@ struct vestige4 {
 	u32 ts_recent, ts_offset;	/* the peer's last TSval; what is added to the clock for ours */
 	u16 window;
 	u8 netns;			/* index of the enrolled network namespace */
-	u8 bits;			/* window scale << 4 | flags */
+	u8 bits;			/* window scale << VESTIGE_SCALE_SHIFT | flags */
 };
 
 struct vestige6 {
@@ -117,6 +118,7 @@ struct line {
 
 #define TICK_SHIFT 26
 #define TICK_MASK 0xffffffULL
+#define EXPIRY_SHIFT 40	/* of the tick in a word */
 #define HORIZON_TICKS 16383
 #define TAG_MASK 0xffffULL
 #define SLOT_MASK 0xffffffULL
@@ -250,6 +252,19 @@ struct enrolment {
 	u64 cookie;	/* SO_NETNS_COOKIE; 0: this index is free */
 	u64 left;	/* when it became free, CLOCK_MONOTONIC ns: vestiges have it a while longer; 0: it never was in use */
 	char name[48];	/* below /run/netns, or a path; empty: the namespace twctl was started in */
+};
+
+/* What the prefixes that give a peer's class are found by. */
+struct prefix4 {
+	u32 length; /* bits, of netns and address together */
+	u32 netns;
+	u32 address;
+};
+
+struct prefix6 {
+	u32 length;
+	u32 netns;
+	u32 address[4];
 };
 
 #endif

@@ -56,7 +56,7 @@ ALWAYS_INLINE bool paws_rejects(const struct work *w, const struct segment *s)
 /* tcp_in_window() */
 ALWAYS_INLINE bool in_window(const struct work *w, const struct segment *s)
 {
-	u32 next = w->session.rcv_nxt, edge = next + ((u32)w->session.window << (w->session.bits >> 4));
+	u32 next = w->session.rcv_nxt, edge = next + ((u32)w->session.window << (w->session.bits >> VESTIGE_SCALE_SHIFT));
 
 	return s->seq == next || (after(s->end, next) && after(edge, s->seq)) || (s->seq == edge && s->seq == s->end);
 }

@@ -15,18 +15,6 @@
 
 #define TIME_WAIT_JIFFIES (60 * HZ) /* the kernel's TCP_TIMEWAIT_LEN */
 
-struct prefix4 {
-	u32 length; /* bits, of netns and address together */
-	u32 netns;
-	u32 address;
-};
-
-struct prefix6 {
-	u32 length;
-	u32 netns;
-	u32 address[4];
-};
-
 BPF_HASH(namespaces, u64, u32, NAMESPACES); /* cookie of an enrolled network namespace -> NETNS_* */
 BPF_F_TABLE("array", u32, struct enrolment, enrolments, NAMESPACES, BPF_F_MMAPABLE);
 BPF_LPM_TRIE(classes_ipv4, struct prefix4, u32, PREFIXES);
@@ -205,7 +193,7 @@ ALWAYS_INLINE bool read_state(struct session *s, const void *sk)
 	flags |= bitfield(usec, BIT_tcp_sock_tcp_usec_ts, BITS_tcp_sock_tcp_usec_ts) ? VESTIGE_USEC : 0;
 #endif
 	flags |= is_signed(sk) ? VESTIGE_SILENT : 0;
-	s->bits = scale << 4 | flags;
+	s->bits = scale << VESTIGE_SCALE_SHIFT | flags;
 	return true;
 }
 

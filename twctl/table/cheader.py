@@ -56,12 +56,15 @@ class Struct:
     def packer(self, names: Iterable[str] | None = None, raw: Container[str] = ()) -> struct.Struct:
         """What packs and unpacks these members (None: all), up to the end of the structure, and skips the others.
 
-        raw: members that are bytes: addresses, names, other structures. Of an array each element is a value.
+        raw: members that are bytes: addresses, names, other structures. Of an array each element is a value. Raises
+        ValueError where C has the members in another order: values would get other names.
         """
         text, at = "=", 0
         for name in self.fields if names is None else names:
             member = self.fields[name]
-            text += f"{member.offset - at}x" if member.offset > at else ""
+            if member.offset < at:
+                raise ValueError(f"{self.name}.{name} stands elsewhere in C")
+            text += f"{member.offset - at}x"
             size = struct.calcsize(f"={member.format}") if member.format else 0
             text += f"{member.size}s" if name in raw or not size else member.format * (member.size // size)
             at = member.offset + member.size

@@ -7,19 +7,20 @@ import time
 
 from twctl.errors import TwctlError
 from twctl.linux import libbpf, netns
-from twctl.table.layout import NAMESPACES
+from twctl.linux.tcp import KERNEL_TIME_WAIT
+from twctl.table.layout import LATE_SECONDS, NAMESPACES
 from twctl.table.maps import ENROLMENT, Table
 from twctl.table.shared import CONSTANTS
 
 # Longest life of a vestige that no guard has (s): TIME_WAIT, and what fentry waits for an end.
-UNGUARDED_SECONDS = 60 + 5
+UNGUARDED_SECONDS = KERNEL_TIME_WAIT + LATE_SECONDS
 
 
 def enrol(table: Table, index: int, cookie: int, name: str, *, guarded: bool = False) -> None:
     """Have the probes watch a namespace under this index; guarded: its vestiges live as `lives` says."""
     ENROLMENT.pack_into(table.enrolment_rows, index * ENROLMENT.size, cookie, 0, name.encode())
     flags = index | CONSTANTS["NETNS_GUARDED"] * guarded
-    _update(table, "namespaces", struct.pack("=Q", cookie), struct.pack("=I", flags))
+    table.update("namespaces", struct.pack("=Q", cookie), struct.pack("=I", flags))
 
 
 def withdraw(table: Table, index: int, cookie: int) -> None:
@@ -57,11 +58,3 @@ def reachable(table: Table) -> dict[int, str]:
     if not found:
         raise TwctlError("none of the enrolled network namespaces is here", "run this where the daemon runs")
     return found
-
-
-def _update(table: Table, name: str, key: bytes, value: bytes) -> None:
-    fd = table.fd(name)
-    try:
-        libbpf.map_update(fd, key, value)
-    finally:
-        os.close(fd)

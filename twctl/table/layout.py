@@ -20,6 +20,7 @@ START_BYTES = STRUCTS["starts"].size // CONSTANTS["STARTS"]  # of a session: sta
 INDEX_BYTES = 12
 PREFIXES = 65536
 NAMESPACES = 256
+LATE_SECONDS = 5  # fentry: how long after its timer a vestige waits for the end it is told of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

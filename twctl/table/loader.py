@@ -23,7 +23,7 @@ from twctl.errors import TwctlError
 from twctl.linux import btf, libbpf
 from twctl.table import fields
 from twctl.table.compiled import GUARDS, Probes, compiled, map_descriptor
-from twctl.table.layout import BLOCKS, Layout
+from twctl.table.layout import BLOCKS, LATE_SECONDS, Layout
 from twctl.table.maps import META, PROBES, RING, Table
 from twctl.table.sources import (
     CLOCK_MONOTONIC_COARSE,
@@ -31,8 +31,6 @@ from twctl.table.sources import (
     guard_identity,
     table_identity,
 )
-
-LATE_NANOSECONDS = 5_000_000_000  # fentry: how long after its timer a vestige waits for the end it is told of
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,7 +107,9 @@ def _attach(request: Request, seed: int) -> tuple[Probes, Loaded]:
     if request.probe == "tracepoint":
         return Probes(compile_flags(request.layout, offsets, 0, seed), "tracepoint"), Loaded("tracepoint", "")
     try:
-        return Probes(compile_flags(request.layout, offsets, LATE_NANOSECONDS, seed), "fentry"), Loaded("fentry", "")
+        return Probes(compile_flags(request.layout, offsets, LATE_SECONDS * 10**9, seed), "fentry"), Loaded(
+            "fentry", ""
+        )
     except TwctlError as refused:
         if request.probe == "fentry":
             raise

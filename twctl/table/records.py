@@ -1,21 +1,29 @@
-"""The records of the table, decoded into plain values, and the words of the index that say which of them live."""
+"""Live sessions: the index is walked, and the records that it leads to are copied or decoded into plain values."""
 
 import dataclasses
 import ipaddress
+import mmap
+import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from twctl.addresses import Address
 from twctl.classes import Class
 from twctl.table.counters import TICK
+from twctl.table.layout import RECORD_BYTES, Layout
 from twctl.table.shared import CONSTANTS, STRUCTS
 
 TICK_SHIFT, HORIZON_TICKS = CONSTANTS["TICK_SHIFT"], CONSTANTS["HORIZON_TICKS"]
 SLOT_MASK, TICK_MASK = CONSTANTS["SLOT_MASK"], CONSTANTS["TICK_MASK"]
-EXPIRY_SHIFT = 40  # of the tick in an index word: tick 24 | tag 16 | slot 24 (vestige.h)
+EXPIRY_SHIFT = CONSTANTS["EXPIRY_SHIFT"]  # of the tick in an index word
+STEP = 8192  # words of the index that are looked at in one go: 2 ms
+STARTS = CONSTANTS["STARTS"]
+START_MASK = 2 ** (8 * STRUCTS["starts"].fields["tick"].size // STARTS) - 1  # a start is a tick modulo this + 1
 RECORDS = {"ipv4": STRUCTS["vestige4"], "ipv6": STRUCTS["vestige6"]}
-VESTIGE = {
-    family: record.packer(raw=("local", "remote", "local_port", "remote_port")) for family, record in RECORDS.items()
-}
+_BYTES = ("local", "remote", "local_port", "remote_port")
+_NUMBERS = ("snd_nxt", "rcv_nxt", "ts_recent", "ts_offset", "window", "netns", "bits")
+VESTIGE = {family: record.packer(_BYTES + _NUMBERS, raw=_BYTES) for family, record in RECORDS.items()}
+SCALE_SHIFT = CONSTANTS["VESTIGE_SCALE_SHIFT"]
 FIN_WAIT2, TIMESTAMPS = CONSTANTS["VESTIGE_FIN_WAIT2"], CONSTANTS["VESTIGE_TIMESTAMPS"]
 
 
@@ -48,7 +56,7 @@ class Vestige:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """Live sessions of one family and class: slots, numbers of owners (blame.py), records as they stand (VESTIGE)."""
+    """Live sessions of one family and class: slots, numbers of owners, records as they stand (VESTIGE)."""
 
     family: str
     class_: Class
@@ -57,13 +65,66 @@ class Batch:
     records: list[bytes]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Records:
+    """One family's part of the table, mapped into memory.
+
+    words: the index, 64 bits each. starts: of STARTS slots their ticks modulo 2^16, then their owners, 16 bits each.
+    """
+
+    family: str
+    layout: Layout
+    words: memoryview
+    records: mmap.mmap
+    starts: memoryview
+
+    def vestiges(self, names: Mapping[int, str]) -> Iterator[Vestige]:
+        """Walk the index and yield each live session; one that changes meanwhile may be skipped or seen twice."""
+        words, size, now_ns = self.words, RECORD_BYTES[self.family], time.monotonic_ns()
+        bases = [(self.layout.ring(self.family, class_).base, class_) for class_ in Class]
+        for i in range(len(words)):
+            word = words[i]
+            left = remaining(word, now_ns) if word else 0.0
+            if not left:
+                continue
+            slot = word & SLOT_MASK
+            raw = self.records[slot * size : (slot + 1) * size]
+            ticks = (now_ns >> TICK_SHIFT) - self.starts[slot + slot // STARTS * STARTS] & START_MASK
+            age = ticks * TICK if ticks <= HORIZON_TICKS else 0.0  # it began after we looked at the clock
+            if words[i] == word:
+                class_ = max(class_ for base, class_ in bases if slot >= base)
+                yield decode(self.family, raw, class_=class_, expires_in=left, age=age, names=names)
+
+    def batches(self) -> Iterator[list[Batch]]:
+        """Walk the index as `vestiges` does, without decoding: a tenth of its time, for who wants to count.
+
+        A list for each STEP words, empty ones included.
+        """
+        words, records, size = self.words, self.records, RECORD_BYTES[self.family]
+        shift, mask, horizon, slots = EXPIRY_SHIFT, TICK_MASK, HORIZON_TICKS, SLOT_MASK  # a third faster than globals
+        for first in range(0, len(words), STEP):
+            part, tick = words[first : first + STEP], time.monotonic_ns() >> TICK_SHIFT
+            before = part.tobytes()
+            numbers = memoryview(before).cast("Q").tolist()
+            live = [word for word in numbers if word and 0 < ((word >> shift) - tick & mask) <= horizon]
+            found = {(slot := word & slots): records[slot * size : (slot + 1) * size] for word in live}
+            if part.tobytes() != before:  # a record whose word has changed may be another's
+                same = set(part.tolist())
+                found = {word & slots: found[word & slots] for word in live if word in same}
+            yield [batch for class_ in Class if (batch := self._batch(class_, found)).slots]
+
+    def _batch(self, class_: Class, found: Mapping[int, bytes]) -> Batch:
+        ring, starts = self.layout.ring(self.family, class_), self.starts
+        slots = [slot for slot in found if ring.base <= slot < ring.base + ring.capacity]
+        owners = [starts[slot + slot // STARTS * STARTS + STARTS] for slot in slots]
+        return Batch(self.family, class_, slots, owners, [found[slot] for slot in slots])
+
+
 def decode(  # noqa: PLR0913 - keywords
-    family: str, raw: bytes, *, class_: Class, expires_in: float, age: float, names: dict[int, str]
+    family: str, raw: bytes, *, class_: Class, expires_in: float, age: float, names: Mapping[int, str]
 ) -> Vestige:
     """Decode a record (32 or 64 bytes) into a Vestige."""
-    local, remote, local_port, remote_port, snd, rcv, recent, offset, window, netns, bits, *_ = VESTIGE[family].unpack(
-        raw
-    )
+    local, remote, local_port, remote_port, snd, rcv, recent, offset, window, netns, bits = VESTIGE[family].unpack(raw)
     return Vestige(
         family=family,
         class_=class_,
@@ -78,7 +139,7 @@ def decode(  # noqa: PLR0913 - keywords
         snd_nxt=snd,
         rcv_nxt=rcv,
         window=window,
-        window_scale=bits >> 4,
+        window_scale=bits >> SCALE_SHIFT,
         ts_recent=recent if bits & TIMESTAMPS else None,
         ts_offset=offset,
         known=snd != 0 or rcv != 0,

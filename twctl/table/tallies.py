@@ -32,11 +32,16 @@ NO_UID = 0xFFFFFFFF  # the socket's uid could not be read
 
 
 class By(enum.StrEnum):
-    """What is blamed, in the order of enum party_kind (vestige.h)."""
+    """What is blamed."""
 
     OWNER = "owner"
     REMOTE = "remote"
     LOCAL_PORT = "local-port"
+
+    @property
+    def kind(self) -> int:
+        """Its number (enum party_kind)."""
+        return CONSTANTS[f"BY_{self.name}"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class LocalPort:
 
 
 Party = Owner | Remote | LocalPort
-UNKNOWN = Owner(None, None)  # of sessions that nobody saw being born
+UNKNOWN = Owner(None, None)  # of sessions whose entry no probe saw
 OTHER = Owner(-1, None)  # of those whose owner found no place, or gave it up after 18 minutes without an entry
 
 
@@ -145,7 +150,7 @@ def _tallies(table: Table) -> mmap.mmap:
 
 def places_of(memory: mmap.mmap, by: By) -> Iterator[tuple[int, bytes, int, int, int]]:
     """Yield place + 1, the party's key, entries, error and no_port of each party that has a place in the tallies."""
-    first = list(By).index(by) * LINES
+    first = by.kind * LINES
     for line in range(LINES):
         at = (first + line) * LINE.size
         numbers = NUMBERS.unpack_from(memory, at)

@@ -1,6 +1,5 @@
-"""The tries that the probes ask for a peer's class: the prefixes of one enrolled namespace."""
+"""The prefixes that the probes ask for a peer's class: an LPM trie of each family, shared by all namespaces."""
 
-import ipaddress
 import os
 import struct
 
@@ -8,23 +7,26 @@ from twctl.addresses import FAMILIES, Network, family_of
 from twctl.classes import Class
 from twctl.linux import libbpf
 from twctl.table.maps import Table
+from twctl.table.shared import STRUCTS
 
-# struct prefix4 and prefix6 (bpf/observe/socket.h): bits of what follows, namespace index, address
-_START = struct.Struct("=II")
-_INDEX_BITS = 32
+PREFIXES = {
+    family: STRUCTS[name].packer(raw=("netns", "address"))
+    for family, name in (("ipv4", "prefix4"), ("ipv6", "prefix6"))
+}
+FAMILY_OF_SIZE = {prefix.size: family for family, prefix in PREFIXES.items()}
 
 
 class ClassTries:
     """The prefixes that the probes ask, of one enrolled namespace."""
 
     def __init__(self, table: Table, index: int) -> None:
-        self._index = index
+        self._index = struct.pack("=I", index)
         self._fds = {family: table.fd(f"classes_{family}") for family in FAMILIES}
         self._known: dict[bytes, int] = {}
-        for fd in self._fds.values():
-            items = libbpf.map_items(fd)
-            mine = {key: value for key, value in items.items() if _START.unpack_from(key)[1] == index}
-            self._known |= {key: int(struct.unpack("=I", value)[0]) for key, value in mine.items()}
+        for family, fd in self._fds.items():
+            for key, value in libbpf.map_items(fd).items():
+                if PREFIXES[family].unpack(key)[1] == self._index:
+                    self._known[key] = int(struct.unpack("=I", value)[0])
         self.refused = 0
 
     def close(self) -> None:
@@ -36,7 +38,7 @@ class ClassTries:
         """Make the tries hold exactly these prefixes. What does not fit (65,536 a family) is counted as refused."""
         keys = {self._key(prefix): int(class_) for prefix, class_ in wanted.items()}
         for key in self._known.keys() - keys.keys():
-            libbpf.map_delete(self._fd(key), key)
+            libbpf.map_delete(self._fds[FAMILY_OF_SIZE[len(key)]], key)
             del self._known[key]
         for key, class_ in keys.items():
             if self._known.get(key) != class_:
@@ -44,24 +46,19 @@ class ClassTries:
 
     def _set(self, key: bytes, class_: int) -> None:
         try:
-            libbpf.map_update(self._fd(key), key, struct.pack("=I", class_))
+            libbpf.map_update(self._fds[FAMILY_OF_SIZE[len(key)]], key, struct.pack("=I", class_))
             self._known[key] = class_
         except OSError:
             self.refused += 1
 
     def _key(self, prefix: Network) -> bytes:
-        return _START.pack(_INDEX_BITS + prefix.prefixlen, self._index) + prefix.network_address.packed
-
-    def _fd(self, key: bytes) -> int:
-        return self._fds[_family(key)]
+        """The trie's key; its length counts the index's bits, too."""
+        length = 8 * len(self._index) + prefix.prefixlen
+        return PREFIXES[family_of(prefix)].pack(length, self._index, prefix.network_address.packed)
 
     def counts(self) -> dict[tuple[Class, str], int]:
         """Count the prefixes by class and family."""
         result = {(class_, family): 0 for class_ in Class for family in FAMILIES}
         for key, class_ in self._known.items():
-            result[Class(class_), _family(key)] += 1
+            result[Class(class_), FAMILY_OF_SIZE[len(key)]] += 1
         return result
-
-
-def _family(key: bytes) -> str:
-    return family_of(ipaddress.ip_address(key[_START.size :]))
