@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from tests.table.test_maps import IPV4
+from tests.table.test_records import IPV4
 from twctl.classes import Class
 from twctl.commands.rankings import SUBJECTS, HeavyHitters, Order, Reading, ranking
 from twctl.table.records import Batch

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from tests.table.test_maps import IPV4
+from tests.table.test_records import IPV4
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands.status import Freed, freed, text

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 
-from tests.table.test_maps import IPV4
+from tests.table.test_records import IPV4
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands.table import Filter, json_lines, lines, sessions

@@ -39,3 +39,20 @@ def test_the_c_code_gets_each_family_s_sizes() -> None:
 def test_the_c_sources_are_found() -> None:
     """Beside the package in a checkout, inside it when installed."""
     assert (bpf_folder() / "vestige.h").is_file()
+
+
+def test_a_session_of_capacity_takes_48_bytes_with_its_index() -> None:
+    """32 of record, 14 of index and 2 of start for IPv4; 80 for IPv6."""
+    sessions = dict.fromkeys(Class, 1_048_576)
+    layout = Layout({"ipv4": sessions, "ipv6": sessions})
+    assert [48, 80] == [round(layout.bytes(family) / layout.slots(family), 3) for family in ("ipv4", "ipv6")]
+
+
+@pytest.mark.parametrize("capacity", [256, 257, 1021, 65536, 4_194_304])
+def test_a_lap_has_at_most_sixteen_blocks_and_rings_do_not_overlap(capacity: int) -> None:
+    """The last slot's block is below 16, and each ring begins where the one before ends."""
+    layout = Layout({"ipv4": dict.fromkeys(Class, capacity)})
+    rings = [layout.ring("ipv4", class_) for class_ in Class]
+    assert all((ring.capacity - 1) >> ring.block_shift < 16 for ring in rings)
+    assert [0, capacity, 2 * capacity] == [ring.base for ring in rings]
+    assert layout.slots("ipv4") < 2**24

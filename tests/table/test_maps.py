@@ -1,105 +1,32 @@
-"""Records and index words as Python reads them, without a kernel."""
+"""The table over memory of the test in the place of pinned maps."""
 
-import ipaddress
-import struct
-import time
+from pathlib import Path
 
 import pytest
 
+from tests.table.conftest import SIZES
 from twctl.classes import Class
-from twctl.table.counters import TICK
-from twctl.table.layout import Layout, possible_cpus
-from twctl.table.records import as_json, decode, remaining
-from twctl.table.sources import source, table_identity
-
-IPV4 = struct.pack(
-    "=4s4s2s2sIIIIHBB", bytes([10, 0, 0, 1]), bytes([192, 0, 2, 7]), b"\x9c\x40", b"\x01\xbb", 1, 2, 3, 4, 509, 5, 0x72
-)
+from twctl.errors import TwctlError
+from twctl.table.maps import Table
 
 
-def word(tick: int, slot: int = 7) -> int:
-    """An index word that expires at a tick."""
-    return (tick & 0xFFFFFF) << 40 | 0xABCD << 24 | slot
+def test_a_folder_without_pins_is_no_table(tmp_path: Path) -> None:
+    """The hint says what to start."""
+    with pytest.raises(TwctlError, match="no table is pinned") as refused:
+        Table(tmp_path / "none")
+    assert "twctl run" in refused.value.hint
 
 
-def test_a_record_of_32_bytes_is_decoded_field_by_field() -> None:
-    """Addresses and ports in network order, the rest in host order, scale and flags in the last byte."""
-    found = decode("ipv4", IPV4, class_=Class.REMOTE, expires_in=1.5, age=2.5, names={5: "blue"})
-    assert as_json(found) == {
-        "family": "ipv4",
-        "class": "remote",
-        "substate": "TIME_WAIT",
-        "local": "10.0.0.1",
-        "local_port": 40000,
-        "remote": "192.0.2.7",
-        "remote_port": 443,
-        "expires_in": 1.5,
-        "age": 2.5,
-        "netns": "blue",
-        "snd_nxt": 1,
-        "rcv_nxt": 2,
-        "window": 509,
-        "window_scale": 7,
-        "ts_recent": 3,
-        "ts_offset": 4,
-        "known": True,
-    }
+def test_capacities_are_those_of_the_rings(table: Table) -> None:
+    """By class and family; a ring tells how many slots it has handed out."""
+    assert {(class_, family): table.layout.capacity[family][class_] for class_, family in SIZES} == SIZES
+    assert table.ring(Class.LOCAL, "ipv6")[:4] == (3, 0, 267, 4)
+    assert table.ring(Class.LOCAL, "ipv6")[4:] == tuple(range(32))
 
 
-def test_a_record_of_64_bytes_is_decoded_with_its_flags() -> None:
-    """FIN_WAIT2 without timestamps, and no sequence numbers: a session that was taken over."""
-    local, remote = ipaddress.ip_address("2001:db8::1"), ipaddress.ip_address("2001:db8::2")
-    raw = struct.pack("=16s16s2s2sIIIIHBBI4x", local.packed, remote.packed, b"\0\1", b"\0\2", 0, 0, 9, 0, 0, 3, 0x09, 0)
-    found = decode("ipv6", raw, class_=Class.LOCAL, expires_in=0, age=0, names={})
-    assert (local, 1, remote, 2) == (found.local, found.local_port, found.remote, found.remote_port)
-    assert ("FIN_WAIT2", None, False, "#3") == (found.substate, found.ts_recent, found.known, found.netns)
-
-
-@pytest.mark.parametrize(("ticks", "expected"), [(1, 1), (16383, 16383), (0, 0), (-1, 0), (16384, 0)])
-def test_a_word_lives_from_its_tick_back_to_the_horizon(ticks: int, expected: int) -> None:
-    """A word that expires later than the horizon is an old one whose tick has wrapped."""
-    now = 12345 << 26
-    assert expected * TICK == remaining(word(12345 + ticks), now)
-
-
-def test_ticks_wrap_after_24_bits() -> None:
-    """A session born just before the wrap expires after it."""
-    assert 3 * TICK == remaining(word(1), (2**24 - 2) << 26)
-
-
-def test_the_words_of_a_free_line_are_not_alive() -> None:
-    """Zero is free space, whatever the clock says, outside the 18 minutes before the tick wraps."""
-    assert remaining(0, time.monotonic_ns()) == 0
-
-
-def test_a_session_of_capacity_takes_48_bytes_with_its_index() -> None:
-    """32 of record, 14 of index and 2 of start for IPv4; 80 for IPv6."""
-    sessions = dict.fromkeys(Class, 1_048_576)
-    layout = Layout({"ipv4": sessions, "ipv6": sessions})
-    assert [48, 80] == [round(layout.bytes(family) / layout.slots(family), 3) for family in ("ipv4", "ipv6")]
-
-
-@pytest.mark.parametrize("capacity", [256, 257, 1021, 65536, 4_194_304])
-def test_a_lap_has_at_most_sixteen_blocks_and_rings_do_not_overlap(capacity: int) -> None:
-    """The last slot's block is below 16, and each ring begins where the one before ends."""
-    layout = Layout({"ipv4": dict.fromkeys(Class, capacity)})
-    rings = [layout.ring("ipv4", class_) for class_ in Class]
-    assert all((ring.capacity - 1) >> ring.block_shift < 16 for ring in rings)
-    assert [0, capacity, 2 * capacity] == [ring.base for ring in rings]
-    assert layout.slots("ipv4") < 2**24
-
-
-def test_the_identity_changes_with_sizes_and_probe_and_nothing_else() -> None:
-    """What cannot be taken over has another identity."""
-    one = Layout({"ipv4": dict.fromkeys(Class, 256), "ipv6": dict.fromkeys(Class, 256)})
-    other = Layout({"ipv4": dict.fromkeys(Class, 257), "ipv6": dict.fromkeys(Class, 256)})
-    assert table_identity(one, "auto") == table_identity(one, "auto")
-    assert len({table_identity(one, "auto"), table_identity(other, "auto"), table_identity(one, "fentry")}) == 3
-
-
-def test_the_source_is_one_text_with_each_header_once() -> None:
-    """No header of ours stays an include, for bcc rewrites map accesses only in the text it is given."""
-    text = source("observe.c")
-    assert '#include "' not in text
-    assert text.count("struct vestige4 {") == 1
-    assert possible_cpus() >= 1
+def test_what_the_daemon_writes_into_the_meta_data_is_read_back(table: Table) -> None:
+    """Mode, guard and lives; the seed beside them stays."""
+    table.mode, table.guard = "vestigial", 2**64 - 1
+    table.set_lives(dict.fromkeys(Class, 2.0) | {Class.REMOTE: 60.0}, dict.fromkeys(Class, 3.0))
+    assert ("vestigial", 2**64 - 1, 4711) == (table.mode, table.guard, table.seed)
+    assert table.lives == (2 * 10**9, 2 * 10**9, 60 * 10**9, *[3 * 10**9] * 3)

@@ -3,18 +3,14 @@
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from tests.commands.test_status import zeros
 from twctl.classes import Class
-from twctl.commands.blame import lines
-from twctl.linux.cgroups import cgroup_paths, unit_of
 from twctl.table.counters import Counters
 from twctl.table.maps import Table
-from twctl.table.names import Names, user_name
 from twctl.table.records import Batch
 from twctl.table.tallies import (
     KEY_BUSY,
@@ -32,7 +28,6 @@ from twctl.table.tallies import (
     By,
     LocalPort,
     Owner,
-    Party,
     Remote,
     Tally,
     places_of,
@@ -221,108 +216,3 @@ def test_what_comes_while_it_is_read_is_nobody_elses(table: FakeTable) -> None:
     table.values["entered"][0] = 22
     table.meanwhile = lambda: table.values["entered"].__setitem__(0, 40)
     assert [Tally(Owner(4711, 0), 23, 0, 0, 0)] == ranked(table, By.OWNER)
-
-
-UNITS = {
-    "/": "/",
-    "/system.slice/nginx.service": "nginx.service",
-    "/user.slice/user-1000.slice/session-3.scope": "session-3.scope",
-    "/user.slice/user-1000.slice/user@1000.service/app.slice/app-foot.scope": "app-foot.scope",
-    "/system.slice/nginx.service/workers": "nginx.service",
-    "/system.slice/system-getty.slice/getty@tty1.service": "getty@tty1.service",
-    "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod12.slice/cri-containerd-ab12.scope": (
-        "cri-containerd-ab12.scope"
-    ),
-    "/kubepods/burstable/pod12/ab12": "/kubepods/burstable/pod12/ab12",
-    "/docker/ab12": "/docker/ab12",
-    "/a.services/b": "/a.services/b",
-}
-
-
-@pytest.mark.parametrize(("path", "unit"), UNITS.items())
-def test_a_unit_is_the_innermost_of_its_path(path: str, unit: str) -> None:
-    """Services and scopes are units, slices are not; without systemd it is the path."""
-    assert unit == unit_of(path)
-
-
-def mounted(tmp_path: Path, *kinds: str) -> tuple[Path, Path]:
-    """A fake /proc with a mount of each kind, and the folder of the last one."""
-    folder, proc = tmp_path / "a cgroup", tmp_path / "proc"
-    (folder / "system.slice/nginx.service").mkdir(parents=True)
-    (proc / "self").mkdir(parents=True)
-    where = str(folder).replace(" ", "\\040")
-    rows = [f"{kind} {'/' if kind != kinds[-1] else where} {kind} rw 0 0\n" for kind in kinds]
-    (proc / "self/mounts").write_text("".join(rows))
-    return proc, folder
-
-
-def test_every_cgroup_is_known_by_its_number(tmp_path: Path) -> None:
-    """The root too; a blank in the place of the mount, and files between the folders, do no harm."""
-    proc, folder = mounted(tmp_path, "ext4", "cgroup", "cgroup2")
-    (folder / "cgroup.procs").touch()
-    expected = {"": "/", "system.slice": "/system.slice", "system.slice/nginx.service": "/system.slice/nginx.service"}
-    assert {(folder / each).stat().st_ino: path for each, path in expected.items()} == cgroup_paths(proc)
-
-
-def test_without_a_hierarchy_of_version_2_no_cgroup_has_a_name(tmp_path: Path) -> None:
-    """Where nothing is mounted but version 1."""
-    proc, _ = mounted(tmp_path, "ext4", "cgroup")
-    assert {} == cgroup_paths(proc)
-
-
-@pytest.fixture
-def names(table: FakeTable, monkeypatch: pytest.MonkeyPatch) -> Names:
-    """Of a host with one cgroup."""
-    monkeypatch.setattr("twctl.table.names.cgroup_paths", lambda: {4711: "/system.slice/nginx.service"})
-    return Names(cast("Table", table))
-
-
-PARTIES = [
-    (Owner(4711, 33), {"owner": "nginx.service", "cgroup": "/system.slice/nginx.service", "uid": 33}),
-    (Owner(4712, None), {"owner": "cgroup 4712", "cgroup": None, "uid": None}),
-    (Owner(None, 0), {"owner": "unknown", "cgroup": None, "uid": 0}),
-    (UNKNOWN, {"owner": "unknown", "cgroup": None, "uid": None}),
-    (OTHER, {"owner": "other", "cgroup": None, "uid": None}),
-    (Remote(ip_address("fe80::1%7"), 443, 3), {"remote": "fe80::1%7", "remote_port": 443, "netns": "blue"}),
-    (LocalPort(8080, 0), {"local_port": 8080, "netns": ""}),
-    (LocalPort(8080, 5), {"local_port": 8080, "netns": "#5"}),
-]
-
-
-@pytest.mark.parametrize(("party", "expected"), PARTIES)
-def test_parties_have_names(names: Names, party: Party, expected: dict[str, Any]) -> None:
-    """What is gone has a number, what is not known says so."""
-    by = By.OWNER if isinstance(party, Owner) else By.REMOTE if isinstance(party, Remote) else By.LOCAL_PORT
-    numbers = {"sessions": 5, "entered": 23, "error": 3, "no_port": 1}
-    assert {"by": by.value, **expected, **numbers} == names.row(by, Tally(party, 23, 3, 1, 5))
-
-
-def test_a_user_has_a_name_or_a_number() -> None:
-    """And - where it is not known."""
-    assert ["root", str(2**32 - 2), "-"] == [user_name(uid) for uid in (0, 2**32 - 2, None)]
-
-
-LONG = {"sessions": 999_999_999, "entered": 99_999_999_999, "error": 99_999_999, "no_port": 99_999_999}
-WIDEST = [
-    (By.OWNER, {"owner": "/kubepods.slice/kubepods-burstable.slice/" + "a" * 80, "uid": 2**32 - 2}),
-    (By.REMOTE, {"remote": ":".join(["abcd"] * 8), "remote_port": 65535, "netns": "cni-" + "b" * 40}),
-    (By.REMOTE, {"remote": "fe80::abcd:abcd:abcd:abcd%123", "remote_port": 65535, "netns": ""}),
-    (By.LOCAL_PORT, {"local_port": 65535, "netns": "cni-" + "c" * 60}),
-]
-
-
-@pytest.mark.parametrize(("by", "row"), WIDEST)
-def test_a_line_is_never_wider_than_80_columns(by: By, row: dict[str, Any]) -> None:
-    """Whatever names and numbers there are; the end of a name stays, and columns stay where they are."""
-    title, line = lines(by, [row | LONG])
-    assert max(len(title), len(line)) <= 80
-    assert len(title) == len(line)
-    assert line.endswith(" 99999999 99999999")
-    assert "..." in line or row["netns"] == ""
-
-
-def test_what_is_not_known_of_entries_is_a_dash() -> None:
-    """A party that has sessions and no place."""
-    row = {"remote": "192.0.2.1", "remote_port": 443, "netns": "", "sessions": 5, "entered": None}
-    _, line = lines(By.REMOTE, [row | {"error": 0, "no_port": 0}])
-    assert ["192.0.2.1:443", "5", "-", "0", "0"] == line.split()

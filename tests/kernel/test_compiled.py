@@ -1,0 +1,52 @@
+"""What bcc and the kernel say of a program that they refuse, as one line with a hint."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from twctl.errors import TwctlError
+from twctl.table import compiled
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
+    reason="BPF needs root; TWCTL_TEST_KERNEL=1 forces it",
+)
+
+
+@pytest.fixture(autouse=True)
+def _bcc() -> None:
+    pytest.importorskip("bcc")
+
+
+def of_text(text: str, monkeypatch: pytest.MonkeyPatch, program: str = "work") -> None:
+    """Compile a text and load its program."""
+    monkeypatch.setattr(compiled, "source", lambda _: text)
+    compiled.compiled("text.c", [], [program], "RAW_TRACEPOINT", "test")
+
+
+def test_what_does_not_compile_is_told_with_the_compiler_s_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing else is printed."""
+    with pytest.raises(TwctlError, match=r"the test does not load: .*error: .*nowhere"):
+        of_text("int work(void *ctx) { return nowhere; }", monkeypatch)
+    assert not capfd.readouterr().err
+
+
+def test_what_the_verifier_refuses_is_an_error_with_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that reads where it may not."""
+    with pytest.raises(TwctlError, match="the test does not load") as refused:
+        of_text("int work(void *ctx) { return *(volatile int *)4096; }", monkeypatch)
+    assert "twctl check" in refused.value.hint
+
+
+def test_a_program_that_is_well_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the errors above are those of their programs."""
+    of_text("int work(void *ctx) { return 7; }", monkeypatch)
+
+
+def test_the_release_that_runs_has_two_numbers() -> None:
+    """As uname says."""
+    release = compiled.running_release()
+    assert Path("/proc/sys/kernel/osrelease").read_text().startswith(".".join(map(str, release)))
