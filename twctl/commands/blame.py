@@ -1,11 +1,36 @@
 """What `twctl blame` prints: who causes TIME_WAIT, and how many ports are left toward the busiest destinations."""
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from twctl.addresses import host_port
-from twctl.table.names import user_name
-from twctl.table.tallies import By
+from twctl.modes import headroom
+from twctl.table.maps import Table
+from twctl.table.names import Names, user_name
+from twctl.table.tallies import By, ranking
+
+
+def report(table: Table, by: By | None, limit: int, *, json_: bool) -> Iterator[str]:
+    """All that is asked for: the parties of each kind (by: of this one), and the ports toward remote endpoints.
+
+    :raises TwctlError: where the namespaces of the table cannot be entered.
+    """
+    names = Names(table)
+    for i, each in enumerate([by] if by else By):
+        rows = [names.row(each, tally) for tally in ranking(table, each, limit)]
+        yield from map(json.dumps, rows) if json_ else [*[""] * bool(i), *lines(each, rows)]
+    if by in {None, By.REMOTE}:
+        yield from _ports(table, limit, json_=json_)
+
+
+def _ports(table: Table, limit: int, *, json_: bool) -> Iterator[str]:
+    """How many local ports are left toward the remote endpoints with the most sessions."""
+    uses = headroom.worst(headroom.toward(table, ranking(table, By.REMOTE, limit)), limit, least=0.0)
+    if json_:
+        yield from (json.dumps({"by": "ports", **headroom.row(use)}) for use in uses)
+    elif uses:
+        yield from ["", *headroom.lines(uses)]
 
 
 def lines(by: By, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:

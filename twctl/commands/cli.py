@@ -15,14 +15,12 @@ from twctl.addresses import FAMILIES, Network
 from twctl.classes import Class
 from twctl.commands import config as configuration
 from twctl.commands import table
-from twctl.commands.blame import lines
 from twctl.commands.in_force import InForce, in_force
 from twctl.config.config import load
 from twctl.config.keys import KEYS, Mode, Probe
 from twctl.errors import TwctlError
 from twctl.table.maps import Table
-from twctl.table.names import Names
-from twctl.table.tallies import By, ranking
+from twctl.table.tallies import By
 
 app = typer.Typer(
     help="See what TIME_WAIT does on this host. Nouns read, verbs change.",
@@ -176,28 +174,9 @@ def blame(
     json_: Json = False,
 ) -> None:
     """Who causes TIME_WAIT: most live sessions first, with entries since the start."""
-    found = _table(_in_force(config, pins))
-    names = Names(found)
-    for i, each in enumerate([by] if by else By):
-        rows = [names.row(each, tally) for tally in ranking(found, each, limit)]
-        if json_:
-            typer.echo("\n".join(json.dumps(row) for row in rows), nl=bool(rows))
-        else:
-            typer.echo("\n".join([*[""] * bool(i), *lines(each, rows)]))
-    if by in {None, By.REMOTE}:
-        _foresee(found, limit, json_=json_)
+    from twctl.commands import blame as module  # noqa: PLC0415 - the other nouns need neither names nor sockets
 
-
-def _foresee(found: Table, limit: int, *, json_: bool) -> None:
-    """How many local ports are left toward the remote endpoints with the most sessions."""
-    from twctl.modes import headroom  # noqa: PLC0415 - the other nouns do not need it
-
-    uses = headroom.worst(headroom.toward(found, ranking(found, By.REMOTE, limit)), limit, least=0.0)
-    if json_:
-        for use in uses:
-            typer.echo(json.dumps({"by": "ports", **headroom.row(use)}))
-    elif uses:
-        typer.echo("\n".join(["", *headroom.lines(uses)]))
+    _print(module.report(_table(_in_force(config, pins)), by, limit, json_=json_))
 
 
 @app.command()
