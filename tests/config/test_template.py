@@ -6,7 +6,6 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
-from tests import ROOT
 from twctl.commands.cli import app
 from twctl.config.config import load
 from twctl.config.keys import KEYS
@@ -48,14 +47,6 @@ def test_it_has_every_key_with_its_default_and_nothing_else() -> None:
 def test_nothing_is_explained_that_does_not_exist() -> None:
     """Each explanation belongs to a key of the top or to a table."""
     assert {outer or name for name in KEYS for outer in (name.rpartition(".")[0],)} == ABOUT.keys()
-
-
-def test_the_readme_has_the_same_keys_and_defaults() -> None:
-    """The README's configuration, with what it has commented out, says the same."""
-    text = re.search(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert text
-    shown = leaves(tomllib.loads(re.sub(r"^# (?=[a-z_]+ = )", "", text[1], flags=re.MULTILINE)))
-    assert leaves(tomllib.loads(uncommented())) == shown
 
 
 def test_the_command_prints_it() -> None:

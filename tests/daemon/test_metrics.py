@@ -12,7 +12,6 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
-from tests import ROOT
 from tests.commands.test_status import zeros
 from tests.table.test_tallies import FakeTable as Tallies
 from twctl import __version__
@@ -189,13 +188,3 @@ def test_a_part_that_fails_is_counted_and_the_rest_is_told() -> None:
         assert f"twctl_collect_errors_total {scrape}.0" == text.splitlines()[-1]
         assert 'twctl_mode{mode="observe"} 1.0' in text
         assert "twctl_kernel_time_wait_sockets" not in text
-
-
-def test_the_readme_has_every_metric_and_no_other() -> None:
-    """Its table names what a scrape can tell."""
-    readme = (ROOT / "README.md").read_text()
-    rows = re.findall(r"^\| (`twctl_.*?) \|", readme, re.MULTILINE)
-    written = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
-    ends = {"counter": "_total", "info": "_info"}
-    told = [family.name + ends.get(family.type, "") for family in registry(BlamedTable(), blamed=1).collect()]
-    assert sorted(told) == sorted(written)

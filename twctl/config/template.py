@@ -6,29 +6,29 @@ from collections.abc import Mapping
 from twctl.config.settings import Key
 
 HEAD = """\
-# twctl's configuration (TOML). Each key stands here with its default, commented out; `twctl config` shows what is in
-# force, and `systemctl reload twctl` reads the file again: a bad one changes nothing and says so.
+# twctl's configuration (TOML). Each key stands here with its default, commented out. `twctl config` shows the values in
+# force. After a change: `systemctl reload twctl`; a file with an error changes nothing, and the log names the error.
 """
 # What a key or a table is for; what is allowed comes from the key itself.
 ABOUT = {
-    "mode": "observe changes nothing; truncate ends TIME_WAIT in time; vestigial keeps a record in place of the socket",
-    "listen": "where metrics are served",
-    "netns": "network namespaces to work in; none: twctl's own. The unit says which right that needs",
-    "all_netns": "twctl's own and every other that has a name, as they come and go",
-    "pins": "folder under bpffs",
-    "probe": "what sees sessions being born; auto: fentry where the kernel allows it",
-    "reconcile_interval": "seconds between comparisons with the kernel's list",
-    "force": "mode vestigial also where something may hide packets from the guard",
-    "time_wait": "how long a session stays, by nearness of its peer; in mode observe for status's dry run only",
-    "fin_wait2": "the same for FIN_WAIT2 without an owner; 60 s and more: as long as the kernel keeps them",
-    "capacity.ipv4": "sessions that the table holds before the oldest is evicted, 48 bytes each",
+    "mode": "observe changes nothing; truncate ends TIME_WAIT early; vestigial keeps a record in place of the socket",
+    "listen": "address of the metrics",
+    "netns": "network namespaces to work in, by their names; none: the one twctl is started in. Needs CAP_SYS_ADMIN",
+    "all_netns": "work in the one twctl is started in and in every other that has a name, as they come and go",
+    "pins": "folder under bpffs for programs and maps",
+    "probe": "how entries are seen; auto: fentry where the kernel allows it, else the tracepoint",
+    "reconcile_interval": "seconds between comparisons of the table with the kernel's list of sockets",
+    "force": "start mode vestigial although something may hide packets from the guard (NAT, XDP, IPsec)",
+    "time_wait": "seconds that a session stays in TIME_WAIT, by class; in mode observe only for the dry run in status",
+    "fin_wait2": "the same for orphans in FIN_WAIT2; 60 and more: as long as the kernel keeps them",
+    "capacity.ipv4": "sessions that the table holds before it evicts the oldest, 48 bytes each",
     "capacity.ipv6": "the same, 80 bytes each",
-    "classes": "prefixes that override what the routes say",
-    "tls": "PEM files for HTTPS; client_ca makes client certificates a must",
-    "sysctl": "set while twctl runs; what was there comes back",
-    "pressure": "mode truncate drains while memory is short, and shrinks time_wait where ports are (port_headroom)",
-    "pressure.floor": "port_headroom shrinks time_wait no further than to these seconds",
-    "blame": "in metrics: destinations whose ports are nearest to their end, and parties with the most entries",
+    "classes": "prefixes whose class is set by hand, instead of by the routes",
+    "tls": "PEM files for HTTPS; with client_ca, clients must show a certificate of it",
+    "sysctl": "sysctls that are set while twctl runs; afterwards they have the value they had before",
+    "pressure": "mode truncate: when memory is low, drain; when ports run out (port_headroom), shorter TIME_WAIT",
+    "pressure.floor": "seconds; port_headroom makes TIME_WAIT no shorter",
+    "blame": "metrics of single destinations and parties, which have labels of their own",
 }
 # Keys that are unset by default: a value to begin with.
 EXAMPLES: dict[str, object] = {

@@ -1,0 +1,1 @@
+"""Tests that hold README.md and docs/ to the code."""
