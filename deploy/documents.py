@@ -1,4 +1,4 @@
-"""Prints the man page, or a shell's completions: both follow from the command line itself.
+"""Prints the man page or a shell's completions, made from the command line itself.
 
 Usage: python deploy/documents.py man|bash|zsh|fish
 """
@@ -17,9 +17,10 @@ from twctl.config.keys import KEYS
 from twctl.config.template import template
 
 INTRODUCTION = """\
-twctl shows what TCP TIME_WAIT does on a Linux host, and on request ends it after a time that suits the peer's nearness,
-or keeps a small record in place of the socket. Nouns read and change nothing; they work while the daemon is down, too,
-as long as the table is pinned. Verbs change.
+twctl shows what TCP TIME_WAIT does on a Linux host. On request it ends TIME_WAIT after a time that depends on how near
+the peer is, or keeps a small record in place of the socket. Nouns (status, table, top, blame, classify, check, config)
+read and change nothing; they work without the daemon, as long as the table is pinned. Verbs (run, drain, release)
+change something.
 """
 FILES = {
     "/etc/twctl.toml": "the configuration; CONFIGURATION has every key with its default",
@@ -31,7 +32,7 @@ STATUSES = {"0": "success", "1": "an error; one line on standard error says what
 
 @dataclass(frozen=True)
 class Word:
-    """An option (its name begins with --) or an argument. value: how its value is called, empty for a flag."""
+    """An option (its name begins with --) or an argument. value: what its value is called, empty for a flag."""
 
     name: str
     value: str
@@ -41,7 +42,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Command:
-    """A command, from the function that is it: typer's own description of it differs from version to version."""
+    """A command, read from its function: typer's own description differs from version to version."""
 
     help: str
     words: tuple[Word, ...]
@@ -69,7 +70,7 @@ def words(callback: Callable[..., object]) -> Iterator[Word]:
         kind = next((each for each in types if isinstance(each, type) and issubclass(each, enum.Enum)), None)
         choices = tuple(str(each.value) for each in kind) if kind else ()
         argument = isinstance(about, ArgumentInfo)
-        # Where the default is the function's own, typer has the option's name in its place.
+        # `about.default` is the option's name where one was given: the default itself stands in the function.
         option = about.default if isinstance(about.default, str) else f"--{name.replace('_', '-')}"
         numeric = next((each.__name__ for each in types if each in {int, float}), "text")
         value = "" if annotated is bool else str(about.metavar or "|".join(choices) or numeric.upper())
@@ -103,7 +104,7 @@ def man() -> Iterator[str]:
 
 
 def bash() -> Iterator[str]:
-    """Completions of commands, options and values that are known beforehand."""
+    """Completions of commands, options, and values of options that have few."""
     yield from ("_twctl() {", '    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD - 1]} words=""')
     yield '    case "${COMP_WORDS[1]-} $before" in'
     for name, command in commands().items():
@@ -121,12 +122,12 @@ def bash() -> Iterator[str]:
 
 
 def quoted(text: str) -> str:
-    """A word between single quotes, for zsh and fish; what both take as syntax inside their lists is left out."""
+    """Text between single quotes, for zsh and fish; characters that are syntax in their lists are replaced."""
     return text.replace("'", "").replace("[", "(").replace("]", ")").replace(":", ",")
 
 
 def zsh() -> Iterator[str]:
-    """The same, with what each is for."""
+    """Completions for zsh, with the help of each."""
     yield from ("#compdef twctl", "_twctl() {", "    local -a commands=(")
     for name, command in commands().items():
         yield f"        '{name}:{quoted(command.help)}'"
@@ -149,7 +150,7 @@ def zsh() -> Iterator[str]:
 
 
 def fish() -> Iterator[str]:
-    """The same for fish."""
+    """Completions for fish, with the help of each."""
     yield "complete -c twctl -f"
     for name, command in commands().items():
         yield f"complete -c twctl -n __fish_use_subcommand -a {name} -d '{quoted(command.help)}'"

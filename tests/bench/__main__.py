@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tests import ROOT
-from tests.bench.pages import write_page
+from tests.bench.pages import write_figures
 from twctl.table.pins import mount_of
 
 NAMES = ("table", "blame", "guard", "connections", "daemon", "ports", "truncate", "vestigial", "routes")
 BOUNDS = ROOT / "tests/bench/bounds.toml"
-PAGE, PICTURE = ROOT / "docs/benchmarks.md", ROOT / "docs/connections.svg"
+PICTURE = ROOT / "tests/bench/connections.svg"
 BPFFS = Path("/sys/fs/bpf")
 
 Figures = dict[str, Any]
@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
     if said.json:
         print(json.dumps(results, indent=1))
     if said.docs:
-        write_page(PAGE, results)
+        write_figures(results)
     broken = list(broken_bounds(results, tomllib.loads(BOUNDS.read_text()))) if said.short else []
     for each in broken:
         print(f"tests/bench/run: {each}", file=sys.stderr)

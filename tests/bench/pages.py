@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tests import ROOT
+from tests.docs import pages
 
-BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
-
-def write_page(page: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put the figures between the page's two marks; what stands around them stays."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}")
+def write_figures(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put the figures into the block that docs/benchmarks.md has for them; the prose around it stays."""
+    for page in pages.write("figures", {"all": table(results)}):
+        print(page.relative_to(ROOT))
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,7 +1,6 @@
 """The collector over a table of plain numbers: every series, and what becomes of a part that fails."""
 
 import dataclasses
-import re
 from collections import Counter as TallyOf
 from collections.abc import Callable
 from pathlib import Path

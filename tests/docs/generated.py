@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from deploy.documents import Command, commands
 from tests.docs import pages
-from twctl.config.config import KEYS
+from twctl.config.keys import KEYS
 from twctl.config.template import template
 
 COLUMN, WIDTH = 40, 120

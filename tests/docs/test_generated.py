@@ -14,7 +14,7 @@ from tests.load.monitoring import ALERTS, rules
 from twctl.commands.cli import app
 from twctl.linux.sysctl import NAMES as SYSCTLS
 from twctl.modes.guard import OTHERS
-from twctl.table.maps import ACTIONS, CLOSES, DROPPED, Reason
+from twctl.table.counters import ACTIONS, CLOSES, DROPPED, Reason
 
 METRICS = (ROOT / "docs/metrics.md").read_text()
 RENEW = "run `.venv/bin/python -m tests.docs.generated --write`"
