@@ -100,3 +100,9 @@ def test_what_no_header_defines_is_an_error() -> None:
     """In a size, where a wrong layout would follow."""
     with pytest.raises(KeyError):
         Header().read("struct s {\n\tu8 a[UNKNOWN];\n};")
+
+
+def test_members_in_another_order_than_in_c_are_an_error() -> None:
+    """A value never gets another member's name."""
+    with pytest.raises(ValueError, match=r"outer\.first"):
+        HEADER.structs["outer"].packer(("second", "first"))
