@@ -23,7 +23,6 @@ from twctl.daemon.upkeep import Reconciling
 from twctl.daemon.work import Work
 from twctl.daemon.work_metrics import STATES
 from twctl.linux.procfs import SocketBytes
-from twctl.linux.sysctl import Journal
 from twctl.modes.truncate import Lateness, Reaper
 from twctl.table.counters import ACTIONS, LANES, Counters, Reason
 from twctl.table.layout import Layout
@@ -100,6 +99,10 @@ class FakeNamespaces:
         """Three of each class and family."""
         return {(class_, family): 3 for class_ in Class for family in FAMILIES}
 
+    def sysctls_kept(self) -> dict[str, bool]:
+        """None was set."""
+        return {}
+
     def guarded_devices(self) -> int:
         """No device has the guard."""
         return 0
@@ -129,7 +132,7 @@ def registry(table: FakeTable, kernel_sockets: Callable[[], int] = lambda: 23, b
     discovery = FakeDiscovery(FakeNamespaces(kernel_sockets))
     work = Work(cast("Reconciling", idle), cast("Discovery", discovery), cast("Reaper", reaper))
     made = CollectorRegistry()
-    made.register(collector_of(cast("Table", table), work, config, Journal(Path("/nowhere/journal.json"))))
+    made.register(collector_of(cast("Table", table), work, config))
     return made
 
 

@@ -117,7 +117,6 @@ class Discovery:
         return len(new) > AT_ONCE
 
     def _join(self, name: str | None, *, strict: bool) -> Namespace | None:
-        place = name, netns.inode(name)
         try:
             if not strict:
                 refuse_obstacles(name, self._config)
@@ -125,8 +124,9 @@ class Discovery:
         except (TwctlError, OSError) as error:
             if strict:
                 raise
-            self._refuse(place, error)
+            self._refuse((name, netns.inode(name)), error)
             return None
+        place = name, namespace.inode
         self._refused.pop(place, None)
         self._settled[place] = time.monotonic() + SETTLED_SECONDS
         return namespace

@@ -57,7 +57,7 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         publish(table, effective.published())
         capabilities.lower(pins.current / "maps" / "meta")
         heartbeat = Heartbeat()
-        server = Server(config.listen, config.tls, registry_of(table, work, config, journal), heartbeat.healthy)
+        server = Server(config.listen, config.tls, registry_of(table, work, config), heartbeat.healthy)
         undo.callback(server.close)
         doing = f"{_DOING[config.mode]} with the {table.probe} probe, metrics on port {server.port}"
         log.info("%s", doing)

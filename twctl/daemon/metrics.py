@@ -10,7 +10,6 @@ from twctl.daemon.families import Metric, counter, single
 from twctl.daemon.table_metrics import PartyMetrics, SessionMetrics, guard_segments, table_metrics
 from twctl.daemon.work import Work
 from twctl.daemon.work_metrics import kernel_metrics, mode_metrics, namespace_metrics, port_metrics, task_metrics
-from twctl.linux.sysctl import Journal
 from twctl.table.maps import Table
 
 Part = Callable[[], Iterable[Metric]]
@@ -36,7 +35,7 @@ class PartsCollector(Collector):
         yield counter("twctl_collect_errors", "Parts of a scrape that failed.", single(self._errors))
 
 
-def collector_of(table: Table, work: Work, config: Config, journal: Journal) -> PartsCollector:
+def collector_of(table: Table, work: Work, config: Config) -> PartsCollector:
     """All of twctl's own metrics."""
     namespaces = work.discovery.namespaces
     return PartsCollector(
@@ -45,7 +44,7 @@ def collector_of(table: Table, work: Work, config: Config, journal: Journal) -> 
             lambda: table_metrics(table, namespaces.counts()["refused"]),
             PartyMetrics(table, config.blame.metrics).metrics,
             lambda: guard_segments(table),
-            lambda: namespace_metrics(namespaces, work.discovery.states(), journal),
+            lambda: namespace_metrics(namespaces, work.discovery.states()),
             lambda: task_metrics(work),
             lambda: mode_metrics(config, table),
             lambda: kernel_metrics(namespaces),
@@ -54,9 +53,9 @@ def collector_of(table: Table, work: Work, config: Config, journal: Journal) -> 
     )
 
 
-def registry_of(table: Table, work: Work, config: Config, journal: Journal) -> CollectorRegistry:
+def registry_of(table: Table, work: Work, config: Config) -> CollectorRegistry:
     """Everything that the daemon exports, its own process included. The server's thread collects."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(collector_of(table, work, config, journal))
+    registry.register(collector_of(table, work, config))
     return registry

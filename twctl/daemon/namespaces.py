@@ -193,7 +193,7 @@ class Namespaces:
             use(FinTimeout(name)),
             use(PortRange(name)),
             use(EntryCount(name)),
-            use(Guard(name, index, self.folder)) if self._guarded else None,
+            use(Guard(name, cookie, index, self.folder)) if self._guarded else None,
         )
         if netns.inode(name) != namespace.inode:
             raise TwctlError(f"network namespace {name} became another one just now", "try again")
@@ -253,6 +253,10 @@ class Namespaces:
     def ephemeral_ports(self) -> int:
         """Ports that the kernel chooses from, in all of them. Raises OSError."""
         return self._sum(lambda namespace: namespace.ports.ports())
+
+    def sysctls_kept(self) -> dict[str, bool]:
+        """Whether each sysctl that was set in any of them still has that value."""
+        return self._journal.kept()
 
     def guarded_devices(self) -> int:
         """Devices that have the guard."""

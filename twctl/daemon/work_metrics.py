@@ -12,7 +12,6 @@ from twctl.daemon.families import Metric, counter, gauge, single
 from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.work import Work
 from twctl.linux.procfs import socket_bytes
-from twctl.linux.sysctl import Journal
 from twctl.modes.times import time_wait_in_force
 from twctl.modes.truncate import LATENESS_EDGES, Reaper
 from twctl.table.maps import MODES, Table
@@ -22,14 +21,14 @@ STATES = ("enrolled", "refused", "beyond_capacity")
 DESTINATION = ("netns", "local", "remote", "remote_port")
 
 
-def namespace_metrics(namespaces: Namespaces, states: Mapping[str, int], journal: Journal) -> Iterator[Metric]:
+def namespace_metrics(namespaces: Namespaces, states: Mapping[str, int]) -> Iterator[Metric]:
     """Namespaces, and what stands in them: the guard, sysctls, prefixes, routes."""
     counts = namespaces.counts()
     yield gauge("twctl_guard_devices", "Devices that have the guard.", single(namespaces.guarded_devices()))
     text = "Filters of the guard that somebody took away and that were put back."
     yield counter("twctl_guard_reattached", text, single(counts["reattached"]))
     text = "Whether a sysctl that twctl set still is as it was set, in all namespaces."
-    sysctls = [((name,), int(kept)) for name, kept in journal.kept().items()]
+    sysctls = [((name,), int(kept)) for name, kept in namespaces.sysctls_kept().items()]
     yield gauge("twctl_sysctl_as_set", text, sysctls, "sysctl")
     text = "Prefixes that the probe asks for a peer's class."
     prefixes = [((k.label, f), count) for (k, f), count in namespaces.prefixes().items()]

@@ -24,11 +24,10 @@ def refuse(config: Config) -> None:
     """
     if config.mode is Mode.TRUNCATE:
         can_destroy()
-    for name in config.netns:
-        cookie(name)
-    if not config.all_netns:
-        for netns in config.netns or (None,):
+    for netns in config.netns or (None,):
+        if not config.all_netns:
             refuse_obstacles(netns, config)
+        cookie(netns)  # whether it can be entered
 
 
 def refuse_obstacles(netns: str | None, config: Config) -> None:

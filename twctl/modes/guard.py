@@ -18,7 +18,7 @@ from twctl.errors import TwctlError
 from twctl.linux import libbpf, tc
 from twctl.linux.devices import Device, devices, find_device
 from twctl.linux.netlink import LostError, RouteNetlink
-from twctl.linux.netns import cookie
+from twctl.linux.netns import cookie as cookie_of
 from twctl.linux.rtnl import decode
 from twctl.linux.tc import EGRESS, INGRESS, Filter
 from twctl.modes.qdiscs import Qdiscs
@@ -44,9 +44,9 @@ class Guard:
     netns: name or path of the namespace, None for our own. index: its number in the table. table: the pinned table.
     """
 
-    def __init__(self, netns: str | None, index: int, table: Path) -> None:
+    def __init__(self, netns: str | None, cookie: int, index: int, table: Path) -> None:
         self._index = index
-        self._cookie = cookie(netns)
+        self._cookie = cookie
         self._qdiscs = Qdiscs(table.parent)
         with contextlib.ExitStack() as undo:
             self._netlink = undo.enter_context(contextlib.closing(RouteNetlink(netns)))
@@ -168,7 +168,7 @@ def remove(enrolments: Mapping[int, tuple[int, str]], table: Path) -> Iterator[s
     """Take the guard out of the enrolled namespaces (index to cookie and name); yields what failed, a line each."""
     for index, (known, name) in enrolments.items():
         try:
-            guard = Guard(name or None, index, table) if cookie(name or None) == known else None
+            guard = Guard(name or None, known, index, table) if cookie_of(name or None) == known else None
         except (TwctlError, OSError):
             guard = None
         if guard is None:  # with the namespace its filters went

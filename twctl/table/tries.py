@@ -42,14 +42,11 @@ class ClassTries:
             del self._known[key]
         for key, class_ in keys.items():
             if self._known.get(key) != class_:
-                self._set(key, class_)
-
-    def _set(self, key: bytes, class_: int) -> None:
-        try:
-            libbpf.map_update(self._fds[FAMILY_OF_SIZE[len(key)]], key, struct.pack("=I", class_))
-            self._known[key] = class_
-        except OSError:
-            self.refused += 1
+                try:
+                    libbpf.map_update(self._fds[FAMILY_OF_SIZE[len(key)]], key, struct.pack("=I", class_))
+                    self._known[key] = class_
+                except OSError:
+                    self.refused += 1
 
     def _key(self, prefix: Network) -> bytes:
         """The trie's key; its length counts the index's bits, too."""
