@@ -1,26 +1,26 @@
 """Nearness of a peer: which class its address belongs to, decided from routes, addresses and overrides.
 
 Pure: routes and overrides go in, the smallest longest-prefix-match trie that gives the same answers comes out.
-Four tiers decide, the strongest first; inside a tier the longest prefix wins:
+Four tiers decide, the strongest first; within a tier the longest prefix wins:
 
     own       the host's own addresses, 127.0.0.0/8 and ::1          loopback
     override  `[classes]` of the configuration                       as configured
     built-in  fe80::/10: link-local addresses are never routed       local
     route     a route without a gateway is local, all others remote  local or remote
 
-What no tier covers is remote. A tier beats a longer prefix of a weaker tier, as the kernel asks table `local`
-before all others and as an override speaks for everything inside it.
+An address that no tier covers is remote. A tier beats a longer prefix of a weaker tier: the kernel looks into table
+`local` before all others, and an override holds for everything inside its prefix.
 
-All routing tables are read as one: policy rules depend on marks and sources that a peer's address does not show.
-Where tables disagree about the same prefix, local (255) comes before main (254), default (253), then the other
+All routing tables are read as one, because policy rules depend on marks and sources, which a peer's address does not
+show. Where tables disagree about the same prefix, local (255) comes before main (254), default (253), then the other
 tables by number; inside a table the lowest metric wins, then the route that was given first.
 
-A gatewayless route is local only where it can name neighbours. Not local are
-  * a default route: it says "everything else", never a subnet, even on Ethernet (proxy ARP);
-  * kind `tunnel`: a route that someone put on a device without broadcast (wireguard, tun, ppp, gre, ...). The far
-    end of such a device is the gateway, whatever the length of the prefix. What the kernel derives there from an
-    address (the subnet, the /32 or /128 of a point-to-point peer) is still on-link;
-  * blackhole, unreachable, prohibit: nothing there can hold a session, so a hole in a subnet is remote.
+A route without a gateway is local only if its prefix can be a set of neighbours. Not local are
+  * a default route: it means "everything else", never a subnet, even on Ethernet (proxy ARP);
+  * kind `tunnel`: a route that was added by hand to a device without broadcast (wireguard, tun, ppp, gre, ...). The
+    far end of such a device is the gateway, whatever the length of the prefix. Routes that the kernel derives there
+    from an address (the subnet, the /32 or /128 of a point-to-point peer) are on-link all the same;
+  * blackhole, unreachable, prohibit: no session can be there, so a hole in a subnet is remote.
 """
 
 import enum
@@ -48,7 +48,7 @@ class Class(enum.IntEnum):
 
     @property
     def label(self) -> str:
-        """The class as it stands in metrics, commands and configuration (str): loopback, local or remote."""
+        """The class as it is written in metrics, commands and configuration (str): loopback, local or remote."""
         return self.name.lower()
 
 
@@ -91,7 +91,7 @@ class _Tier(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """What one prefix says, and how strongly."""
+    """Class that one prefix gives, and its tier."""
 
     tier: _Tier
     prefix: Network
@@ -108,7 +108,7 @@ _BUILT_IN = (
 
 
 class Classifier:
-    """Classes of all addresses, from one state of the routes.
+    """Gives every address its class, from one state of the routes.
 
     routes: any order, duplicates allowed. overrides: prefix to class.
     """
@@ -136,7 +136,7 @@ class Classifier:
         return {prefix: rule.class_ for prefix, rule, outer in self._nested() if rule.class_ != outer}
 
     def _nested(self) -> Iterator[tuple[Network, _Rule, Class]]:
-        """Every prefix with the rule that decides in it and the class just outside of it."""
+        """Every prefix with the rule that decides inside of it, and the class of the prefix around it."""
         around: list[tuple[Network, _Rule]] = []
         for rule in sorted(self._rules.values(), key=_outside_in):
             while around and rule.prefix.network_address not in around[-1][0]:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Shows what each mode makes of the same closes, in network namespaces of its own; leaves nothing behind.
+# Shows what each mode does with the same closes, in network namespaces of its own. Leaves nothing behind.
 #
 #   client ---- near (same subnet, and router) ---- far
 #
 # The client closes 1,000 connections to itself, 1,000 to near and 1,000 to far. 12 s later, when the times of loopback (2 s)
-# and local (10 s) are over and that of remote (60 s) is not, twctl tells what is left.
+# and local (10 s) are over and that of remote (60 s) is not, `twctl status` shows what is left.
 # Usage: sudo vagrant/demo.sh [MODE...]      by default observe, truncate and vestigial
 set -euo pipefail
 root=$(dirname "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")")

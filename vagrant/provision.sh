@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What README says under "Set-up", on a new machine: no more than that must be needed.
+# What README.md says under "Set-up", on a new machine: nothing else may be needed.
 set -euo pipefail
 
 "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../deploy/setup"

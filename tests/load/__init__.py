@@ -1,9 +1,9 @@
-"""What the kernel tests and benchmarks drive TCP connections with: namespaces, counters, exact closes, and load."""
+"""What kernel tests and benchmarks share: namespaces, counters, exact closes, load, daemons."""
 
 import time
 from collections.abc import Callable
 
-# Between two looks. Short against the kernel's own timers (delayed ACK 40 ms, first retransmission 200 ms).
+# Seconds between two looks: short beside the kernel's own timers (delayed ACK 40 ms, first retransmission 200 ms).
 PAUSE = 0.002
 
 

@@ -92,14 +92,14 @@ class Container:
         return self.process.wait(30)
 
     def kill(self) -> None:
-        """As the kernel does where memory is short."""
+        """SIGKILL, as the kernel sends it when memory has run out."""
         os.kill(self.pid, signal.SIGKILL)
         self.process.wait(30)
 
 
 @contextmanager
 def container(host: Host, overlay: str, folder: Path, pins: Path, *words: str) -> Iterator[Container]:
-    """The pod of an overlay on a node, from when it is ready. words: more arguments.
+    """The pod of an overlay on a node; the block begins when it is ready. words: more arguments.
 
     folder: of the test; pins: below /sys/fs/bpf, in place of the configuration's.
     """
@@ -154,7 +154,7 @@ def _spec(pod: dict[str, Any], bundle: Path, words: tuple[str, ...]) -> dict[str
     """The runtime's own configuration (OCI runtime-spec, config.md)."""
     (container,) = pod["containers"]
     context = container["securityContext"]
-    # What the machine lacks, such as SYS_RESOURCE in some virtual machines, nobody can give.
+    # A capability that this process lacks cannot be given to another (SYS_RESOURCE in some virtual machines).
     capabilities = [f"CAP_{name}" for name in context["capabilities"]["add"] if NUMBERS[name] in rights("self")]
     mounts = [
         *({"destination": to, "type": kind, "source": what, "options": [*how]} for to, kind, what, how in MOUNTS),

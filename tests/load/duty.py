@@ -1,9 +1,9 @@
-"""TIME_WAIT on duty: sessions that are sent raw segments, their replies, and what the segments did to them.
+"""Sessions in TIME_WAIT that get raw segments: their replies, and what the segments did to them.
 
-A duty is a namespace and whoever does the work of TIME_WAIT in it: the kernel's mini-sockets (`stock`) or the guard
-with its vestiges (`vestigial`). A subject is one session there, in TIME_WAIT or in FIN_WAIT2 after close(), behind the
-scripted peer. All that is said about it is relative: SEQ to the next byte it expects, ACK to the next byte it would
-send, timestamps to the last that it took.
+A duty is a namespace and what does the work of TIME_WAIT in it: the kernel's mini-sockets (`stock`), or the guard with
+its vestiges (`vestigial`). A subject is one session there, in TIME_WAIT or in FIN_WAIT2 after close(), with the
+scripted peer at the other end. Its numbers are relative: SEQ to the next byte it expects, ACK to the next byte it would
+send, timestamps to the last one it took.
 """
 
 import socket
@@ -43,13 +43,13 @@ local = 8191
 remote = 257
 """
 
-# What a session is found in. GONE: nobody knows the tuple.
+# States that a session is found in. GONE: there is neither a socket nor a vestige for the tuple.
 TIME_WAIT, FIN_WAIT2, GONE = "TIME_WAIT", "FIN_WAIT2", "gone"
 _SCRIPT = {TIME_WAIT: "fin_wait2", FIN_WAIT2: "orphan_fin_wait2"}
 
 AS_AGREED = "as agreed"
 BATCH = 23
-# Seconds. A restarted timer must stand out from one that was not: the table tells 67 ms.
+# Seconds. A restarted timer must differ clearly from one that was not restarted: the table counts in 67 ms.
 AGED, RESTARTED, STALE = 0.25, 0.1, 20.0
 
 
@@ -103,7 +103,7 @@ class Subject:
     connection: Connection
     state: str
     seen: Seen
-    born: float
+    made: float  # monotonic, s
     listened: bool = False
 
     @property
@@ -119,7 +119,7 @@ class Subject:
     @property
     def age(self) -> float:
         """Seconds since it was made."""
-        return time.monotonic() - self.born
+        return time.monotonic() - self.made
 
     def segment(self, sent: Sent) -> Segment:
         """The segment as it goes on the wire."""
@@ -185,7 +185,7 @@ class Subject:
         return Reply(RST | ACK, ack=_less(self.segment(sent).end, self.seen.rcv_nxt))
 
     def after(self) -> After:
-        """Find out by an old byte, which any session acknowledges: R tells the state, and TSecr what TSr is.
+        """Send an old byte, which any session acknowledges: its ACK shows R, hence the state, and its TSecr shows TSr.
 
         Without ACK (and without timestamps, hence without PAWS) the byte restarts no timer.
         """
@@ -223,7 +223,7 @@ class Duty:
         self._sockets = SockDiag(ns.name)
 
     def close(self) -> None:
-        """Close what it asks the kernel with."""
+        """Close the socket that asks the kernel."""
         self._sockets.close()
 
     def session(
@@ -283,7 +283,7 @@ class Duty:
 
 @contextmanager
 def on_duty(kind: str, ns: Namespace) -> Iterator[Daemon | None]:
-    """Whoever does the work of TIME_WAIT in a namespace during the block."""
+    """What does the work of TIME_WAIT in a namespace during the block."""
     if kind == STOCK:
         yield None
         return
@@ -293,7 +293,7 @@ def on_duty(kind: str, ns: Namespace) -> Iterator[Daemon | None]:
 
 @contextmanager
 def duty(kind: str, sysctls: Mapping[str, object] | None = None) -> Iterator[Duty]:
-    """A namespace of its own with the scripted peer and somebody on duty."""
+    """A namespace of its own with the scripted peer, and the kernel or the guard on duty."""
     with ExitStack() as stack:
         ns = stack.enter_context(namespace(sysctls))
         peer = stack.enter_context(tun_peer(ns))

@@ -1,4 +1,4 @@
-"""A host of a test's own, for a daemon that works in every namespace it finds: the machine has others', too.
+"""A host of a test's own, for a daemon that works in every namespace it finds: it must not find the machine's.
 
 It is a mount namespace with a /run/netns that is empty, and a network namespace that a daemon there takes for its own.
 """
@@ -32,7 +32,7 @@ class Place(Namespace):
 
 @dataclass(frozen=True)
 class Host:
-    """Known by a process in it."""
+    """A host, known by the number of a process in it."""
 
     pid: int
 

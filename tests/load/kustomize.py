@@ -15,7 +15,7 @@ Manifest = dict[str, Any]
 
 
 def build(overlay: str) -> dict[str, Manifest]:
-    """The objects of a folder of deploy/kubernetes, by kind; of each there is one."""
+    """The objects of a folder of deploy/kubernetes by their kind; there is one of each kind."""
     return {each["kind"]: each for each in _build(KUBERNETES / overlay)}
 
 

@@ -56,13 +56,13 @@ def panel_expressions(variables: Mapping[str, str]) -> Iterator[tuple[str, str]]
 
 
 def selectors_in(expression: str) -> set[str]:
-    """Every series that an expression asks for, without its range: what has to be there for it to tell anything."""
+    """Every series that an expression asks for, without its range: without them it has no result."""
     words = re.sub(r"\b(by|on)\s*\([^)]*\)", "", expression)
     return set(re.findall(r"(?<![:\w\"{])(?:up|(?:twctl|process)_\w+|\w+:\w+:\w+)\b(?:\{[^}]*\})?(?![:\w(])", words))
 
 
 def metrics_in(expression: str) -> set[str]:
-    """Names of metrics in an expression; what is recorded has a colon, what is a label stands in braces or `by ()`."""
+    """Names of metrics in an expression, without recorded names (with a colon) and labels (in braces or `by ()`)."""
     bare = re.sub(r'"[^"]*"|\{[^}]*\}|\b(by|on)\s*\([^)]*\)', "", expression)
     return set(re.findall(r"(?<![:\w])(?:twctl|process)_\w+(?![:\w])", bare))
 

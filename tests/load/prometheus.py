@@ -24,7 +24,7 @@ from tests.load.monitoring import ALERTS, RULES, program
 from tests.load.netns import Link, link
 from twctl.table.maps import MODES
 
-RATE = 200  # connections a second of each generator: next to nothing, and enough for every rate
+RATE = 200  # connections a second of each generator: little load, and enough that no rate is 0
 FAR = "10.99.0.2"  # of the server, behind its own address: a remote peer
 QUIET = {"net.ipv4.tcp_rfc1337": 1}
 START_SECONDS = 60.0
@@ -108,7 +108,7 @@ def host() -> Iterator[Link]:
 
 @contextmanager
 def load(both: Link, seconds: int) -> Iterator[None]:
-    """The client makes connections to all of them for so long, and closes first."""
+    """The client connects to all of them for so many seconds, and closes first."""
     outside = ("--close", "client", "--address", f"{both.server_ipv4},{FAR}")
     rate = ("--rate", str(RATE), "--seconds", str(seconds))
     with ExitStack() as stack:
@@ -123,7 +123,7 @@ def load(both: Link, seconds: int) -> Iterator[None]:
 
 @contextmanager
 def watched(seconds: int, *options: str) -> Iterator[Prometheus]:
-    """Prometheus over a daemon of each mode, called by it, under load for so long."""
+    """Prometheus that scrapes a daemon of each mode; instances bear the mode's name. Under load for so many seconds."""
     with ExitStack() as stack:
         hosts = {mode: stack.enter_context(host()) for mode in MODES}
         ports = {mode: stack.enter_context(daemon(both.client, mode=mode)).port for mode, both in hosts.items()}

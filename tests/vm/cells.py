@@ -1,4 +1,4 @@
-"""In the guest: the tests marked `vm`, for each mode and probe that `twctl check` allows; tests/vm/run makes the table.
+"""Runs in the guest: the tests marked `vm` for each mode and probe that `twctl check` allows (see tests/vm/run).
 
 What is found is told on lines of its own, as it is found, so that a time limit or a dying kernel takes nothing back.
 """
@@ -23,7 +23,7 @@ NEEDED = ("root", "BTF", "bpffs", "sock_diag")  # lines of `twctl check` without
 
 
 def tell(mode: str, probe: str, result: str, detail: str) -> None:
-    """One fact for the table: passed or failed with the test, refused with the reason."""
+    """Print one fact for the table: passed or failed with the test's name, refused with the reason."""
     os.write(1, f"\n{SIGN}{json.dumps([mode, probe, result, detail])}\n".encode())
 
 
@@ -58,19 +58,19 @@ class Cells:
         return item.callspec.params["probe"] == self._probe
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """A test that was skipped here has failed: it was chosen to run."""
+        """Report a test. One that is skipped counts as failed, because it was chosen to run."""
         if report.when == "call" or report.outcome != "passed":
             if report.failed:
-                os.write(1, f"\n{report.longreprtext}".encode())  # pytest says it at the end, which may not come
+                os.write(1, f"\n{report.longreprtext}".encode())  # pytest prints it at the end, which may not come
             file = Path(report.location[0]).name
             mode = next(mode for mode, files in FILES.items() if file in files)
             tell(mode, self._probe, "passed" if report.outcome == "passed" else "failed", report.nodeid)
 
 
 def main() -> int:
-    """Ask, run, tell. One probe after the other: side by side is no faster in an emulated machine."""
+    """Run the tests of one probe after the other: at the same time would be no faster in an emulated machine."""
     refused = refusals()
-    os.environ["TWCTL_TEST_FENTRY"] = "1"  # asked already; and limits for an emulated machine
+    os.environ["TWCTL_TEST_FENTRY"] = "1"  # asked already; also longer time limits
     statuses = []
     for probe in PROBES:
         reasons = {mode: refused.get(probe) or refused.get(mode) for mode in MODES}

@@ -35,10 +35,11 @@ class Tls:
 
 @dataclass(frozen=True)
 class PressureSettings:
-    """When something counts as short, and what is done about ports.
+    """When memory counts as low, and how many ports are to stay free.
 
-    psi_stall: ms of stall in a second, 0: not asked; tcp_memory: bool, ask TCP as well; port_headroom: float, share of
-    the ports toward a destination that is to be free, 0: not asked; floor: float, seconds that its sessions keep.
+    psi_stall: ms that tasks stall in a second, 0: PSI is not used; tcp_memory: bool, whether TCP's own memory counts;
+    port_headroom: float, share of the ports toward a destination that is to stay free, 0: off; floor: float, seconds
+    that TIME_WAIT toward it lasts at least.
     """
 
     psi_stall: int
@@ -49,7 +50,7 @@ class PressureSettings:
 
 @dataclass(frozen=True)
 class BlameSettings:
-    """Who causes it, in metrics. destinations: how many have their ports there; metrics: parties of each kind."""
+    """How many single destinations (for their ports) and parties of each kind (for their entries) have metrics."""
 
     destinations: int
     metrics: int

@@ -21,7 +21,7 @@ class Mode(enum.StrEnum):
 
 
 class Probe(enum.StrEnum):
-    """What sees sessions being born."""
+    """How entries into TIME_WAIT are seen."""
 
     AUTO = "auto"
     FENTRY = "fentry"

@@ -1,6 +1,6 @@
-"""What only the start needs is out of force afterwards (capabilities(7)).
+"""Capabilities that only a start needs, and that are out of force afterwards (capabilities(7)).
 
-Lowered, not given up: a reload may have to load again. Threads keep what was in force when they began.
+They stay permitted, because a reload may have to load again. A thread keeps those that were in force when it began.
 """
 
 import ctypes
@@ -16,7 +16,7 @@ SETS = 3  # effective, permitted, inheritable
 
 
 class Capability(IntEnum):
-    """By their numbers (linux/capability.h)."""
+    """Numbers of linux/capability.h."""
 
     SYS_RESOURCE = 24  # PSI triggers, more descriptors
     PERFMON = 38  # programs that read kernel memory
@@ -24,9 +24,9 @@ class Capability(IntEnum):
 
 
 def lower(pinned: Path) -> None:
-    """Put them out of force in this thread. pinned: any map of ours.
+    """Put them out of force in this thread. pinned: any map that is pinned, to try whether it can still be opened.
 
-    Before Linux 5.19 bpf(2) does nothing at all without CAP_BPF where unprivileged BPF is disabled: then that stays.
+    Before Linux 5.19 bpf(2) does nothing without CAP_BPF where unprivileged BPF is disabled: there CAP_BPF stays.
     """
     _change(lambda effective, _: effective & ~_bits(*Capability))
     try:
@@ -36,7 +36,7 @@ def lower(pinned: Path) -> None:
 
 
 def restore() -> None:
-    """Bring into force again those that we may have."""
+    """Bring those that are permitted into force again."""
     _change(lambda effective, permitted: effective | _bits(*Capability) & permitted)
 
 
@@ -45,7 +45,7 @@ def _bits(*capabilities: Capability) -> int:
 
 
 def _change(effective: Callable[[int, int], int]) -> None:
-    """Set what is effective, of what is effective and permitted now."""
+    """Set the effective capabilities. effective: gives them, from the effective and the permitted ones."""
     libc = ctypes.CDLL(None, use_errno=True)
     header, words = (ctypes.c_uint32 * 2)(VERSION_3, 0), (ctypes.c_uint32 * (2 * SETS))()
     _checked(libc.capget(header, words))

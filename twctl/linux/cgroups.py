@@ -1,4 +1,4 @@
-"""Names of cgroups: a socket knows its cgroup (version 2) by number, which is the inode of its folder."""
+"""Names of cgroups: a socket has the number of its cgroup (version 2), which is the inode number of its folder."""
 
 import os
 import re
@@ -9,7 +9,7 @@ _UNIT = re.compile(r"[^/]+\.(?:service|scope)(?=/|$)")
 
 
 def cgroup_paths(proc: Path = Path("/proc")) -> dict[int, str]:
-    """Every cgroup by number, as it is now; paths as in /proc/PID/cgroup. Empty where no hierarchy is mounted."""
+    """The path of every cgroup by its number; paths as in /proc/PID/cgroup. Empty where no hierarchy is mounted."""
     for root in _mounts(proc):
         return {folder.stat().st_ino: f"/{folder.relative_to(root)}".replace("/.", "/") for folder in _folders(root)}
     return {}
@@ -23,9 +23,9 @@ def _mounts(proc: Path) -> Iterator[Path]:
 
 
 def _folders(root: Path) -> Iterator[Path]:
-    """The root and all below it; one that goes away meanwhile is left out."""
+    """The root and every folder below it; one that is removed meanwhile is left out."""
     for folder, _, _ in os.walk(root):
-        if os.path.isdir(folder):  # noqa: PTH112 - a Path for each of thousands takes longer than the question
+        if os.path.isdir(folder):  # noqa: PTH112 - there may be thousands, and a Path takes longer than the call
             yield Path(folder)
 
 

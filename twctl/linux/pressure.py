@@ -1,4 +1,4 @@
-"""Memory pressure: what the kernel says of the whole machine (PSI) and of TCP's own memory."""
+"""Whether memory is low: on the whole machine (PSI, pressure stall information), and TCP's own."""
 
 import errno
 import os
@@ -8,14 +8,15 @@ from pathlib import Path
 
 
 class Pressure:
-    """Asked for pressure now. stall_ms: stall in a second that counts (0: PSI is not asked); tcp_memory: ask TCP, too.
+    """Says whether memory is low now.
 
-    watching: what is asked, and what is not and why; for the log.
+    stall_ms: from so many milliseconds in a second on that tasks stall for memory, it is low (0: PSI is not used);
+    tcp_memory: bool, whether TCP's own memory counts, too. watching: for the log, what is used, what is not and why.
     """
 
     def __init__(self, stall_ms: int, *, tcp_memory: bool, proc: Path = Path("/proc")) -> None:
         self._proc = proc
-        # Where the namespace of this process is not the machine's first, there is no tcp_mem: in a container, for one.
+        # Only the machine's first network namespace has tcp_mem; that of a container has not.
         self._tcp_memory = tcp_memory and (proc / "sys/net/ipv4/tcp_mem").exists()
         self._fd, self._poll, self._until, self._hold = -1, select.poll(), 0.0, 0
         off = "no tcp_mem in this network namespace" if tcp_memory else "pressure.tcp_memory"
@@ -37,7 +38,7 @@ class Pressure:
     def _trigger(self, stall_ms: int) -> int:
         """Set the trigger; return its window (s), in which it fires at most once. Raises OSError.
 
-        Without CAP_SYS_RESOURCE the kernel takes only multiples of 2 s, else EINVAL (psi_trigger_create()).
+        Without CAP_SYS_RESOURCE the window must be a multiple of 2 s, else EINVAL (psi_trigger_create()).
         """
         try:
             return self._set(stall_ms, 1)
@@ -51,7 +52,7 @@ class Pressure:
         return window
 
     def now(self) -> bool:
-        """Whether memory is short, or was within the trigger's last window."""
+        """Whether memory is low, or was within the trigger's last window."""
         if self._fd >= 0 and self._poll.poll(0):
             self._until = time.monotonic() + self._hold
         return time.monotonic() < self._until or (self._tcp_memory and self._tcp_is_short())
@@ -63,7 +64,7 @@ class Pressure:
         return pages >= int((self._proc / "sys/net/ipv4/tcp_mem").read_text().split()[1])
 
     def close(self) -> None:
-        """Give the trigger back."""
+        """Remove the trigger."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

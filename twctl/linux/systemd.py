@@ -1,4 +1,4 @@
-"""What the daemon tells systemd about itself: sd_notify(3), without its library."""
+"""Messages to systemd: ready, reloading, stopping, alive (sd_notify(3), without its library)."""
 
 import contextlib
 import os
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 
 class Notifier:
-    """The service manager of an environment; without $NOTIFY_SOCKET there is nobody to tell.
+    """The service manager, by the environment; without $NOTIFY_SOCKET nothing is sent.
 
-    `watchdog`: seconds (float) within which it wants to hear from us, 0: never.
+    `watchdog`: seconds (float) within which it expects the next message, 0: it expects none.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -19,19 +19,19 @@ class Notifier:
         self.watchdog = int(environment.get("WATCHDOG_USEC", "0")) / 1e6 if ours and self._address else 0.0
 
     def ready(self, status: str) -> None:
-        """Tell that everything that was asked for is in force. The watchdog's time starts anew: a start takes long."""
+        """Tell that everything that was asked for is in force. Restarts the watchdog's time: a start takes long."""
         self._tell("READY=1", f"STATUS={status}", "WATCHDOG=1")
 
     def alive(self) -> None:
-        """Tell that the loop goes round."""
+        """Tell that the loop still runs."""
         self._tell("WATCHDOG=1")
 
     def reloading(self) -> None:
-        """Tell that the configuration is read again; `ready` ends it."""
+        """Tell that the configuration is being read again; `ready` ends that state."""
         self._tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}", "STATUS=reading the configuration")
 
     def status(self, text: str) -> None:
-        """Tell something for people to read."""
+        """Tell the status line that `systemctl status` shows."""
         self._tell(f"STATUS={text}")
 
     def stopping(self, status: str) -> None:
@@ -39,7 +39,7 @@ class Notifier:
         self._tell("STOPPING=1", f"STATUS={status}")
 
     def _tell(self, *lines: str) -> None:
-        """Send a datagram. A manager that does not listen does not matter: its own time limits tell it that."""
+        """Send a datagram. Failures are ignored: a manager that gets no message notices it by its own time limits."""
         if not self._address:
             return
         # In the environment an abstract socket's leading zero byte is written as "@".
