@@ -12,8 +12,8 @@
 #include "table.h"
 
 /* Connections that closed first and are not yet vestiges, and how many `closing` has of them, by PENDING parts of the hash: that
- * count keeps the segments of other connections from a look into it. A note says that there is a socket, with when (ns) and on which CPU a segment was
- * last led to it in its lower bits; or since when (tick) none was found. */
+ * count keeps the segments of other connections from a look into it. A note says that there is a socket, and in its lower bits
+ * when (ns) and on which CPU a segment was last led to it; or since when (tick) none was found. */
 #define NOTE_SOCKET (1ULL << 63)
 #define NOTE_CPU 0xffULL
 #define PENDING 4096

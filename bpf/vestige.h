@@ -4,7 +4,7 @@
  *
  * PROBLEM. The side that closes first keeps its session for 60 s, so that late segments find someone who knows what to
  * do with them. Linux keeps a mini-socket for it (256 bytes, 512 with the port it pins) and says nothing when it is
- * entered or dies. twctl needs to know every such session, at ten thousand entries a second and up, in fixed memory, from
+ * made or freed. twctl needs to know every such session, at ten thousand entries a second and up, in fixed memory, from
  * programs that run in interrupt context on all CPUs at once and must not wait for each other.
  *
  * A SESSION is a TCP connection that has reached TIME_WAIT on this host, or FIN_WAIT2 after its application closed it:
@@ -18,18 +18,18 @@
  *   word     expiry tick 24 | tag 16 | slot 24, from the top bit down. The tag is 16 more bits of the hash; eight words
  *            give 8 wrong matches in 65,536 misses, and the record's tuple settles those.
  *
- * LIFE OF A VESTIGE. vestige_insert (entered) takes a slot, writes the record, then publishes it with one compare-and-swap
+ * LIFE OF A VESTIGE. vestige_insert takes a slot, writes the record, then publishes it with one compare-and-swap
  * of a word. Nothing runs when it expires: a word whose tick has passed is free space. It ends earlier when
  * vestige_end swaps its word for 0 (reused, reset, destroyed, ...), when its ring comes round to its slot or when its
  * line is full (evicted: the oldest word of the line goes). vestige_restart moves it to the newest slot of its ring, as
- * NetBSD's vtw_restart does, so that each ring stays in order of age. A tuple that is entered again replaces its older
+ * NetBSD's vtw_restart does, so that each ring stays in order of age. A tuple that enters again replaces its older
  * vestige (reused).
  *
  * WHY NO TORN OR STALE RECORD IS TAKEN FOR A LIVE ONE. A record is written only while no live word names its slot: the
  * writer that comes round to a slot first swaps the live word of the old record for 0, and a record becomes visible
  * only by the compare-and-swap that follows its last byte (both are full barriers). A reader looks at the word, copies
  * the record, compares the tuple, and looks at the word again: if the word is unchanged, nobody wrote to the slot in
- * between, for the same word can only come back after a whole lap of the ring. The smallest ring has 256 slots and a
+ * between, for the same word can only come back after a whole lap of the ring. The smallest ring has 256 slots and an
  * entry costs some 100 ns, so a lap takes at least a hundred times longer than a look. Whoever ends a vestige does so by
  * compare-and-swap from the very word it checked: of two enders one wins, and the end is counted once.
  *
@@ -51,9 +51,9 @@
  * timestamps modulo 2^32, the window as it goes on the wire (already shifted).
  *
  * SIZE. For each session of capacity: record 32 (64), index 12, start and owner 4: 48 bytes for IPv4 and 80 for IPv6, plus
- * 1.6 MB of cells and 0.7 MB of tallies (observe/attribution.h). The default of 65,536 for each class and family takes 28 MB. With every pool
- * full and alive a line holds 5.3 words on average, and 3.2 % of the vestiges are evicted because their line is full; half full,
- * 1 in 1,100; with one class of the three full, 1 in 20,000.
+ * 1.6 MB of cells and 0.7 MB of tallies (observe/attribution.h). The default of 65,536 for each class and family takes 28 MB.
+ * With every pool full and alive a line holds 5.3 words on average, and 3.2 % of the vestiges are evicted because their line
+ * is full; half full, 1 in 1,100; with one class of the three full, 1 in 20,000.
  */
 #ifndef TWCTL_VESTIGE_H
 #define TWCTL_VESTIGE_H
@@ -123,14 +123,14 @@ struct line {
 #define TAG_MASK 0xffffULL
 #define SLOT_MASK 0xffffffULL
 
-/* When the vestige in a slot was entered, or its timer was last restarted: ticks modulo 2^16. And whose it is: the owner's place
+/* When the vestige in a slot entered, or its timer was last restarted: ticks modulo 2^16. And whose it is: the owner's place
  * among the tallies + 1. */
 #define STARTS 16
 struct starts {
 	u16 tick[STARTS];
 	u16 owner[STARTS];
 };
-#define OWNER_UNKNOWN 0		/* nobody saw the session being entered */
+#define OWNER_UNKNOWN 0		/* nobody saw the session enter */
 #define OWNER_OTHER 0xffff	/* there was no place for its owner */
 
 /* A ring's slots lie at base .. base + capacity - 1 of the record array. Its laps are cut into up to 16 blocks, and the latest
@@ -174,7 +174,7 @@ enum worker { WORKER_ENTRY, WORKER_AGAIN, WORKER_RESTART, WORKER_END, WORKER_REC
 /* One for each worker of each CPU, so that counting neither waits nor moves cache lines. Sums are taken by the readers. */
 struct counters {
 	u64 entered[CLASSES][FAMILIES];
-	u64 adopted[CLASSES][FAMILIES];		/* taken over from the kernel's own list, not seen being entered */
+	u64 adopted[CLASSES][FAMILIES];		/* taken over from the kernel's own list, nobody saw them enter */
 	u64 ended[CLASSES][REASONS];		/* early: all but what expired by its tick */
 	u64 lifetime[CLASSES][LANES];		/* of those that ended early */
 	u64 lifetime_ticks[CLASSES];

@@ -16,7 +16,7 @@
 #define FLOW_LABEL 0xfffffu
 #define NANOSECONDS_A_MICROSECOND 1000
 
-/* Fields of the answer that the decision decides. */
+/* Fields of the answer that follow from the decision. */
 struct answer {
 	u32 seq, ack;
 	u32 tsval, tsecr;	/* no timestamp option if tsecr is 0 */

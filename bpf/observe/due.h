@@ -64,9 +64,9 @@ ALWAYS_INLINE bool add_due(struct work *w, struct dues *dues, u32 slot)
 /* A slot that was just handed out may still hold an old record and its old start: not to be passed over. */
 #define IN_FLIGHT (WORKERS * CPUS)
 
-/* What is due goes into the dues, at most as many as
- * slots were looked at. Returns how many slots were. */
-ALWAYS_INLINE int collect_due(u64 family, u64 class, u64 entry, u64 least_age)
+/* Puts what is due into the dues, beginning at this entry's number. least_age: ticks. Returns how many slots it looked at, which
+ * are as many as dues or more. */
+ALWAYS_INLINE int collect_due(u64 family, u64 class, u64 first, u64 least_age)
 {
 	struct work *w = work_of(WORKER_RECONCILE);
 	u32 zero = 0, looked = 0;
@@ -77,7 +77,7 @@ ALWAYS_INLINE int collect_due(u64 family, u64 class, u64 entry, u64 least_age)
 		return 0;
 	w->family = family;
 	w->now = tick_now();
-	dues->next = entry;
+	dues->next = first;
 	dues->count = 0;
 	dues->age = 0;
 	ring = ring_of(w, class);
@@ -103,7 +103,7 @@ ALWAYS_INLINE int collect_due(u64 family, u64 class, u64 entry, u64 least_age)
 	return looked;
 }
 
-/* Ends the vestige of the session that this message (messages.h) tells of, wherever it stands; returns 1 if there was one and this ended it. */
+/* Ends the vestige of the session that a message (messages.h) tells of, wherever it stands. Returns 1 if this ended one. */
 ALWAYS_INLINE int dismiss_message(u64 family, u64 offset, u64 netns, u64 reason)
 {
 	struct diag_message *m = message_at(offset);
