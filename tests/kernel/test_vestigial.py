@@ -98,28 +98,28 @@ ALWAYS_INLINE bool waits(struct work *w, u64 note)
     u64 key = w->hash;
 
     closing.update(&key, &note);
-    return is_overtaking(w);
+    return follows_on_another_cpu(w);
 }
 
 int overtaking(struct __sk_buff *skb)
 {
     struct work *w = work_of(WORKER_GUARD);
-    u64 here = here_and_now(), there = here ^ 1, key = 23, *note;
+    u64 here = time_and_cpu(), there = here ^ 1, key = 23, *note;
     u32 found = 0;
 
     if (!w)
         return 1001;
     w->hash = key;
-    note_led(w);
-    found |= is_overtaking(w);
+    note_delivery(w);
+    found |= follows_on_another_cpu(w);
     found |= waits(w, NOTE_SOCKET) << 1;
     found |= waits(w, NOTE_SOCKET | here) << 2;
     found |= waits(w, NOTE_SOCKET | (there - 2 * OVERTAKING_NANOSECONDS / 256 * 256)) << 4;
     found |= waits(w, tick_now()) << 5;
-    note_led(w);
-    found |= is_overtaking(w) << 5;
+    note_delivery(w);
+    found |= follows_on_another_cpu(w) << 5;
     found |= waits(w, NOTE_SOCKET | there) << 3;
-    note_led(w);
+    note_delivery(w);
     note = closing.lookup(&key);
     if (!note)
         return 1002;
