@@ -1,15 +1,13 @@
-"""The dry run and the lay-out of `twctl status`, without a kernel; and the arithmetic of the derived counters."""
+"""The dry run and the lay-out of `twctl status`, without a kernel."""
 
 import dataclasses
 
 from tests.table.test_records import IPV4
-from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands.status import Freed, freed, text
 from twctl.linux.procfs import SocketBytes
-from twctl.table.counters import ACTIONS, COUNTERS, LANES, TICK, Counters, Reason
+from twctl.table.counters import ACTIONS, Reason
 from twctl.table.records import decode
-from twctl.table.sums import Sums
 
 TIMES = {Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0}
 ONE = decode("ipv4", IPV4, class_=Class.LOCAL, expires_in=50, age=11, names={})
@@ -30,41 +28,6 @@ def test_a_server_s_port_is_not_freed() -> None:
     """Only ephemeral ports are held by sessions alone."""
     server = dataclasses.replace(ONE, local_port=443)
     assert freed([server], TIMES, range(32768, 61000), SocketBytes(256, 256))["truncate"].ports == 0
-
-
-def zeros() -> dict[str, list[int]]:
-    """Counters of a table that has seen nothing."""
-    return {name: [0] * _size(shape) for name, shape in COUNTERS.items()}
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for each in shape:
-        size *= each
-    return size
-
-
-def sums(values: dict[str, list[int]], living: dict[tuple[Class, str, int], int]) -> Sums:
-    """One moment."""
-    cells = {(class_, family, lane): 0 for class_ in Class for family in FAMILIES for lane in range(LANES)}
-    return Sums(Counters({name: tuple(numbers) for name, numbers in values.items()}), cells | living)
-
-
-def test_what_expired_is_what_was_planned_less_the_withdrawn_and_the_living() -> None:
-    """Of 101 planned lives 7 ended early and 23 go on: 71 expired, after the mean life of their lane."""
-    values = zeros()
-    at = Class.REMOTE * LANES + 5
-    values["planned"][at], values["planned_ticks"][at], values["withdrawn"][at] = 101, 101 * 900, 7
-    values["ended"][Class.REMOTE * len(Reason) + Reason.RESET] = 7
-    values["lifetime"][Class.REMOTE * LANES + 1], values["lifetime_ticks"][Class.REMOTE] = 7, 70
-    now = sums(values, {(Class.REMOTE, "ipv4", 5): 20, (Class.REMOTE, "ipv6", 5): 3})
-    assert (71, 7, 0) == (
-        now.ended(Class.REMOTE, Reason.EXPIRED),
-        now.ended(Class.REMOTE, Reason.RESET),
-        now.ended(Class.LOCAL, Reason.EXPIRED),
-    )
-    lanes, seconds = now.lifetimes(Class.REMOTE)
-    assert ([0, 7, 0, 0, 0, 71, 0, 0], (71 * 900 + 70) * TICK) == (lanes, seconds)
 
 
 def test_the_status_fits_80_columns() -> None:

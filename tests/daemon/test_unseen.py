@@ -56,7 +56,7 @@ def test_kernels_count_entries_from_5_18_on(release: str, entries: bool) -> None
 
 
 def test_what_was_counted_before_is_not_missed() -> None:
-    """Only what the kernel counts from the first look on is held against the entries."""
+    """Only what the kernel counts from the first look on is compared with the entries."""
     kernel = Kernel(1, counted=101, seen=7)
     counting, _ = missed(kernel)
     assert 0 == twice(counting)

@@ -87,6 +87,10 @@ def obj_pin(fd: int, path: os.PathLike[str] | str) -> None:
     _checked(libbpf().bpf_obj_pin(fd, os.fsencode(path)), os.fspath(path))
 
 
+# Offsets in struct bpf_prog_info (include/uapi/linux/bpf.h); the number stands there in struct bpf_map_info, too.
+_ID, _RECURSION_MISSES = 4, 208
+
+
 def _info(fd: int) -> bytes:
     """What the kernel tells of an object (struct bpf_prog_info, bpf_link_info, ...); 0 where it is older than we are.
 
@@ -100,12 +104,12 @@ def _info(fd: int) -> bytes:
 
 def program_id(fd: int) -> int:
     """The number that the kernel gave a program; raises OSError."""
-    return int(struct.unpack_from("=I", _info(fd), 4)[0])
+    return int(struct.unpack_from("=I", _info(fd), _ID)[0])
 
 
 def misses(program: int) -> int:
     """How often the kernel did not run a program because it was just interrupting itself; raises OSError."""
-    return int(struct.unpack_from("=Q", _info(program), 208)[0])
+    return int(struct.unpack_from("=Q", _info(program), _RECURSION_MISSES)[0])
 
 
 def map_update(fd: int, key: bytes, value: bytes) -> None:

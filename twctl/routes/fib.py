@@ -145,13 +145,13 @@ class Fib:
         return self.stale or used
 
     def _remove_nexthops(self, gone: set[int]) -> None:
-        shrunk = [
+        groups = [
             n for n, o in self._nexthops.items() if not gone.isdisjoint(o.members) and not _near(self._hops_of(n))
         ]
         self._nexthops = {n: o for n, o in self._nexthops.items() if n not in gone}
         self._drop(lambda m: m.nexthop in gone)
         # A group that has lost its last gateway: routes that were not kept are on-link now.
-        self.stale |= any(_near(self._hops_of(n)) for n in shrunk)
+        self.stale |= any(_near(self._hops_of(n)) for n in groups)
 
     def _uses_objects(self) -> bool:
         return any(message.nexthop for message in self._messages())
