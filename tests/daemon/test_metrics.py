@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.registry import CollectorRegistry
 
-from tests.commands.test_status import zeros
+from tests.table.test_sums import zeros
 from tests.table.test_tallies import FakeTable as Tallies
 from twctl import __version__
 from twctl.addresses import FAMILIES

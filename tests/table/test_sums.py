@@ -13,11 +13,16 @@ from twctl.table.sums import Sums
 LANE = 5
 
 
+def zeros() -> dict[str, list[int]]:
+    """Counters of a table that has seen nothing."""
+    return {name: [0] * math.prod(shape) for name, shape in COUNTERS.items()}
+
+
 class FakeTable:
     """Counters and cells in lists; something may happen between one look and the next."""
 
     def __init__(self) -> None:
-        self.values = {name: [0] * math.prod(shape) for name, shape in COUNTERS.items()}
+        self.values = zeros()
         self.alive = {(class_, family, lane): 0 for class_ in Class for family in FAMILIES for lane in range(LANES)}
         self.meanwhile: Callable[[], None] = lambda: None
 

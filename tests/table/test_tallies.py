@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from tests.commands.test_status import zeros
+from tests.table.test_sums import zeros
 from twctl.classes import Class
 from twctl.table.counters import Counters
 from twctl.table.maps import Table
