@@ -27,7 +27,7 @@ HOST, DATABASE, GATEWAY, STORE = "10.0.0.5", "10.0.0.9", "192.0.2.1", "192.0.2.1
 # Service, user, server's address and port, sessions.
 LOADS = (("checkout", 33, DATABASE, 5432, 1000), ("web", 33, "127.0.0.1", 6379, 300), ("backup", 34, STORE, 443, 120))
 PORTS = "32768 35767"  # few, so that a share of them shows
-RATE = 50  # connections a second that `checkout` goes on to open while ports are looked at
+RATE = 60  # connections a second that `checkout` goes on to open while ports are looked at
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Shell:
     def __call__(self, command: str, *, rows: int = 0) -> str:
         """A command line and its output. rows: leave the rest out."""
         noun, *words = command.split()
-        pins = [] if noun in {"classify", "config"} else ["--pins", str(self.one.pins)]
+        pins = [] if noun == "classify" else ["--pins", str(self.one.pins)]
         options = ["--config", str(self.one.folder / "twctl.toml"), *pins]
         line = [*self.prefix, sys.executable, "-m", "twctl", noun, *options, *words]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
@@ -159,7 +159,7 @@ def observing(net: Network, groups: dict[str, Path], twctl: Shell, pace: Pace) -
         "classify local": twctl(f"classify {DATABASE}"),
         "classify remote": twctl(f"classify {STORE}"),
         "check": twctl("check"),
-        "config": twctl("config"),
+        "config": twctl("config", rows=9),
     }
     where = ("--address", DATABASE, "--port", "5432", "--seconds", str(pace.load), "--rate", str(RATE))
     with ThreadPoolExecutor(1) as beside:

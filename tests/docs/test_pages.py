@@ -52,6 +52,13 @@ def test_the_words_are_those_of_the_project(name: str) -> None:
     assert [] == [path for path in PRIVATE if path in text]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_a_page_names_are_there(name: str) -> None:
+    """Of the repository's own folders."""
+    named = re.findall(r"(?<![\w/.:])(?:bpf|twctl|tests|deploy|vagrant)/[\w./-]*\w", prose(ROOT / name))
+    assert [] == [each for each in named if not (ROOT / each).exists()]
+
+
 def test_every_page_can_be_found() -> None:
     """From docs/README.md; and the README leads to each, too."""
     for index in (README, ROOT / "docs/README.md"):
