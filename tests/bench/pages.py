@@ -43,7 +43,7 @@ def _ratio(figures: Mapping[str, Any]) -> str:
 def _goal(figures: Mapping[str, Any]) -> str:
     if figures.get("goal") is None:
         return ""
-    return f"{figures['goal']}" if figures["met"] else f"{figures['goal']}: **missed**"
+    return f"{figures['goal']}" if figures["met"] else f"{figures['goal']}: **not met**"
 
 
 def _commit() -> str:
