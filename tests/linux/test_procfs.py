@@ -2,6 +2,7 @@
 
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.load import counters, wait_until
 from tests.load.netns import namespace
-from twctl.linux.procfs import SocketBytes, Sockstat, counts_entries, ephemeral_ports, socket_bytes
+from twctl.linux.procfs import PortRange, SocketBytes, Sockstat, counts_entries, ephemeral_ports, socket_bytes
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,15 @@ def test_sockets_in_use_are_those_of_both_families_and_no_mini_sockets() -> None
             far.close()
             wait_until(lambda: sockstat.in_use() == 2, what="the connection is gone")
             assert 1 == sockstat.time_wait() == counters.time_wait_count(ns)
+
+
+def test_threads_read_side_by_side() -> None:
+    """None finds what another has read already: then a range would be empty, and the daemon would end."""
+    ports = PortRange()
+    expected = ports.range()
+
+    def read() -> bool:
+        return all(ports.range() == expected for _ in range(2003))
+
+    with closing(ports), ThreadPoolExecutor(3) as threads:
+        assert [True] * 3 == list(threads.map(lambda _: read(), range(3)))

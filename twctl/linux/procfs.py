@@ -5,10 +5,29 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO
 
 from twctl.linux.netns import inside
 from twctl.linux.ports import Ports, parse_ports
+
+BYTES = 1 << 18  # more than any of these files has; a sysctl has to be read at once
+
+
+class _Open:
+    """A file that stays open, in the namespace it was opened in.
+
+    The metrics' threads and the daemon's read it side by side: none moves a position that another reads from.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+
+    def read(self) -> str:
+        """The whole content, as it is now."""
+        return os.pread(self._file.fileno(), BYTES, 0).decode()
+
+    def close(self) -> None:
+        """Close it."""
+        self._file.close()
 
 
 class Sockstat:
@@ -17,8 +36,8 @@ class Sockstat:
     def __init__(self, netns: str | None = None) -> None:
         # Without IPv6 there is no sockstat6.
         names = ("sockstat", "sockstat6")
-        self._files: list[TextIO] = inside(
-            netns, lambda: [file.open() for name in names if (file := Path("/proc/thread-self/net", name)).exists()]
+        self._files = inside(
+            netns, lambda: [_Open(file) for name in names if (file := Path("/proc/thread-self/net", name)).exists()]
         )
 
     def time_wait(self) -> int:
@@ -30,10 +49,9 @@ class Sockstat:
         return sum(self._number(file, "inuse") for file in self._files)
 
     @staticmethod
-    def _number(file: TextIO, name: str) -> int:
+    def _number(file: _Open, name: str) -> int:
         """Of the line of TCP, which has names and numbers in turn."""
-        file.seek(0)
-        words = next(line for line in file if line.startswith(("TCP:", "TCP6:"))).split()
+        words = next(line for line in file.read().splitlines() if line.startswith(("TCP:", "TCP6:"))).split()
         return int(words[words.index(name) + 1])
 
     def close(self) -> None:
@@ -55,13 +73,12 @@ class EntryCount:
     """One namespace's /proc/net/netstat, kept open: it shows the namespace it was opened in."""
 
     def __init__(self, netns: str | None = None) -> None:
-        self._file: TextIO = inside(netns, Path("/proc/thread-self/net/netstat").open)
+        self._file = inside(netns, lambda: _Open(Path("/proc/thread-self/net/netstat")))
         self._names = ("TCPTimeWaitOverflow", *(("TW", "TWKilled") if counts_entries() else ()))
 
     def count(self) -> int:
         """Sessions that tcp_max_tw_buckets kept out of TIME_WAIT, and those that entered it if they are counted."""
-        self._file.seek(0)
-        names, numbers = (line.split() for line in self._file if line.startswith("TcpExt:"))
+        names, numbers = (line.split() for line in self._file.read().splitlines() if line.startswith("TcpExt:"))
         return sum(int(numbers[names.index(name)]) for name in self._names)
 
     def close(self) -> None:
@@ -74,7 +91,7 @@ class PortRange:
 
     def __init__(self, netns: str | None = None) -> None:
         names = ("ip_local_port_range", "ip_local_reserved_ports", "tcp_tw_reuse", "tcp_tw_reuse_delay")
-        self._files: list[TextIO] = inside(netns, lambda: [file.open() for file in _existing(names)])
+        self._files = inside(netns, lambda: [_Open(file) for file in _existing(names)])
 
     def ports(self) -> int:
         """How many ports the kernel chooses from."""
@@ -89,7 +106,6 @@ class PortRange:
         return int(self._read(2)), int(self._read(3)) / 1000 if len(self._files) > 3 else 1.0  # noqa: PLR2004
 
     def _read(self, number: int) -> str:
-        self._files[number].seek(0)
         return self._files[number].read()
 
     def close(self) -> None:
@@ -106,11 +122,10 @@ class FinTimeout:
     """One namespace's tcp_fin_timeout, kept open: it shows the namespace it was opened in."""
 
     def __init__(self, netns: str | None = None) -> None:
-        self._file: TextIO = inside(netns, Path("/proc/sys/net/ipv4/tcp_fin_timeout").open)
+        self._file = inside(netns, lambda: _Open(Path("/proc/sys/net/ipv4/tcp_fin_timeout")))
 
     def seconds(self) -> int:
         """What an orphan in FIN_WAIT2 is given, if its application did not say otherwise."""
-        self._file.seek(0)
         return int(self._file.read())
 
     def close(self) -> None:
