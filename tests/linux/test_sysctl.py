@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from twctl.errors import TwctlError
-from twctl.linux.sysctl import Journal
+from twctl.linux.sysctl import Journal, Raised
 
 FIN, REUSE = "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_tw_reuse"
 
@@ -133,3 +133,50 @@ def test_the_journal_is_for_root_alone(kernel: FakeKernel, path: Path) -> None:
     Journal(path, kernel).set({FIN: 30}, None)
     assert path.parent.stat().st_mode & 0o777 == 0o700
     assert json.loads(path.read_text())[0]["before"] == 60
+
+
+def test_what_is_set_last_is_put_back_first(kernel: FakeKernel, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also once the first was set again."""
+    Journal(path, kernel).set({FIN: 30, REUSE: 1}, None)
+    Journal(path, kernel).set({FIN: 20}, None)
+    written: list[tuple[str, int]] = []
+    monkeypatch.setattr(kernel, "write", lambda _, name, value: written.append((name, value)))
+    assert Journal(path, kernel).restore() == []
+    assert [(REUSE, 2), (FIN, 60)] == written
+
+
+def test_a_value_is_raised_from_what_it_was(kernel: FakeKernel, path: Path) -> None:
+    """However often, and by whatever; where somebody set another meanwhile, from that."""
+    for by in (60, 0, 60):
+        Journal(path, kernel).set({FIN: Raised(by)}, None)
+        assert kernel.values[None, FIN] == 60 + by
+    kernel.values[None, FIN] = 41
+    Journal(path, kernel).set({FIN: Raised(60)}, None)
+    assert kernel.values[None, FIN] == 101
+    assert Journal(path, kernel).restore() == []
+    assert kernel.values[None, FIN] == 41
+
+
+@pytest.mark.parametrize("crash", [True, False])
+def test_a_crash_between_journal_and_sysctl_is_no_change_of_somebody_else(
+    kernel: FakeKernel, path: Path, monkeypatch: pytest.MonkeyPatch, *, crash: bool
+) -> None:
+    """The second value is in the journal and not yet in the kernel, or in both."""
+    Journal(path, kernel).set({FIN: 30}, None)
+    with monkeypatch.context() as patched:
+        if crash:
+            patched.setattr(kernel, "write", lambda *_: None)
+        Journal(path, kernel).set({FIN: 20}, None)
+    assert (30 if crash else 20) == kernel.values[None, FIN]
+    assert Journal(path, kernel).restore() == []
+    assert kernel.values[None, FIN] == 60
+
+
+def test_the_journal_of_an_earlier_version_is_understood(kernel: FakeKernel, path: Path) -> None:
+    """It has one number for what was written."""
+    path.parent.mkdir()
+    path.write_text(json.dumps([{"namespace": None, "cookie": 1, "name": FIN, "before": 60, "written": 30}]))
+    kernel.values[None, FIN] = 30
+    assert [(FIN, 60, 30)] == [(each.name, each.before, each.now) for each in Journal(path, kernel).changed()]
+    assert Journal(path, kernel).restore() == []
+    assert kernel.values[None, FIN] == 60

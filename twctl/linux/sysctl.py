@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from twctl.errors import TwctlError
 from twctl.linux.netns import cookie, inside
@@ -57,14 +57,38 @@ def _path(name: str) -> Path:
     return Path(MOUNTED if (MOUNTED / "net").is_dir() else "/proc/sys", *name.split("."))
 
 
+class Raised(NamedTuple):
+    """What a sysctl was, and so much more."""
+
+    by: int
+
+
+Wanted = Mapping[str, int | Raised]
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One sysctl that was changed: where (name of the namespace), what it was, what we wrote; a line of the journal."""
+    """One sysctl that was changed; a line of the journal.
+
+    namespace: its name. before: what it was. written: all that we have written since, the last last: after a crash any
+    of them may stand there.
+    """
 
     namespace: str | None
     cookie: int
     name: str
     before: int
+    written: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Changed:
+    """A sysctl of a namespace that is to be put back: what it was, is now, and was last set to."""
+
+    netns: str | None
+    name: str
+    before: int
+    now: int
     written: int
 
 
@@ -79,23 +103,19 @@ class Journal:
         """Put everything back but these sysctls (full names) of these namespaces; returns what was left alone."""
         entries = self._load()
         stays = [entry for entry in entries if entry.name in wanted and entry.cookie in cookies]
-        reports = [line for entry in entries if entry not in stays for line in self._put_back(entry)]
-        self._save(stays)
-        return reports
+        return self._put_all_back([entry for entry in entries if entry not in stays], stays)
 
-    def set(self, wanted: Mapping[str, int], netns: str | None) -> None:
-        """Set these sysctls (full names) in a namespace; what the journal has of it already is what was there before.
+    def set(self, wanted: Wanted, netns: str | None) -> None:
+        """Set these sysctls (full names) in a namespace, in their order; they are put back in the opposite one.
 
         :raises TwctlError: if one cannot be read or set; then all of this namespace are as they were.
         """
-        entries = self._load()
-        known = {(entry.cookie, entry.name): entry for entry in entries}
+        known = {(entry.cookie, entry.name): entry for entry in self._load()}
         fresh = [self._entry(known, netns, name, value) for name, value in wanted.items()]
-        mine = {(entry.cookie, entry.name) for entry in fresh}
-        self._save([entry for entry in entries if (entry.cookie, entry.name) not in mine] + fresh)
+        self._save([*(known | {(entry.cookie, entry.name): entry for entry in fresh}).values()])
         try:
             for entry in fresh:
-                self._access.write(entry.namespace, entry.name, entry.written)
+                self._access.write(entry.namespace, entry.name, entry.written[-1])
         except OSError as error:
             self.leave(entry.cookie)
             raise TwctlError(
@@ -109,34 +129,44 @@ class Journal:
         """
         entries = self._load()
         mine = [entry for entry in entries if entry.cookie == cookie]
-        reports = [line for entry in mine for line in self._put_back(entry, through)]
-        if mine:
-            self._save([entry for entry in entries if entry.cookie != cookie])
-        return reports
+        return self._put_all_back(mine, [entry for entry in entries if entry not in mine], through) if mine else []
 
-    def _entry(self, known: Mapping[tuple[int, str], Entry], where: str | None, name: str, value: int) -> Entry:
+    def _entry(
+        self, known: Mapping[tuple[int, str], Entry], where: str | None, name: str, value: int | Raised
+    ) -> Entry:
+        """What is there is ours, and the journal has what was there before; or it is somebody else's."""
         cookie = self._access.cookie(where)
         try:
-            before = self._access.read(where, name)
+            before, earlier = self._access.read(where, name), tuple[int, ...]()
         except OSError as error:
             message = f"this kernel has no {name} in network namespace {where or '(own)'}: {error.strerror}"
             raise TwctlError(message, "leave it out of [sysctl], or load the module that brings it") from error
         entry = known.get((cookie, name))
-        return Entry(where, cookie, name, entry.before if entry else before, value)
+        if entry and before in entry.written:
+            before, earlier = entry.before, (before,)
+        return Entry(where, cookie, name, before, (*earlier, before + value.by if isinstance(value, Raised) else value))
 
     def restore(self) -> list[str]:
         """Put everything back; returns what was left alone, a line each. Harmless when there is nothing."""
-        reports = [line for entry in self._load() for line in self._put_back(entry)]
-        self._save([])
+        return self._put_all_back(self._load(), [])
+
+    def _put_all_back(self, entries: Sequence[Entry], stay: Sequence[Entry], through: str | None = None) -> list[str]:
+        reports = [line for entry in reversed(entries) for line in self._put_back(entry, through)]
+        self._save(stay)
         return reports
+
+    def changed(self) -> Iterator[Changed]:
+        """What is to be put back, where it can be read."""
+        for entry in self._load():
+            with contextlib.suppress(TwctlError, OSError):
+                now = self._access.read(entry.namespace, entry.name)
+                yield Changed(entry.namespace, entry.name, entry.before, now, entry.written[-1])
 
     def kept(self) -> dict[str, bool]:
         """Whether each sysctl that was set still has that value, in every namespace where it was."""
         found: dict[str, bool] = {}
-        for entry in self._load():
-            with contextlib.suppress(TwctlError, OSError):
-                as_set = self._access.read(entry.namespace, entry.name) == entry.written
-                found[entry.name] = found.get(entry.name, True) and as_set
+        for each in self.changed():
+            found[each.name] = found.get(each.name, True) and each.now == each.written
         return found
 
     def _put_back(self, entry: Entry, through: str | None = None) -> Iterator[str]:
@@ -146,16 +176,16 @@ class Journal:
                 yield f"{entry.name} of network namespace {entry.namespace} is not put back: another has that name now"
                 return
             now = self._access.read(where, entry.name)
-            if now == entry.written:
+            if now in entry.written:
                 self._access.write(where, entry.name, entry.before)
             elif now != entry.before:
-                yield f"{entry.name} is left at {now}: somebody else changed it from {entry.written}"
+                yield f"{entry.name} is left at {now}: somebody else changed it from {entry.written[-1]}"
         except (TwctlError, OSError) as error:
             yield f"{entry.name} of network namespace {entry.namespace or '(own)'} is not put back: {error}"
 
     def _load(self) -> list[Entry]:
         try:
-            return [Entry(**entry) for entry in json.loads(self._path.read_text())]
+            return [_entry(**entry) for entry in json.loads(self._path.read_text())]
         except FileNotFoundError:
             return []
 
@@ -172,6 +202,11 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         part.replace(self._path)
+
+
+def _entry(written: int | Sequence[int], **others: Any) -> Entry:  # noqa: ANN401 - the fields of Entry
+    """A line of the journal; one that an earlier version wrote has one number for what was written."""
+    return Entry(written=(written,) if isinstance(written, int) else tuple(written), **others)
 
 
 def journal_of(pins: Path) -> Journal:
