@@ -23,7 +23,6 @@
 #include "guard/answer.h"
 #include "guard/checksum.h"
 #include "guard/decide.h"
-#include "guard/handover.h"
 #include "guard/parse.h"
 #include "guard/sockets.h"
 #include "insert.h"
@@ -148,7 +147,6 @@ ALWAYS_INLINE bool has_vestige(struct __sk_buff *skb, struct work *w, u32 classi
 	if (!is_ipv4(w))
 		t->scope = is_link_local(t->remote) ? skb->ifindex : 0;
 	line = find_line(w, t);
-	w->noted = is_noted_as_closing(w);
 	return find_in_line(w, line);
 }
 
@@ -172,15 +170,7 @@ ALWAYS_INLINE bool parse_fully(struct __sk_buff *skb, struct work *w, struct seg
 		set_tuple4(&w->session.tuple, &s->in.ip4, &s->in.tcp, ingress);
 	else
 		set_tuple6(&w->session.tuple, &s->in.ip6, &s->in.tcp, ingress);
-	w->flags = s->in.tcp.flags;
 	return has_vestige(skb, w, classid);
-}
-
-/* The peer sends it again. */
-ALWAYS_INLINE int drop_until_sent_again(void)
-{
-	count(ACTION_RACED);
-	return TC_ACT_SHOT;
 }
 
 ALWAYS_INLINE int guard_packet(struct __sk_buff *skb, bool ingress)
@@ -189,25 +179,18 @@ ALWAYS_INLINE int guard_packet(struct __sk_buff *skb, bool ingress)
 	struct segment *s;
 	u32 classid = skb->tc_classid;
 	enum parsed parsed;
-	enum handover handover;
 
 	/* a VLAN's own device has the guard too; VLAN 0 is only a priority */
 	if (!w || (skb->vlan_present && skb->vlan_tci & VLAN_ID))
 		return TC_ACT_UNSPEC;
-	w->noted = 0;
 	parsed = parse_in_place(skb, w, network_offset(classid), ingress);
 	if (parsed == NOT_TCP)
 		return TC_ACT_UNSPEC;
-	if (parsed == PARSED && !has_vestige(skb, w, classid)) {
-		handover = ingress ? hand_over(skb, w, true) : HANDOVER_NONE;
-		if (handover != HANDOVER_TO_VESTIGE)
-			return handover == HANDOVER_TOO_LATE ? drop_until_sent_again() : TC_ACT_UNSPEC;
-	}
-	s = the_segment();
-	if (!s)
+	if (parsed == PARSED && !has_vestige(skb, w, classid))
 		return TC_ACT_UNSPEC;
-	if (!parse_fully(skb, w, s, classid, parsed, ingress))
-		return ingress && hand_over(skb, w, false) == HANDOVER_TOO_LATE ? drop_until_sent_again() : TC_ACT_UNSPEC;
+	s = the_segment();
+	if (!s || !parse_fully(skb, w, s, classid, parsed, ingress))
+		return TC_ACT_UNSPEC;
 	return ingress ? handle_vestige(skb, w, s) : let_out_or_hold(skb, w, s);
 }
 

@@ -22,16 +22,11 @@
 /* What the daemon tells the commands: for user space alone. */
 BPF_F_TABLE("array", u32, struct settings, settings, 1, BPF_F_MMAPABLE);
 
-ALWAYS_INLINE bool is_end_or_first_close(u64 state)
-{
-	return state == TCP_CLOSE || state == TCP_FIN_WAIT1;
-}
-
 #ifdef PROBE_FENTRY
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
-	if (is_end_or_first_close(ctx->args[2]))
-		state_changed(WORKER_ENTRY, (void *)ctx->args[0], ctx->args[1], ctx->args[2]);
+	if (ctx->args[2] == TCP_CLOSE)
+		ended(WORKER_ENTRY, (void *)ctx->args[0], ctx->args[1]);
 	return 0;
 }
 
@@ -88,14 +83,14 @@ KRETFUNC_PROBE(tcp_twsk_unique)
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
 	const void *sk = (void *)ctx->args[0];
-	u64 from = ctx->args[1], to = ctx->args[2];
+	u64 from = ctx->args[1];
 	u32 worker;
 
-	if (!is_end_or_first_close(to))
+	if (ctx->args[2] != TCP_CLOSE)
 		return 0;
-	worker = meet_event(sk, from, to);
+	worker = meet_event(sk, from);
 	if (worker != WORKERS)
-		state_changed(worker, sk, from, to);
+		ended(worker, sk, from);
 	leave_event();
 	return 0;
 }

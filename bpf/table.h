@@ -46,8 +46,6 @@ struct work {
 	struct party parties[KINDS + 1]; /* room for what two bits can say */
 	u64 keys[KINDS + 1];	/* their hashes */
 	u32 owner;
-	u32 flags;	/* guard: TCP flags of the segment */
-	u32 noted;	/* guard: the connection is in `closing` */
 };
 
 TABLE(struct vestige4, records_ipv4, SLOTS_IPV4);

@@ -155,7 +155,7 @@ struct cells {
 	u64 count[PERIODS];	/* period 32 | vestiges that expire in it 32 */
 };
 
-enum close { CLOSE_PASSIVE, CLOSE_RESET, CLOSE_ABORT, CLOSE_TIMEOUT, CLOSES };
+enum close { CLOSE_PASSIVE, CLOSE_RESET, CLOSE_ABORT, CLOSE_TIMEOUT, CLOSE_ORPHAN, CLOSES };
 
 enum dropped {
 	DROPPED_CONTENTION,	/* an entry lost its line's compare-and-swap twice: no vestige */

@@ -18,7 +18,7 @@ enum action {
 	ACTION_LIVE,		/* has a live socket after all */
 	ACTION_DAMAGED,		/* its checksum is wrong */
 	ACTION_UNANSWERABLE,	/* signed (TCP-MD5, TCP-AO), or of a session whose sequence numbers nobody saw */
-	ACTION_RACED,		/* its vestige was just being made, or changed: dropped, the peer sends it again */
+	ACTION_RACED,		/* its vestige just changed: dropped, the peer sends it again */
 	ACTION_FRAGMENT,	/* passed: no ports to look for */
 	ACTION_UNPARSED,	/* passed: headers that cannot be followed */
 	ACTIONS,

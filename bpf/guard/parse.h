@@ -51,7 +51,6 @@ ALWAYS_INLINE enum parsed parse_in_place4(struct __sk_buff *skb, struct work *w,
 		return ODD;
 	if (!matters(tcp->flags, ingress))
 		return NOT_TCP;
-	w->flags = tcp->flags;
 	set_tuple4(&w->session.tuple, ip, tcp, ingress);
 	return PARSED;
 }
@@ -66,7 +65,6 @@ ALWAYS_INLINE enum parsed parse_in_place6(struct __sk_buff *skb, struct work *w,
 		return ODD;
 	if (!matters(tcp->flags, ingress))
 		return NOT_TCP;
-	w->flags = tcp->flags;
 	set_tuple6(&w->session.tuple, ip, tcp, ingress);
 	return PARSED;
 }

@@ -8,17 +8,12 @@
 
 enum presence { PRESENCE_NONE, PRESENCE_LISTENER, PRESENCE_LIVE };
 
-#define NOT_HASHED (-95) /* EOPNOTSUPP of bpf_sk_assign */
-
-/* Which socket the kernel would give the segment to. A live one gets it for sure: if it became a vestige before the kernel
- * looked for it, nobody would be found, and the answer would be a RST. A socket that is closed by then drops it. */
 ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work *w)
 {
 	const struct tuple *t = &w->session.tuple;
 	struct bpf_sock_tuple ends = {};
 	struct bpf_sock *sk;
 	u32 state;
-	s64 error = 0;
 
 	if (is_ipv4(w)) {
 		ends.ipv4.saddr = t->remote[0];
@@ -36,13 +31,11 @@ ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work 
 	if (!sk)
 		return PRESENCE_NONE;
 	state = sk->state;
-	if (state != TCP_LISTEN && state != TCP_SYN_SENT)
-		error = bpf_sk_assign(skb, sk, 0);
 	bpf_sk_release(sk);
 	if (state == TCP_LISTEN)
 		return PRESENCE_LISTENER;
 	/* SYN_SENT: its SYN is held back as long as there is a vestige, and what arrives is meant for that */
-	return state == TCP_SYN_SENT || error == NOT_HASHED ? PRESENCE_NONE : PRESENCE_LIVE;
+	return state == TCP_SYN_SENT ? PRESENCE_NONE : PRESENCE_LIVE;
 }
 
 #endif

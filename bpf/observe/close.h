@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What a state event tells: that a connection will close first, that it has closed, and into what it has passed.
+ * What a state event tells: that a connection is over, and into what it has passed.
  */
 #ifndef TWCTL_OBSERVE_CLOSE_H
 #define TWCTL_OBSERVE_CLOSE_H
 
-#include "closing.h"
 #include "observe/entry.h"
 #include "observe/socket.h"
 #include "table.h"
@@ -21,22 +20,20 @@ ALWAYS_INLINE u32 ending(int from, int error)
 	return from == TCP_LAST_ACK ? CLOSE_PASSIVE : CLOSE_ABORT;
 }
 
-ALWAYS_INLINE bool closed_first(int state)
-{
-	return state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSING;
-}
-
 ALWAYS_INLINE bool was_connected(int state)
 {
-	return closed_first(state) || state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT || state == TCP_LAST_ACK;
+	return state == TCP_ESTABLISHED || state == TCP_FIN_WAIT1 || state == TCP_FIN_WAIT2 || state == TCP_CLOSE_WAIT ||
+	       state == TCP_LAST_ACK || state == TCP_CLOSING;
 }
 
 /* Into what a closing socket passes, from its last state alone. SOCK_DONE is set by nothing but the peer's FIN, and
  * tcp_time_wait() follows it at once in FIN_WAIT2; in CLOSING the last acknowledgement alone makes snd_una equal to
- * write_seq. An orphan in FIN_WAIT2 without a FIN, an error or a negative linger2 becomes a FIN_WAIT2 mini-socket;
- * the one abort that looks like it is data that came together with the acknowledgement of our FIN. */
-ALWAYS_INLINE int passes_into(const void *sk, u64 flags, int from, int error)
+ * write_seq. An orphan in FIN_WAIT2 without a FIN, an error or a negative linger2 becomes a FIN_WAIT2 mini-socket: of a
+ * time above 60 s when its timer fires, of another at once. Then one abort looks like it: data that came together with
+ * the acknowledgement of our FIN. */
+ALWAYS_INLINE int passes_into(const void *sk, const struct common *common, int from, int error)
 {
+	u64 flags = COMMON(common, u64, skc_flags);
 	u32 una = 0, written = 0;
 	int linger2 = 0;
 
@@ -50,43 +47,9 @@ ALWAYS_INLINE int passes_into(const void *sk, u64 flags, int from, int error)
 	if (flags & SOCK_DONE)
 		return TCP_TIME_WAIT;
 	READ(linger2, sk, tcp_sock_linger2);
-	return (flags & SOCK_DEAD) && linger2 >= 0 && !error ? TCP_FIN_WAIT2 : TCP_CLOSE;
-}
-
-/* Between socket and vestige there is a moment with neither, and what the guard lets through to a socket may find none when
- * it gets there. So who closes first is noted as soon as that is known; closing.h says what for. */
-ALWAYS_INLINE void note_closing(u32 worker, const void *sk)
-{
-	struct work *w = work_of(worker);
-	struct common common;
-	u64 key, *count, here = NOTE_SOCKET;
-	u32 *netns;
-	u16 port = 0;
-
-	if (!w || read_common(&common, sk) || READ(port, sk, inet_sock_inet_sport))
-		return;
-	netns = enrolled(&common);
-	if (!netns || !(*netns & NETNS_GUARDED))
-		return;
-	read_tuple_from(w, &common, port, *netns);
-	key = hash_of(w, &w->session.tuple);
-	closing.update(&key, &here);
-	count = pending_at(key);
-	if (count)
-		__sync_fetch_and_add(count, 1);
-}
-
-/* It has closed; if it has a vestige, that is there now. A note that was driven out stays counted: the guard then looks once
- * too often, and never once too seldom. */
-ALWAYS_INLINE void forget_closing(u32 worker, const void *sk, const struct common *common, u32 netns)
-{
-	struct work *w = work_of(worker);
-	u16 port = 0;
-
-	if (!w || !(netns & NETNS_GUARDED) || READ(port, sk, inet_sock_inet_sport))
-		return;
-	read_tuple_from(w, common, port, netns);
-	forget_note(hash_of(w, &w->session.tuple));
+	if (!(flags & SOCK_DEAD) || linger2 < 0 || error)
+		return TCP_CLOSE;
+	return orphan_timer_fired(sk) == (fin_time(sk, common) > TIME_WAIT_JIFFIES) ? TCP_FIN_WAIT2 : TCP_CLOSE;
 }
 
 /* connect() gives up before it has a port in one case only: all are taken (inet_hash_connect: EADDRNOTAVAIL). Where the
@@ -134,22 +97,19 @@ ALWAYS_INLINE void closed(u32 worker, const void *sk, int from)
 	if (into == TCP_TIME_WAIT)
 		*mine = 0;
 #else
-	into = passes_into(sk, COMMON(&common, u64, skc_flags), from, error);
+	into = passes_into(sk, &common, from, error);
 	if (into != TCP_CLOSE)
 		enter_table(worker, sk, &common, *netns, into,
 		     into == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : fin_wait2_jiffies(sk, &common));
 #endif
-	if (closed_first(from))
-		forget_closing(worker, sk, &common, *netns);
 	if (into == TCP_CLOSE)
 		COUNT(worker, closed[ending(from, error)]);
 }
 
-ALWAYS_INLINE void state_changed(u32 worker, const void *sk, u64 from, u64 to)
+/* A connection, or an attempt at one, is over. */
+ALWAYS_INLINE void ended(u32 worker, const void *sk, u64 from)
 {
-	if (to != TCP_CLOSE)
-		note_closing(worker, sk);
-	else if (from == TCP_SYN_SENT)
+	if (from == TCP_SYN_SENT)
 		found_no_port(worker, sk);
 	else
 		closed(worker, sk, from);

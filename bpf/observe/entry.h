@@ -35,7 +35,7 @@ ALWAYS_INLINE void remember(struct work *w)
 		tos.update(&key, &marking);
 }
 
-/* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. */
+/* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. An orphan whose time is over leaves nothing behind. */
 ALWAYS_INLINE void enter_table(u32 worker, const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
 {
 	struct work *w = work_of(worker);
@@ -45,6 +45,10 @@ ALWAYS_INLINE void enter_table(u32 worker, const void *sk, const struct common *
 
 	if (!w)
 		return;
+	if (state == TCP_FIN_WAIT2 && is_over(sk, common, netns)) {
+		COUNT(worker, closed[CLOSE_ORPHAN]);
+		return;
+	}
 	if (READ(port, sk, inet_sock_inet_sport) || !read_state(&w->session, sk)) {
 		COUNT(worker, dropped[DROPPED_UNREADABLE]);
 		return;

@@ -116,17 +116,50 @@ ALWAYS_INLINE u64 at_least_rto(const void *sk, u64 jiffies)
 	return jiffies < least ? least : jiffies;
 }
 
-/* tcp_fin_time(), and what __tcp_close() and tcp_keepalive_timer() make of it: of a time above 60 s the full socket
- * waits all but the first 60 s, and the mini-socket the rest. Used where no argument tells it. */
-ALWAYS_INLINE u64 fin_wait2_jiffies(const void *sk, const struct common *common)
+/* tcp_fin_time(): how long an orphan may stay in FIN_WAIT2. */
+ALWAYS_INLINE u64 fin_time(const void *sk, const struct common *common)
 {
-	u64 net = COMMON(common, u64, skc_net), jiffies;
+	u64 net = COMMON(common, u64, skc_net);
 	int linger2 = 0, fin_timeout = 0;
 
 	READ(linger2, sk, tcp_sock_linger2);
 	READ(fin_timeout, net, net_ipv4_sysctl_tcp_fin_timeout);
-	jiffies = at_least_rto(sk, linger2 ? linger2 : fin_timeout);
+	return at_least_rto(sk, linger2 ? linger2 : fin_timeout);
+}
+
+/* What __tcp_close() and tcp_keepalive_timer() make of it: of a time above 60 s the full socket waits all but 60 s, and
+ * the mini-socket as long again. Used where no argument tells it. */
+ALWAYS_INLINE u64 fin_wait2_jiffies(const void *sk, const struct common *common)
+{
+	u64 jiffies = fin_time(sk, common);
+
 	return jiffies > TIME_WAIT_JIFFIES ? jiffies - TIME_WAIT_JIFFIES : jiffies;
+}
+
+/* Whether an orphan's time was over before its socket closed. Where the guard is, tcp_fin_timeout is 60 s more than an orphan
+ * is to have (modes/sysctls.py), so that its full socket stays for all of that time. */
+ALWAYS_INLINE bool is_over(const void *sk, const struct common *common, u32 netns)
+{
+	int linger2 = 0;
+
+	READ(linger2, sk, tcp_sock_linger2);
+	return netns & NETNS_GUARDED && !linger2 && fin_time(sk, common) > TIME_WAIT_JIFFIES;
+}
+
+/* The latest that a timer fires after its time, and more (jiffies): 1/8 of the longest tcp_fin_timeout that twctl sets. */
+#define TIMER_LATENESS (450 * HZ)
+
+/* Whether tcp_keepalive_timer() is what closes an orphan: it is not set again. */
+ALWAYS_INLINE bool orphan_timer_fired(const void *sk)
+{
+	u64 expires = 0, now = bpf_jiffies64();
+
+#ifdef OFFSET_inet_connection_sock_icsk_keepalive_timer_expires
+	READ(expires, sk, inet_connection_sock_icsk_keepalive_timer_expires);
+#else
+	READ(expires, sk, sock_sk_timer_expires);
+#endif
+	return expires && now - expires < TIMER_LATENESS;
 }
 
 /* TCP-MD5 and TCP-AO sessions sign what they answer: a vestige cannot. */

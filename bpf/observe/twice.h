@@ -22,13 +22,13 @@ struct handling {
 
 BPF_PERCPU_ARRAY(handlings, struct handling, 1);
 
-ALWAYS_INLINE bool is_first(struct handling *h, const void *sk, u64 from, u64 to)
+ALWAYS_INLINE bool is_first(struct handling *h, const void *sk, u64 from)
 {
 	u32 sequence = 0;
 	u64 mark, at;
 
 	READ(sequence, sk, tcp_sock_write_seq);
-	mark = mix((u64)sk, (u64)sequence << 8 | from << 4 | to);
+	mark = mix((u64)sk, (u64)sequence << 4 | from);
 	at = mark % MARKS;
 	if (h->mark[at] == mark) {
 		h->mark[at] = 0;
@@ -39,7 +39,7 @@ ALWAYS_INLINE bool is_first(struct handling *h, const void *sk, u64 from, u64 to
 }
 
 /* Which worker handles the event that is just met; WORKERS: the program's twin has done it. leave_event() ends it. */
-ALWAYS_INLINE u32 meet_event(const void *sk, u64 from, u64 to)
+ALWAYS_INLINE u32 meet_event(const void *sk, u64 from)
 {
 	u32 zero = 0;
 	struct handling *h = handlings.lookup(&zero);
@@ -48,7 +48,7 @@ ALWAYS_INLINE u32 meet_event(const void *sk, u64 from, u64 to)
 		return WORKERS;
 	if (h->depth++)
 		return WORKER_AGAIN;
-	return is_first(h, sk, from, to) ? WORKER_ENTRY : WORKERS;
+	return is_first(h, sk, from) ? WORKER_ENTRY : WORKERS;
 }
 
 ALWAYS_INLINE void leave_event(void)

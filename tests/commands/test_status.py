@@ -6,7 +6,7 @@ from tests.table.test_records import IPV4
 from twctl.classes import Class
 from twctl.commands.status import Freed, freed, text
 from twctl.linux.procfs import SocketBytes
-from twctl.table.counters import ACTIONS, Reason
+from twctl.table.counters import ACTIONS, CLOSES, Reason
 from twctl.table.records import decode
 
 TIMES = {Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0}
@@ -43,7 +43,7 @@ def test_the_status_fits_80_columns() -> None:
         "configuration": "of the next start: the daemon's own cannot be read",
         "classes": [row],
         "ended": {class_.label: {reason.name.lower(): 10**11 for reason in Reason} for class_ in Class},
-        "closed_without_time_wait": {"passive": 10**9, "reset": 10**6, "abort": 10**6, "timeout": 10**4},
+        "closed_without_time_wait": dict(zip(CLOSES, (10**9, 10**6, 10**6, 10**4, 10**4), strict=True)),
         "dropped": {"contention": 1},
         "sessions": big,
         "kernel_sockets": None,
@@ -51,6 +51,11 @@ def test_the_status_fits_80_columns() -> None:
         "blame_bytes": 10**6,
         "stock_bytes": 10**9,
         "guard": dict.fromkeys(ACTIONS, 10**9) | {"raced": 0},
+        "sysctls": [
+            {"netns": netns, "name": name, "before": 2**31 - 1, "now": 2**31 - 1, "written": 0}
+            for name in ("net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_max_tw_buckets")
+            for netns in (None, "blue")
+        ],
         "would_free": {"truncate": {"sessions": big, "ports": 28232, "bytes": 10**9}},
     }
     lines = text(found).splitlines()
@@ -58,3 +63,4 @@ def test_the_status_fits_80_columns() -> None:
     assert "LOST: contention 1" in lines
     assert any(line.startswith("guard: acknowledged 1000000000") for line in lines)
     assert not any("raced" in line for line in lines)
+    assert 1 == "\n".join(lines).count("net.ipv4.tcp_max_tw_buckets")

@@ -76,6 +76,7 @@ def test_defaults_need_no_file() -> None:
             tcp_memory=True,
             port_headroom=0.0,
             floor={Class.LOOPBACK: 1.0, Class.LOCAL: 2.0, Class.REMOTE: 15.0},
+            orphans=32768,
         ),
         blame=BlameSettings(destinations=5, metrics=0),
     )
@@ -114,6 +115,7 @@ def test_file_sets_every_key(file: Path) -> None:
         tcp_memory = false
         port_headroom = 0.2
         floor = {local = 3, remote = 20}
+        orphans = 1009
         [blame]
         destinations = 23
         metrics = 100
@@ -145,6 +147,7 @@ def test_file_sets_every_key(file: Path) -> None:
             tcp_memory=False,
             port_headroom=0.2,
             floor={Class.LOOPBACK: 0.5, Class.LOCAL: 3.0, Class.REMOTE: 20.0},
+            orphans=1009,
         ),
         blame=BlameSettings(destinations=23, metrics=100),
     )

@@ -32,6 +32,7 @@ from tests.load.segments import ACK, FIN, PSH, RST, SYN, URG, Segment, after, bu
 Duties = Callable[..., Duty]
 N = 23
 FAMILIES = (IPV4, IPV6, MAPPED)
+LINGER2 = (socket.IPPROTO_TCP, socket.TCP_LINGER2)
 HALF = 2**31
 
 # Replies: nothing, the ACK, the ACK of the peer's FIN that ends FIN_WAIT2, a RST.
@@ -303,8 +304,8 @@ def test_a_session_that_left_fin_wait2_follows_the_rules_of_time_wait(duties: Du
 
 
 def test_fin_wait2_ends_silently(duties: Duties) -> None:
-    """F7: when net.ipv4.tcp_fin_timeout is over nothing is sent, and the session is no more."""
-    subject = duties(tcp_fin_timeout=1).session(FIN_WAIT2)
+    """F7: when its time is over nothing is sent, and the session is no more."""
+    subject = duties().session(FIN_WAIT2, prepare=partial(set_option, LINGER2, 1))
     assert After(FIN_WAIT2) == subject.after()
     assert subject.connection.silent(0.9)
     assert After(FIN_WAIT2) == subject.after()

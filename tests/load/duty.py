@@ -47,6 +47,8 @@ remote = 257
 TIME_WAIT, FIN_WAIT2, GONE = "TIME_WAIT", "FIN_WAIT2", "gone"
 _SCRIPT = {TIME_WAIT: "fin_wait2", FIN_WAIT2: "orphan_fin_wait2"}
 
+# TCP_LINGER2 (s). Where an application does not set it, mode vestigial leaves FIN_WAIT2 to the kernel's full socket.
+LINGER2 = 60
 AS_AGREED = "as agreed"
 BATCH = 23
 # Seconds. A restarted timer must differ clearly from one that was not restarted: the table counts in 67 ms.
@@ -237,6 +239,7 @@ class Duty:
     ) -> Subject:
         """A new session of a client. `prepare`: what happens before it closes; `isn`: the peer's first SEQ."""
         sock, connection = self.peer.dial(family, timestamps=timestamps, isn=isn)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, LINGER2)
         if prepare:
             prepare(sock, connection)
         return self._closed(sock, connection, state)

@@ -36,6 +36,7 @@ entered/s  sessions that came into TIME_WAIT, or orphaned FIN_WAIT2
 adopted/s  taken over from the kernel's list, entry not seen
 restarted/s  timers that started anew
 ended/s  sessions that are over, by why
+closed/s  connections that ended without TIME_WAIT
 owner  the unit or cgroup that made the socket, and its user; unknown: taken over
 full  of the capacity; beyond it the oldest are evicted
 A large table is read in parts, so that counting takes 12 % of a CPU:
@@ -195,8 +196,8 @@ def _columns(rows: Sequence[Sequence[str]], widths: Sequence[int], width: int) -
 
 def _others(view: View, look: Look) -> Iterator[Line]:
     """What is one line each: other closes, the guard where there is one, and what was lost if anything was."""
-    closes = ", ".join(f"{how} {per_second(view.rates.get(('closed', how)))}" for how in CLOSES)
-    yield [(f"closed without TIME_WAIT/s: {closes}", "")]
+    closes = " ".join(f"{how} {per_second(view.rates.get(('closed', how)))}" for how in CLOSES)
+    yield [(f"closed/s: {closes}", "")]
     if acted := look.of("guard"):
         done = [name for name in ACTIONS if acted[name]]
         rates = ", ".join(f"{name} {per_second(view.rates.get(('guard', name)))}" for name in done)

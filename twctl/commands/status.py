@@ -11,6 +11,7 @@ from twctl.classes import Class
 from twctl.commands.in_force import InForce
 from twctl.errors import TwctlError
 from twctl.linux.procfs import SocketBytes, Sockstat, ephemeral_ports, socket_bytes
+from twctl.linux.sysctl import journal_of
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.table.counters import CLOSES, DROPPED, Reason
 from twctl.table.layout import RECORD_BYTES
@@ -77,6 +78,7 @@ def status(table: Table, found: InForce) -> dict[str, Any]:
         "sessions": would_free["vestigial"].sessions,
         "kernel_sockets": _kernel_sockets(table),
         "guard": table.actions() if table.guard else None,
+        "sysctls": [dataclasses.asdict(each) for each in journal_of(found.config.pins).changed()],
         "table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
         "blame_bytes": TALLIES_BYTES,
         "stock_bytes": would_free["vestigial"].bytes + _record_bytes(sums),
@@ -125,12 +127,13 @@ def text(status: Mapping[str, Any]) -> str:
         *_columns(["ended", *(class_.label for class_ in Class)], _by_reason(status["ended"])),
         "",
         f"sessions in the table {status['sessions']}, TIME_WAIT sockets in the kernel {kernel}",
-        f"no TIME_WAIT: {closed}",
+        *textwrap.wrap(f"no TIME_WAIT: {closed}", 80, subsequent_indent="  "),
         (
             f"memory of the table {_mib(status['table_bytes'])}, of blame {_mib(status['blame_bytes'])}, "
             f"of stock sockets {_mib(status['stock_bytes'])}"
         ),
         *_guard(status["guard"]),
+        *_sysctls(status["sysctls"]),
         *(f"LOST: {why} {count}" for why, count in status["dropped"].items() if count),
         "",
         "would have been freed by now:",
@@ -149,6 +152,12 @@ def _guard(actions: Mapping[str, int] | None) -> Iterator[str]:
     if actions is not None:
         done = ", ".join(f"{action} {count}" for action, count in actions.items() if count)
         yield from textwrap.wrap(f"guard: {done or 'nothing to do yet'}", 80, subsequent_indent="  ")
+
+
+def _sysctls(changed: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Those of several namespaces that were changed alike are told once."""
+    told = dict.fromkeys(f"{each['name']} {each['now']} (was {each['before']})" for each in changed)
+    yield from textwrap.wrap(f"sysctls: {', '.join(told)}", 80, subsequent_indent="  ") if told else ()
 
 
 def _columns(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:

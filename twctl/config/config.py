@@ -39,13 +39,15 @@ class PressureSettings:
 
     psi_stall: ms that tasks stall in a second, 0: PSI is not used; tcp_memory: bool, whether TCP's own memory counts;
     port_headroom: float, share of the ports toward a destination that is to stay free, 0: off; floor: float, seconds
-    that TIME_WAIT toward it lasts at least.
+    that TIME_WAIT toward it lasts at least; orphans: int, sockets above which mode vestigial has FIN_WAIT2 become
+    vestiges.
     """
 
     psi_stall: int
     tcp_memory: bool
     port_headroom: float
     floor: Mapping[Class, float]
+    orphans: int
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _pressure(value: Mapping[str, Any]) -> PressureSettings:
     floors, times = _by_class(value, "pressure.floor"), _by_class(value, "time_wait")
     floor = {class_: min(floors[class_], times[class_]) for class_ in Class}
     stall, memory, headroom = (value[f"pressure.{name}"] for name in ("psi_stall", "tcp_memory", "port_headroom"))
-    return PressureSettings(stall, memory, headroom, floor)
+    return PressureSettings(stall, memory, headroom, floor, value["pressure.orphans"])
 
 
 def _check_netns(settings: Mapping[str, Setting]) -> None:

@@ -26,7 +26,8 @@ ABOUT = {
     "classes": "prefixes whose class is set by hand, instead of by the routes",
     "tls": "PEM files for HTTPS; with client_ca, clients must show a certificate of it",
     "sysctl": "sysctls that are set while twctl runs; afterwards they have the value they had before",
-    "pressure": "mode truncate: when memory is low, drain; when ports run out (port_headroom), shorter TIME_WAIT",
+    "pressure": "mode truncate: when memory is low, drain; when ports run out (port_headroom), shorter TIME_WAIT. Mode "
+    "vestigial: above so many orphans (2.2 kB each) those in FIN_WAIT2 become vestiges, too",
     "pressure.floor": "seconds; port_headroom makes TIME_WAIT no shorter",
     "blame": "metrics of single destinations and parties, which have labels of their own",
 }

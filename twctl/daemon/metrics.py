@@ -9,7 +9,14 @@ from twctl.config.config import Config
 from twctl.daemon.families import Metric, counter, single
 from twctl.daemon.table_metrics import PartyMetrics, SessionMetrics, guard_segments, table_metrics
 from twctl.daemon.work import Work
-from twctl.daemon.work_metrics import kernel_metrics, mode_metrics, namespace_metrics, port_metrics, task_metrics
+from twctl.daemon.work_metrics import (
+    kernel_metrics,
+    mode_metrics,
+    namespace_metrics,
+    orphan_metrics,
+    port_metrics,
+    task_metrics,
+)
 from twctl.table.maps import Table
 
 Part = Callable[[], Iterable[Metric]]
@@ -48,6 +55,7 @@ def collector_of(table: Table, work: Work, config: Config) -> PartsCollector:
             lambda: task_metrics(work),
             lambda: mode_metrics(config, table),
             lambda: kernel_metrics(namespaces),
+            lambda: orphan_metrics(work),
             lambda: port_metrics(work),
         )
     )

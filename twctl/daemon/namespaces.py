@@ -26,14 +26,13 @@ from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import Journal
 from twctl.modes import guard as guards
 from twctl.modes.guard import Guard
+from twctl.modes.sysctls import sysctls_of
 from twctl.routes.watcher import RouteWatcher
 from twctl.table.enrolments import enrol, free_index, withdraw
 from twctl.table.maps import NAME_BYTES, Table
 from twctl.table.tries import ClassTries
 
 log = logging.getLogger("twctl")
-
-MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"
 
 
 class _Closes(Protocol):
@@ -96,7 +95,7 @@ class Namespaces:
     def __init__(self, table: Table, folder: Path, config: Config, journal: Journal) -> None:
         self._table, self.folder, self._config, self._journal = table, folder, config, journal
         self._guarded = config.mode is Mode.VESTIGIAL
-        self._sysctls = dict(config.sysctl) | ({MAX_TW_BUCKETS: 0} if self._guarded else {})
+        self._sysctls = sysctls_of(config, orphans_stay=True)
         self._before = table.mode
         self._namespaces: dict[int, Namespace] = {}
         self._open: dict[int, contextlib.ExitStack] = {}
@@ -217,6 +216,15 @@ class Namespaces:
         self.diags[namespace.index] = namespace.diag
         with self._lock:
             self._namespaces[namespace.index] = namespace
+
+    def let_orphans_stay(self, stay: bool) -> None:  # noqa: FBT001 - the new state
+        """Have orphans in FIN_WAIT2 stay sockets of the kernel, or become vestiges, in all and in those to come."""
+        self._sysctls = sysctls_of(self._config, orphans_stay=stay)
+        for namespace in self:
+            try:
+                self._journal.set(self._sysctls, namespace.name)
+            except TwctlError as error:  # its name has gone, and it is about to leave
+                log.warning("%s", error)
 
     def leave(self, namespace: Namespace) -> list[str]:
         """Undo what was done in a namespace and let go of it; its vestiges expire. Returns what was left alone."""

@@ -10,6 +10,7 @@ from twctl.config.keys import Mode
 from twctl.daemon.discovery import Discovery, FollowingNamespaces
 from twctl.daemon.loop import Source, Task
 from twctl.daemon.namespaces import Namespaces
+from twctl.daemon.orphans import WatchingOrphans
 from twctl.daemon.ports import PortLook, RelievingPorts
 from twctl.daemon.reclaim import Draining, Truncating
 from twctl.daemon.unseen import CountingUnseen, is_counted
@@ -37,6 +38,7 @@ class Work:
     reaper: Reaper
     unseen: CountingUnseen | None = None
     guarding: Guarding | None = None
+    orphans: WatchingOrphans | None = None
     leaving: Leaving | None = None
     truncating: Truncating | None = None
     draining: Draining | None = None
@@ -50,6 +52,7 @@ class Work:
         tasks: tuple[Task | None, ...] = (
             self.reconciling,
             self.guarding,
+            self.orphans,
             self.unseen,
             self.leaving,
             self.port_look,
@@ -101,10 +104,9 @@ def start_work(table: Table, namespaces: Namespaces, config: Config, undo: conte
         reconciling=reconciling,
         discovery=discovery,
         reaper=reaper,
-        unseen=CountingUnseen(namespaces, lambda: sum(table.counters().values["entered"]))
-        if is_counted(config.mode)
-        else None,
+        unseen=CountingUnseen(namespaces, lambda: table.counters().asked_for()) if is_counted(config.mode) else None,
         guarding=Guarding(discovery) if config.mode is Mode.VESTIGIAL else None,
+        orphans=_orphans(namespaces, config, undo) if config.mode is Mode.VESTIGIAL else None,
         leaving=leaving,
         truncating=Truncating(table, reaper, limits) if truncates else None,
         draining=_draining(table, namespaces, config, undo) if truncates else None,
@@ -121,6 +123,12 @@ def _port_pressure(table: Table, namespaces: Namespaces, config: Config) -> Port
         log.warning("pressure.port_headroom is ignored: only mode truncate shortens TIME_WAIT sockets")
         return None
     return PortPressure(table, namespaces.diags, config)
+
+
+def _orphans(namespaces: Namespaces, config: Config, undo: contextlib.ExitStack) -> WatchingOrphans:
+    watching = WatchingOrphans(namespaces, config.pressure.orphans)
+    undo.callback(watching.close)
+    return watching
 
 
 def _draining(table: Table, namespaces: Namespaces, config: Config, undo: contextlib.ExitStack) -> Draining:

@@ -89,6 +89,17 @@ def kernel_metrics(namespaces: Namespaces) -> Iterator[Metric]:
     yield gauge("twctl_kernel_time_wait_socket_bytes", text, single(socket_bytes().mini))
 
 
+def orphan_metrics(work: Work) -> Iterator[Metric]:
+    """Sockets without an application, and whether mode vestigial leaves those in FIN_WAIT2 to the kernel."""
+    watching = work.orphans
+    text = "Sockets without an application, of all network namespaces."
+    yield gauge("twctl_kernel_orphan_sockets", text, single(watching.orphans()) if watching else ())
+    text = "Above so many orphans those in FIN_WAIT2 become vestiges."
+    yield gauge("twctl_orphan_limit_sockets", text, single(watching.limit()) if watching else ())
+    text = "1 while orphans in FIN_WAIT2 stay sockets of the kernel, 0 while they become vestiges."
+    yield gauge("twctl_orphans_stay", text, single(int(watching.stay)) if watching else ())
+
+
 def port_metrics(work: Work) -> Iterator[Metric]:
     """Ports toward the destinations that are nearest to their end, and where TIME_WAIT is shorter for it."""
     look = work.port_look

@@ -1,6 +1,7 @@
 """What the kernel itself counts and spends: its TIME_WAIT sockets, their size, and the ports they can hold."""
 
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,10 @@ class Sockstat:
     def time_wait(self) -> int:
         """Mini-sockets of this namespace, TIME_WAIT and FIN_WAIT2 together, IPv4 and IPv6."""
         return self._number(self._files[0], "tw")
+
+    def orphans(self) -> int:
+        """TCP sockets without an application, of all network namespaces."""
+        return self._number(self._files[0], "orphan")
 
     def in_use(self) -> int:
         """Full TCP sockets of this namespace in any state but CLOSE, IPv4 and IPv6."""
@@ -116,6 +121,22 @@ class PortRange:
 
 def _existing(names: Iterable[str]) -> Iterator[Path]:
     return (file for name in names if (file := Path("/proc/sys/net/ipv4", name)).exists())
+
+
+class MaxOrphans:
+    """tcp_max_orphans, kept open. Only the initial network namespace shows it."""
+
+    def __init__(self, path: Path = Path("/proc/sys/net/ipv4/tcp_max_orphans")) -> None:
+        self._file = _Open(path) if path.exists() else None
+
+    def count(self) -> float:
+        """Above so many the kernel resets orphans; inf: not known."""
+        return int(self._file.read()) if self._file else math.inf
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            self._file.close()
 
 
 class FinTimeout:

@@ -31,8 +31,6 @@ MAPS = (
         "settings",
         "dues_map",
         "tos",
-        "closing",
-        "pending",
         "tallies",
     ),
 )

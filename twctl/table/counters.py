@@ -49,6 +49,10 @@ class Counters:
             offset = offset * size + i
         return self.values[name][offset]
 
+    def asked_for(self) -> int:
+        """Mini-sockets that the kernel was asked for: of entries, and of orphans whose time was over."""
+        return sum(self.values["entered"]) + self.get("closed", CLOSES.index("orphan"))
+
     def row(self, name: str, first: int) -> tuple[int, ...]:
         """All numbers of one first index."""
         width = COUNTERS[name][1]

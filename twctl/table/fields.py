@@ -46,8 +46,15 @@ REQUIRED = (
     "ipv6_pinfo.flow_label",
     "sock.sk_txhash",
 )
-# Absent where the kernel is older or built without: microsecond timestamps (6.7), TCP-MD5, TCP-AO (6.7).
-OPTIONAL = ("tcp_sock.tcp_usec_ts", "tcp_sock.md5sig_info", "tcp_sock.ao_info")
+# Absent where the kernel is older or built without: microsecond timestamps (6.7), TCP-MD5, TCP-AO (6.7). An orphan's
+# timer lies in one of two places.
+OPTIONAL = (
+    "tcp_sock.tcp_usec_ts",
+    "tcp_sock.md5sig_info",
+    "tcp_sock.ao_info",
+    "sock.sk_timer.expires",
+    "inet_connection_sock.icsk_keepalive_timer.expires",
+)
 # Which cgroup a socket belongs to: all three, or none where the kernel is built without.
 CGROUP = ("sock.sk_cgrp_data", "cgroup.kn", "kernfs_node.id")
 # What the guard reads besides, where a segment has a vestige.

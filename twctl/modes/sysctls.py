@@ -1,0 +1,28 @@
+"""The sysctls that a mode sets in its namespaces, in the order in which they are set.
+
+In mode vestigial an orphan in FIN_WAIT2 stays the kernel's: with tcp_fin_timeout above 60 s its full socket waits for
+all but 60 s of it (tcp_close, tcp_rcv_state_process, tcp_keepalive_timer). Only then does the kernel ask for a
+mini-socket, which tcp_max_tw_buckets=0 refuses. So it is set to 60 s more than it was: FIN_WAIT2 lasts as long as
+before, its port stays taken, and the peer's FIN finds the socket.
+"""
+
+from twctl.config.config import Config
+from twctl.config.keys import Mode
+from twctl.linux.sysctl import Raised, Wanted
+from twctl.linux.tcp import KERNEL_TIME_WAIT
+
+FIN_TIMEOUT = "net.ipv4.tcp_fin_timeout"
+MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"
+
+
+def sysctls_of(config: Config, *, orphans_stay: bool) -> Wanted:
+    """Full names, and what each is to be.
+
+    orphans_stay: in mode vestigial, whether orphans in FIN_WAIT2 stay sockets of the kernel; else they become vestiges.
+    """
+    if config.mode is not Mode.VESTIGIAL:
+        return config.sysctl
+    more, said = int(KERNEL_TIME_WAIT) * orphans_stay, config.sysctl.get(FIN_TIMEOUT)
+    fin_timeout = Raised(more) if said is None else said + more
+    # TIME_WAIT sockets go last, and are the first to come back: meanwhile orphans have a longer time, and lose nothing.
+    return dict(config.sysctl) | {FIN_TIMEOUT: fin_timeout, MAX_TW_BUCKETS: 0}
