@@ -39,9 +39,7 @@ ALWAYS_INLINE bool read_vestige(struct work *w)
 ALWAYS_INLINE void finish_session(struct work *w, u32 reason)
 {
 	struct line *line = line_at(w, w->home);
-	u64 key = w->own_hash;
 
-	answered.delete(&key);
 	if (line)
 		vestige_end(w, &line->word[in_line(w, w->spare)], w->word, reason);
 }
@@ -108,16 +106,16 @@ ALWAYS_INLINE int handle_vestige(struct __sk_buff *skb, struct work *w, struct s
 /* Whether the peer will take a local SYN for a new one: its sequence number is beyond the last, or its timestamp is newer than
  * any that the old connection can have sent. In FIN_WAIT2 never: the peer's end is still open, would answer with an ACK, and our
  * RST to that would break it (as tcp_twsk_unique() refuses it to connect()). */
-ALWAYS_INLINE bool is_safe(const struct work *w, const struct segment *s)
+ALWAYS_INLINE bool is_safe(struct __sk_buff *skb, const struct work *w, struct segment *s)
 {
 	u64 age = age_of(w), unit = w->session.bits & VESTIGE_USEC ? NANOSECONDS_A_MICROSECOND : NANOSECONDS_A_MILLISECOND;
 	u32 last;
 
 	if (w->session.bits & VESTIGE_FIN_WAIT2)
 		return false;
-	if (w->session.bits & VESTIGE_SILENT || after(s->seq, w->session.snd_nxt))
+	if (w->session.bits & VESTIGE_SILENT || after(bpf_ntohl(s->in.tcp.seq), w->session.snd_nxt))
 		return true;
-	if (!s->has_timestamp || !(w->session.bits & VESTIGE_TIMESTAMPS) || age < 2)
+	if (!(w->session.bits & VESTIGE_TIMESTAMPS) || age < 2 || !read_rest(skb, s) || !s->has_timestamp)
 		return false;
 	last = (bpf_ktime_get_ns() - ((age - 1) << TICK_SHIFT)) / unit + w->session.ts_offset;
 	return (s32)(s->tsval - last) > 0;
@@ -126,9 +124,7 @@ ALWAYS_INLINE bool is_safe(const struct work *w, const struct segment *s)
 /* A local SYN that has a vestige. */
 ALWAYS_INLINE int let_out_or_hold(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
-	if (!read_rest(skb, s))
-		return TC_ACT_UNSPEC;
-	if (!read_vestige(w) || !is_safe(w, s)) {
+	if (!read_vestige(w) || !is_safe(skb, w, s)) {
 		count(ACTION_HELD);
 		return TC_ACT_SHOT;
 	}

@@ -16,7 +16,8 @@
 
 #define PAWS_WINDOW_TICKS 895 /* 60 s: that long a RST is checked against the last timestamp (TCP_PAWS_WINDOW) */
 
-/* When a session was last answered under the rate limit (ns), by the hash of its tuple. Few sessions ever are. */
+/* When a session was last answered under the rate limit (ns), by the hash of its tuple and by its snd_nxt, which the next one of
+ * the tuple does not have. Few sessions ever are. */
 BPF_TABLE("lru_hash", u64, u64, answered, 65536);
 
 struct decision {
@@ -64,7 +65,7 @@ ALWAYS_INLINE bool in_window(const struct work *w, const struct segment *s)
 /* tcp_oow_rate_limited(): of what could be half of an endless exchange of ACKs, few are answered. */
 ALWAYS_INLINE bool is_limited(const struct work *w, const struct segment *s)
 {
-	u64 now = bpf_ktime_get_ns(), key = w->own_hash, *last;
+	u64 now = bpf_ktime_get_ns(), key = w->own_hash ^ (u64)w->session.snd_nxt << 32, *last;
 	int jiffies = 0;
 
 	if (s->seq != s->end && !(s->flags & SYN))
