@@ -21,6 +21,7 @@
 #define TWCTL_OBSERVE_ATTRIBUTION_H
 
 #include "kernel.h"
+#include "observe/view.h"
 #include "table.h"
 
 /* A connection that finds no place three times over (each time another CPU was faster) is counted as unattributed. */
@@ -177,13 +178,12 @@ ALWAYS_INLINE u32 tally(struct work *w, u32 kind, bool entry)
 }
 
 /* The cgroup (v2) that a socket was made in, by its number; 0: not known. */
-ALWAYS_INLINE u64 cgroup_of(const void *sk)
+ALWAYS_INLINE u64 cgroup_of(const struct view *v)
 {
 	u64 id = 0;
 #ifdef OFFSET_sock_sk_cgrp_data
-	u64 cgroup = 0, node = 0;
+	u64 cgroup = OF_SOCK(v, u64, sock_sk_cgrp_data), node = 0;
 
-	READ(cgroup, sk, sock_sk_cgrp_data);
 	if (!cgroup || (cgroup & 1)) /* before 5.16 the field can hold classes of cgroup v1 instead, with this bit set */
 		return 0;
 	READ(node, cgroup, cgroup_kn);
@@ -201,12 +201,9 @@ ALWAYS_INLINE void prepare_attribution(struct work *w)
 }
 
 /* Counts the session of an entry, or a connection that found no port, for everyone who had a part in it. */
-ALWAYS_INLINE void attribute(struct work *w, const void *sk, bool entry)
+ALWAYS_INLINE void attribute(struct work *w, const struct view *v, bool entry)
 {
-	u32 uid = ~0U;
-
-	READ(uid, sk, sock_sk_uid);
-	name_owner(w, cgroup_of(sk), uid);
+	name_owner(w, cgroup_of(v), OF_SOCK(v, u32, sock_sk_uid));
 	w->now = tick_now();
 #pragma clang loop unroll(disable)
 	for (u32 kind = 0; kind < KINDS; kind++) {

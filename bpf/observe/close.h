@@ -11,8 +11,11 @@
 
 /* How a connection that did not enter TIME_WAIT ended. A RST sets ECONNRESET (EPIPE in CLOSE_WAIT) before the event, the
  * timers set ETIMEDOUT or the last ICMP error, an abort by the application sets nothing yet. */
-ALWAYS_INLINE u32 ending(int from, int error)
+ALWAYS_INLINE u32 ending(const void *sk, int from)
 {
+	int error = 0;
+
+	READ(error, sk, sock_sk_err);
 	if (error == 104 || error == 32)
 		return CLOSE_RESET;
 	if (error == 110 || error == 113 || error == 101 || error == 111)
@@ -31,11 +34,11 @@ ALWAYS_INLINE bool was_connected(int state)
  * write_seq. An orphan in FIN_WAIT2 without a FIN, an error or a negative linger2 becomes a FIN_WAIT2 mini-socket: of a
  * time above 60 s when its timer fires, of another at once. Then one abort looks like it: data that came together with
  * the acknowledgement of our FIN. */
-ALWAYS_INLINE int passes_into(const void *sk, const struct common *common, int from, int error)
+ALWAYS_INLINE int passes_into(const void *sk, const struct common *common, int from)
 {
 	u64 flags = COMMON(common, u64, skc_flags);
 	u32 una = 0, written = 0;
-	int linger2 = 0;
+	int linger2 = 0, error = 0;
 
 	if (from == TCP_CLOSING) {
 		READ(una, sk, tcp_sock_snd_una);
@@ -47,6 +50,7 @@ ALWAYS_INLINE int passes_into(const void *sk, const struct common *common, int f
 	if (flags & SOCK_DONE)
 		return TCP_TIME_WAIT;
 	READ(linger2, sk, tcp_sock_linger2);
+	READ(error, sk, sock_sk_err);
 	if (!(flags & SOCK_DEAD) || linger2 < 0 || error)
 		return TCP_CLOSE;
 	return orphan_timer_fired(sk) == (fin_time(sk, common) > TIME_WAIT_JIFFIES) ? TCP_FIN_WAIT2 : TCP_CLOSE;
@@ -58,18 +62,19 @@ ALWAYS_INLINE void found_no_port(u32 worker, const void *sk)
 {
 	struct work *w = work_of(worker);
 	struct common common;
-	u16 protocol = 0, port = 0;
+	struct view *v;
 	u32 *netns;
 
-	if (!w || read_common(&common, sk) || READ(port, sk, inet_sock_inet_sport) || port)
+	if (!w || read_common(&common, sk))
 		return;
 	netns = enrolled(&common);
-	if (!netns || READ(protocol, sk, sock_sk_protocol) || protocol != IPPROTO_TCP)
+	v = netns ? view_sock(worker, sk) : NULL;
+	if (!netns || !v || OF_SOCK(v, u16, inet_sock_inet_sport) || OF_SOCK(v, u16, sock_sk_protocol) != IPPROTO_TCP)
 		return;
-	read_tuple_from(w, &common, port, *netns);
+	read_tuple_from(w, &common, 0, *netns);
 	COUNT(worker, no_port);
 	prepare_attribution(w);
-	attribute(w, sk, false);
+	attribute(w, v, false);
 }
 
 #ifdef PROBE_FENTRY
@@ -80,14 +85,15 @@ BPF_PERCPU_ARRAY(taken, u64, 1);
 ALWAYS_INLINE void closed(u32 worker, const void *sk, int from)
 {
 	struct common common;
-	u16 protocol = 0;
-	int error = 0, into;
+	struct view *v;
 	u32 *netns;
+	int into;
 
 	if (!was_connected(from) || read_common(&common, sk))
 		return;
 	netns = enrolled(&common);
-	if (!netns || READ(protocol, sk, sock_sk_protocol) || protocol != IPPROTO_TCP || READ(error, sk, sock_sk_err))
+	v = netns ? view_sock(worker, sk) : NULL;
+	if (!netns || !v || OF_SOCK(v, u16, sock_sk_protocol) != IPPROTO_TCP)
 		return;
 #ifdef PROBE_FENTRY
 	u32 zero = 0;
@@ -97,13 +103,13 @@ ALWAYS_INLINE void closed(u32 worker, const void *sk, int from)
 	if (into == TCP_TIME_WAIT)
 		*mine = 0;
 #else
-	into = passes_into(sk, &common, from, error);
+	into = passes_into(sk, &common, from);
 	if (into != TCP_CLOSE)
-		enter_table(worker, sk, &common, *netns, into,
+		enter_table(worker, sk, v, &common, *netns, into,
 		     into == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : fin_wait2_jiffies(sk, &common));
 #endif
 	if (into == TCP_CLOSE)
-		COUNT(worker, closed[ending(from, error)]);
+		COUNT(worker, closed[ending(sk, from)]);
 }
 
 /* A connection, or an attempt at one, is over. */

@@ -36,11 +36,10 @@ ALWAYS_INLINE void remember(struct work *w)
 }
 
 /* A session enters TIME_WAIT or orphaned FIN_WAIT2, for so many jiffies. An orphan whose time is over leaves nothing behind. */
-ALWAYS_INLINE void enter_table(u32 worker, const void *sk, const struct common *common, u32 netns, int state, u64 jiffies)
+ALWAYS_INLINE void enter_table(u32 worker, const void *sk, struct view *v, const struct common *common, u32 netns, int state,
+			       u64 jiffies)
 {
 	struct work *w = work_of(worker);
-	bool inserted;
-	u16 port = 0;
 	u32 class;
 
 	if (!w)
@@ -49,25 +48,21 @@ ALWAYS_INLINE void enter_table(u32 worker, const void *sk, const struct common *
 		COUNT(worker, closed[CLOSE_ORPHAN]);
 		return;
 	}
-	if (READ(port, sk, inet_sock_inet_sport) || !read_state(&w->session, sk)) {
+	if (!read_state(&w->session, v, sk)) {
 		COUNT(worker, dropped[DROPPED_UNREADABLE]);
 		return;
 	}
-	read_tuple_from(w, common, port, netns);
+	read_tuple_from(w, common, OF_SOCK(v, u16, inet_sock_inet_sport), netns);
 	w->session.bits |= state == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
 	class = classify(w);
 	if (class < CLASSES)
 		COUNT(worker, entered[class][w->family % FAMILIES]);
-	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, sk) : 0;
-	w->owner = OWNER_UNKNOWN;
+	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, v) : 0;
 	prepare_attribution(w);
-	inserted = vestige_insert(w, class, life_of(netns, class, state, jiffies));
+	attribute(w, v, true);
+	vestige_insert(w, class, life_of(netns, class, state, jiffies));
 	if (netns & NETNS_GUARDED)
 		remember(w);
-	/* last: a segment may be waiting for the vestige */
-	attribute(w, sk, true);
-	if (inserted)
-		vestige_assign(w);
 }
 
 #endif

@@ -8,6 +8,7 @@
 #define TWCTL_OBSERVE_SOCKET_H
 
 #include "kernel.h"
+#include "observe/view.h"
 #include "table.h"
 
 #define SOCK_DEAD 1 /* bits of sock_common.skc_flags: orphaned */
@@ -180,45 +181,37 @@ ALWAYS_INLINE bool is_signed(const void *sk)
 
 /* How the session's segments are marked. Without a label of its own the flow label is that of the transmit hash
  * (ip6_make_flowlabel). */
-ALWAYS_INLINE u32 read_marking(const struct work *w, const void *sk)
+ALWAYS_INLINE u32 read_marking(const struct work *w, const struct view *v)
 {
-	u32 label = 0, hash = 0;
-	u64 inet6 = 0;
+	u32 label = 0, hash = OF_SOCK(v, u32, sock_sk_txhash);
+	u64 inet6 = OF_SOCK(v, u64, inet_sock_pinet6);
 	u8 class = 0;
 
-	if (is_ipv4(w)) {
-		READ(class, sk, inet_sock_tos);
-		return class;
-	}
-	READ(inet6, sk, inet_sock_pinet6);
+	if (is_ipv4(w))
+		return OF_SOCK(v, u8, inet_sock_tos);
 	READ(class, inet6, ipv6_pinfo_tclass);
 	READ(label, inet6, ipv6_pinfo_flow_label);
-	READ(hash, sk, sock_sk_txhash);
 	label = label ? label : hash << 16 | hash >> 16;
 	return (u32)class << 20 | (bpf_ntohl(label) & 0xfffff);
 }
 
 /* The sequence state, equally valid at tcp_time_wait() and at the state event that it ends with. */
-ALWAYS_INLINE bool read_state(struct session *s, const void *sk)
+ALWAYS_INLINE bool read_state(struct session *s, struct view *v, const void *sk)
 {
-	u32 wup = 0, wnd = 0, stamp = 0;
-	u8 scale = 0, flags = 0;
-	int failed = 0;
+	u8 scale, flags = 0;
+	u32 wnd;
 
-	failed |= READ(s->snd_nxt, sk, tcp_sock_snd_nxt);
-	failed |= READ(s->rcv_nxt, sk, tcp_sock_rcv_nxt);
-	failed |= READ(wup, sk, tcp_sock_rcv_wup);
-	failed |= READ(wnd, sk, tcp_sock_rcv_wnd);
-	failed |= READ(scale, sk, tcp_sock_rx_opt_rcv_wscale);
-	failed |= READ(s->ts_recent, sk, tcp_sock_rx_opt_ts_recent);
-	failed |= READ(stamp, sk, tcp_sock_rx_opt_ts_recent_stamp);
-	failed |= READ(s->ts_offset, sk, tcp_sock_tsoffset);
-	if (failed)
+	if (view_tcp(v, sk))
 		return false;
-	scale = bitfield(scale, BIT_tcp_sock_rx_opt_rcv_wscale, BITS_tcp_sock_rx_opt_rcv_wscale);
-	wnd += wup - s->rcv_nxt;
+	s->snd_nxt = OF_TCP(v, u32, tcp_sock_snd_nxt);
+	s->rcv_nxt = OF_TCP(v, u32, tcp_sock_rcv_nxt);
+	s->ts_recent = OF_TCP(v, u32, tcp_sock_rx_opt_ts_recent);
+	s->ts_offset = OF_TCP(v, u32, tcp_sock_tsoffset);
+	scale = bitfield(OF_TCP(v, u8, tcp_sock_rx_opt_rcv_wscale), BIT_tcp_sock_rx_opt_rcv_wscale,
+			 BITS_tcp_sock_rx_opt_rcv_wscale);
+	wnd = OF_TCP(v, u32, tcp_sock_rcv_wnd) + OF_TCP(v, u32, tcp_sock_rcv_wup) - s->rcv_nxt;
 	s->window = (s32)wnd < 0 ? 0 : wnd >> scale > 0xffff ? 0xffff : wnd >> scale;
-	flags |= stamp ? VESTIGE_TIMESTAMPS : 0;
+	flags |= OF_TCP(v, u32, tcp_sock_rx_opt_ts_recent_stamp) ? VESTIGE_TIMESTAMPS : 0;
 #ifdef OFFSET_tcp_sock_tcp_usec_ts
 	u8 usec = 0;
 

@@ -105,16 +105,18 @@ ALWAYS_INLINE void enter_by_call(const void *sk, int state, int timeo)
 	u64 jiffies = state == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : at_least_rto(sk, timeo), *mine;
 	struct common common;
 	u32 zero = 0, *netns;
+	struct view *v;
 
 	if (read_common(&common, sk))
 		return;
 	netns = enrolled(&common);
-	if (!netns)
+	v = netns ? view_sock(WORKER_ENTRY, sk) : NULL;
+	if (!netns || !v)
 		return;
 	mine = taken.lookup(&zero);
 	if (mine)
 		*mine = (u64)sk;
-	enter_table(WORKER_ENTRY, sk, &common, *netns, state, jiffies);
+	enter_table(WORKER_ENTRY, sk, v, &common, *netns, state, jiffies);
 }
 
 #endif

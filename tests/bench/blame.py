@@ -26,7 +26,7 @@ from twctl.table.sources import compile_flags, source
 
 CLOSES = 50_021
 ROUNDS = 4
-ATTRIBUTION = ("\tprepare_attribution(w);\n", "\tattribute(w, sk, true);\n")
+ATTRIBUTION = ("\tprepare_attribution(w);\n", "\tattribute(w, v, true);\n")
 STATISTICS = Path("/proc/sys/kernel/bpf_stats_enabled")
 
 

@@ -171,6 +171,7 @@ def test_owners_go_with_their_vestiges_when_the_timer_starts_anew(both: Link) ->
         listener.listen(101)
         clients = [both.client.socket(socket.AF_INET) for _ in range(101)]
         for each in clients:
+            each.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, 60)  # a vestige in FIN_WAIT2
             each.connect(listener.getsockname())
         servers = [listener.accept()[0] for _ in clients]
         for each in clients:
