@@ -190,3 +190,19 @@ def test_truncate_needs_no_right_to_make_namespaces(ns: Namespace) -> None:
         if one.process:
             one.stop()
         assert twctl("release", "--pins", str(one.pins)).returncode == 0
+
+
+def test_a_busy_address_refuses_the_start_before_anything_is_loaded(ns: Namespace) -> None:
+    """Exit status 1 with one line, and no table that would then have to be taken away."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        pins = Path(f"/sys/fs/bpf/twctl-test-{os.getpid()}-busy")
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        try:
+            done = twctl("run", "--pins", str(pins), "--netns", ns.name, "--listen", address)
+            assert (1, f"twctl: cannot serve metrics on {address}: Address already in use") == (
+                done.returncode,
+                done.stderr.partition(" (")[0],
+            )
+            assert not (pins / "current").exists()
+        finally:
+            assert twctl("release", "--pins", str(pins)).returncode == 0

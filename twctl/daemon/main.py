@@ -14,7 +14,7 @@ from twctl.config.keys import Mode
 from twctl.daemon.loop import Heartbeat, Task, loop, signals
 from twctl.daemon.metrics import registry_of
 from twctl.daemon.namespaces import Namespaces
-from twctl.daemon.server import Server
+from twctl.daemon.server import Listener, Server
 from twctl.daemon.start import SysctlsRestored, load_guard, restore_sysctls, take_over_or_load
 from twctl.daemon.work import start_work
 from twctl.errors import TwctlError
@@ -44,6 +44,8 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         pins = Pins(config.pins)
         pins.open()
         undo.callback(pins.unlock)
+        listener = Listener(config.listen, config.tls)
+        undo.callback(listener.close)
         feasible.refuse(config)
         table = take_over_or_load(pins, config)
         journal = journal_of(config.pins)
@@ -57,9 +59,9 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         publish(table, effective.published())
         capabilities.lower(pins.current / "maps" / "meta")
         heartbeat = Heartbeat()
-        server = Server(config.listen, config.tls, registry_of(table, work, config), heartbeat.healthy)
+        server = Server(listener, registry_of(table, work, config), heartbeat.healthy)
         undo.callback(server.close)
-        doing = f"{_DOING[config.mode]} with the {table.probe} probe, metrics on port {server.port}"
+        doing = f"{_DOING[config.mode]} with the {table.probe} probe, metrics on port {listener.port}"
         log.info("%s", doing)
         notifier.ready(doing)
         tasks: list[Task] = [heartbeat, *work.tasks()]
