@@ -39,6 +39,7 @@ ALWAYS_INLINE int passes_into(const void *sk, const struct common *common, int f
 	u64 flags = COMMON(common, u64, skc_flags);
 	u32 una = 0, written = 0;
 	int linger2 = 0, error = 0;
+	u64 time;
 
 	if (from == TCP_CLOSING) {
 		READ(una, sk, tcp_sock_snd_una);
@@ -53,7 +54,8 @@ ALWAYS_INLINE int passes_into(const void *sk, const struct common *common, int f
 	READ(error, sk, sock_sk_err);
 	if (!(flags & SOCK_DEAD) || linger2 < 0 || error)
 		return TCP_CLOSE;
-	return orphan_timer_fired(sk) == (fin_time(sk, common) > TIME_WAIT_JIFFIES) ? TCP_FIN_WAIT2 : TCP_CLOSE;
+	time = fin_time(sk, common);
+	return orphan_timer_fired(sk, time) == (time > TIME_WAIT_JIFFIES) ? TCP_FIN_WAIT2 : TCP_CLOSE;
 }
 
 /* connect() gives up before it has a port in one case only: all are taken (inet_hash_connect: EADDRNOTAVAIL). Where the

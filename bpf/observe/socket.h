@@ -147,20 +147,27 @@ ALWAYS_INLINE bool is_over(const void *sk, const struct common *common, u32 netn
 	return netns & NETNS_GUARDED && !linger2 && fin_time(sk, common) > TIME_WAIT_JIFFIES;
 }
 
-/* The latest that a timer fires after its time, and more (jiffies): 1/8 of the longest tcp_fin_timeout that twctl sets. */
-#define TIMER_LATENESS (450 * HZ)
-
-/* Whether tcp_keepalive_timer() is what closes an orphan: it is not set again. */
-ALWAYS_INLINE bool orphan_timer_fired(const void *sk)
-{
-	u64 expires = 0, now = bpf_jiffies64();
-
 #ifdef OFFSET_inet_connection_sock_icsk_keepalive_timer_expires
-	READ(expires, sk, inet_connection_sock_icsk_keepalive_timer_expires);
+#define OFFSET_orphan_timer_expires OFFSET_inet_connection_sock_icsk_keepalive_timer_expires
+#define OFFSET_orphan_timer_pprev OFFSET_inet_connection_sock_icsk_keepalive_timer_entry_pprev
 #else
-	READ(expires, sk, sock_sk_timer_expires);
+#define OFFSET_orphan_timer_expires OFFSET_sock_sk_timer_expires
+#define OFFSET_orphan_timer_pprev OFFSET_sock_sk_timer_entry_pprev
 #endif
-	return expires && now - expires < TIMER_LATENESS;
+
+/* The latest that a timer fires after its time, and more: 1/8 of it, and what a busy CPU adds (jiffies). */
+#define TIMER_LATENESS(jiffies) ((jiffies) / 8 + HZ)
+
+/* Whether tcp_keepalive_timer() is what closes an orphan, of whose time its timer was set to a part: it was taken off the wheel,
+ * and is not set again. One that still waits there may be past its time, too: SO_KEEPALIVE has set it. So may one that was
+ * deleted; but seldom by so little. */
+ALWAYS_INLINE bool orphan_timer_fired(const void *sk, u64 time)
+{
+	u64 expires = 0, waits = 0, now = bpf_jiffies64();
+
+	READ(expires, sk, orphan_timer_expires);
+	READ(waits, sk, orphan_timer_pprev);
+	return !waits && expires && now - expires < TIMER_LATENESS(time);
 }
 
 /* TCP-MD5 and TCP-AO sessions sign what they answer: a vestige cannot. */

@@ -79,6 +79,33 @@ def test_a_time_that_the_application_sets_makes_a_vestige_of_that_time(probe: st
         assert N == len(one.table())
 
 
+@pytest.mark.parametrize("mode", ["observe", "vestigial"])
+def test_a_keepalive_timer_that_is_late_is_not_the_orphan_s(mode: str) -> None:
+    """SO_KEEPALIVE sets the same timer: 23 sockets close when it is due and has not fired yet, and all enter."""
+    with (
+        link() as both,
+        daemon(both.client, mode=mode) as one,
+        ExitStack() as stack,
+    ):
+        listener = stack.enter_context(both.server.socket(socket.AF_INET))
+        listener.bind((both.server_ipv4, 0))
+        listener.listen(N)
+        opened: list[tuple[float, socket.socket]] = []
+        for _ in range(N):
+            sock = both.client.socket(socket.AF_INET)
+            for option, value in ((socket.TCP_LINGER2, 60), (socket.TCP_KEEPIDLE, 3)):
+                sock.setsockopt(socket.IPPROTO_TCP, option, value)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            sock.connect(listener.getsockname())
+            opened.append((time.monotonic(), sock))
+            stack.enter_context(listener.accept()[0])
+        for at, sock in opened:  # at 250 Hz it fires up to 256 ms late
+            time.sleep(max(0.0, at + 3.012 - time.monotonic()))
+            sock.close()
+        wait_until(lambda: len(one.table()) == N, what="vestiges")
+        assert 0 == ended(one, "abort")
+
+
 def connect(both: Link, address: tuple[str, int], listener: socket.socket) -> float:
     """A connection that the client closes first; seconds that connecting took."""
     with both.client.socket(socket.AF_INET) as sock:

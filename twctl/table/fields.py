@@ -53,7 +53,9 @@ OPTIONAL = (
     "tcp_sock.md5sig_info",
     "tcp_sock.ao_info",
     "sock.sk_timer.expires",
+    "sock.sk_timer.entry.pprev",
     "inet_connection_sock.icsk_keepalive_timer.expires",
+    "inet_connection_sock.icsk_keepalive_timer.entry.pprev",
 )
 # Which cgroup a socket belongs to: all three, or none where the kernel is built without.
 CGROUP = ("sock.sk_cgrp_data", "cgroup.kn", "kernfs_node.id")
