@@ -145,6 +145,43 @@ def test_what_is_set_last_is_put_back_first(kernel: FakeKernel, path: Path, monk
     assert [(REUSE, 2), (FIN, 60)] == written
 
 
+def test_what_was_set_before_is_put_back_in_the_order_of_the_last_time(
+    kernel: FakeKernel, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mode that sets it last may follow one that had set it alone."""
+    Journal(path, kernel).set({REUSE: 0}, None)
+    Journal(path, kernel).set({FIN: 30, REUSE: 1}, None)
+    written: list[str] = []
+    monkeypatch.setattr(kernel, "write", lambda _, name, __: written.append(name))
+    assert Journal(path, kernel).restore() == []
+    assert [REUSE, FIN] == written
+
+
+def test_a_path_leads_to_the_namespace_when_another_has_its_name(kernel: FakeKernel, path: Path) -> None:
+    """The other one is left as it is, and the first is put back through its path."""
+    Journal(path, kernel).set({FIN: Raised(60)}, "blue")
+    kernel.cookies |= {"/proc/self/fd/23": 2, "blue": 3}
+    kernel.values["/proc/self/fd/23", FIN], kernel.values["blue", FIN] = 120, 60
+    Journal(path, kernel).set({FIN: Raised(0)}, "blue", "/proc/self/fd/23")
+    assert (60, 60) == (kernel.values["/proc/self/fd/23", FIN], kernel.values["blue", FIN])
+    assert [("blue", 2)] == [(each["namespace"], each["cookie"]) for each in json.loads(path.read_text())]
+    Journal(path, kernel).set({FIN: Raised(60)}, "blue", "/proc/self/fd/23")
+    assert (120, 60) == (kernel.values["/proc/self/fd/23", FIN], kernel.values["blue", FIN])
+    assert Journal(path, kernel).leave(2, "/proc/self/fd/23") == []
+    assert (60, 60) == (kernel.values["/proc/self/fd/23", FIN], kernel.values["blue", FIN])
+
+
+@pytest.mark.parametrize(("before", "set_to"), [(30, 30), (60, 60), (3600, 60)])
+def test_a_value_may_have_an_upper_bound(kernel: FakeKernel, path: Path, before: int, set_to: int) -> None:
+    """What was there comes back all the same."""
+    kernel.values[None, FIN] = before
+    for wanted in (Raised(60), Raised(0, most=60)):
+        Journal(path, kernel).set({FIN: wanted}, None)
+    assert set_to == kernel.values[None, FIN]
+    assert Journal(path, kernel).restore() == []
+    assert before == kernel.values[None, FIN]
+
+
 def test_a_value_is_raised_from_what_it_was(kernel: FakeKernel, path: Path) -> None:
     """However often, and by whatever; where somebody set another meanwhile, from that."""
     for by in (60, 0, 60):

@@ -58,9 +58,14 @@ def _path(name: str) -> Path:
 
 
 class Raised(NamedTuple):
-    """What a sysctl was, and so much more."""
+    """What a sysctl was, and so much more; at most so much."""
 
     by: int
+    most: int | None = None
+
+    def of(self, before: int) -> int:
+        """What it is to be."""
+        return before + self.by if self.most is None else min(before + self.by, self.most)
 
 
 Wanted = Mapping[str, int | Raised]
@@ -92,6 +97,15 @@ class Changed:
     written: int
 
 
+Known = Mapping[tuple[int, str], Entry]
+
+
+def _in_order(known: Known, fresh: Known) -> list[Entry]:
+    """All entries; those that are set now in the order in which they are set, whatever it was before."""
+    following = iter(fresh.values())
+    return [next(following) if key in fresh else entry for key, entry in {**known, **fresh}.items()]
+
+
 class Journal:
     """What is to be put back, in a file that is written before anything is changed."""
 
@@ -105,19 +119,21 @@ class Journal:
         stays = [entry for entry in entries if entry.name in wanted and entry.cookie in cookies]
         return self._put_all_back([entry for entry in entries if entry not in stays], stays)
 
-    def set(self, wanted: Wanted, netns: str | None) -> None:
+    def set(self, wanted: Wanted, netns: str | None, through: str | None = None) -> None:
         """Set these sysctls (full names) in a namespace, in their order; they are put back in the opposite one.
+
+        through: path that leads there, also when another has that name.
 
         :raises TwctlError: if one cannot be read or set; then all of this namespace are as they were.
         """
         known = {(entry.cookie, entry.name): entry for entry in self._load()}
-        fresh = [self._entry(known, netns, name, value) for name, value in wanted.items()]
-        self._save([*(known | {(entry.cookie, entry.name): entry for entry in fresh}).values()])
+        fresh = [self._entry(known, netns, through, name, value) for name, value in wanted.items()]
+        self._save(_in_order(known, {(entry.cookie, entry.name): entry for entry in fresh}))
         try:
             for entry in fresh:
-                self._access.write(entry.namespace, entry.name, entry.written[-1])
+                self._access.write(through or netns, entry.name, entry.written[-1])
         except OSError as error:
-            self.leave(entry.cookie)
+            self.leave(entry.cookie, through)
             raise TwctlError(
                 f"cannot set {entry.name}: {error.strerror}", "run as root, or leave it out of [sysctl]"
             ) from error
@@ -131,20 +147,19 @@ class Journal:
         mine = [entry for entry in entries if entry.cookie == cookie]
         return self._put_all_back(mine, [entry for entry in entries if entry not in mine], through) if mine else []
 
-    def _entry(
-        self, known: Mapping[tuple[int, str], Entry], where: str | None, name: str, value: int | Raised
-    ) -> Entry:
+    def _entry(self, known: Known, netns: str | None, through: str | None, name: str, value: int | Raised) -> Entry:
         """What is there is ours, and the journal has what was there before; or it is somebody else's."""
+        where = through or netns
         cookie = self._access.cookie(where)
         try:
             before, earlier = self._access.read(where, name), tuple[int, ...]()
         except OSError as error:
-            message = f"this kernel has no {name} in network namespace {where or '(own)'}: {error.strerror}"
+            message = f"this kernel has no {name} in network namespace {netns or '(own)'}: {error.strerror}"
             raise TwctlError(message, "leave it out of [sysctl], or load the module that brings it") from error
         entry = known.get((cookie, name))
         if entry and before in entry.written:
             before, earlier = entry.before, (before,)
-        return Entry(where, cookie, name, before, (*earlier, before + value.by if isinstance(value, Raised) else value))
+        return Entry(netns, cookie, name, before, (*earlier, value.of(before) if isinstance(value, Raised) else value))
 
     def restore(self) -> list[str]:
         """Put everything back; returns what was left alone, a line each. Harmless when there is nothing."""
