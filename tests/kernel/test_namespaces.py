@@ -13,6 +13,7 @@ from twctl.config.config import load
 from twctl.daemon.namespaces import FullError, Namespaces
 from twctl.errors import TwctlError
 from twctl.linux.sysctl import Journal
+from twctl.modes.sysctls import FIN_TIMEOUT
 from twctl.table.maps import NAME_BYTES, Table
 
 pytestmark = pytest.mark.skipif(
@@ -70,6 +71,19 @@ def test_one_that_joins_is_watched_and_its_sysctls_are_set(namespaces: Namespace
     assert (set(), before) == (names(folder), ns.sysctl(SYSCTL))
     assert ([], {}) == (list(namespaces), namespaces.diags)
     assert open_before == descriptors()
+
+
+def test_when_orphans_are_too_many_only_their_time_is_set(namespaces: Namespaces, ns: Namespace) -> None:
+    """What somebody else has set meanwhile stays, and when they stay again their time is as long as it should be."""
+    joined = namespaces.join(ns.name)
+    ns.sysctl(SYSCTL, 0)
+    ns.sysctl(FIN_TIMEOUT, 90)
+    namespaces.let_orphans_stay(False)  # noqa: FBT003 - the new state
+    assert ("0", "60") == (ns.sysctl(SYSCTL), ns.sysctl(FIN_TIMEOUT))
+    namespaces.let_orphans_stay(True)  # noqa: FBT003 - the new state
+    assert ("0", "150") == (ns.sysctl(SYSCTL), ns.sysctl(FIN_TIMEOUT))
+    assert [f"{SYSCTL} is left at 0: somebody else changed it from {VALUE}"] == namespaces.leave(joined)
+    assert "90" == ns.sysctl(FIN_TIMEOUT)
 
 
 def test_what_counted_in_one_that_left_counts_on(namespaces: Namespaces, ns: Namespace) -> None:

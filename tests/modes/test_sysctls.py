@@ -12,12 +12,20 @@ def config(mode: str, **sysctls: int) -> Config:
     return load(None, {"mode": mode, "sysctl": sysctls} if sysctls else {"mode": mode}).config
 
 
-@pytest.mark.parametrize(("stay", "more"), [(True, 60), (False, 0)])
-def test_an_orphan_s_time_is_raised_by_60_s_where_it_stays_a_socket(stay: bool, more: int) -> None:  # noqa: FBT001
-    """Of what it was, or of what the configuration says."""
-    assert {FIN_TIMEOUT: Raised(more), MAX_TW_BUCKETS: 0} == sysctls_of(config("vestigial"), orphans_stay=stay)
-    said = sysctls_of(config("vestigial", tcp_fin_timeout=30), orphans_stay=stay)
-    assert {FIN_TIMEOUT: 30 + more, MAX_TW_BUCKETS: 0} == said
+@pytest.mark.parametrize(
+    ("stay", "raised", "of_30", "of_90"), [(True, Raised(60), 90, 150), (False, Raised(0, most=60), 30, 60)]
+)
+def test_an_orphan_s_time_is_raised_by_60_s_where_it_stays_a_socket(
+    stay: bool,  # noqa: FBT001
+    raised: Raised,
+    of_30: int,
+    of_90: int,
+) -> None:
+    """Of what it was, or of what the configuration says. Where it does not stay, the time is no more than 60 s."""
+    assert {FIN_TIMEOUT: raised, MAX_TW_BUCKETS: 0} == sysctls_of(config("vestigial"), orphans_stay=stay)
+    for said, becomes in ((30, of_30), (90, of_90)):
+        found = sysctls_of(config("vestigial", tcp_fin_timeout=said), orphans_stay=stay)
+        assert {FIN_TIMEOUT: becomes, MAX_TW_BUCKETS: 0} == found
 
 
 def test_time_wait_sockets_go_last() -> None:

@@ -26,7 +26,7 @@ from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import Journal
 from twctl.modes import guard as guards
 from twctl.modes.guard import Guard
-from twctl.modes.sysctls import sysctls_of
+from twctl.modes.sysctls import FIN_TIMEOUT, fin_timeout_of, sysctls_of
 from twctl.routes.watcher import RouteWatcher
 from twctl.table.enrolments import enrol, free_index, withdraw
 from twctl.table.maps import NAME_BYTES, Table
@@ -220,10 +220,11 @@ class Namespaces:
     def let_orphans_stay(self, stay: bool) -> None:  # noqa: FBT001 - the new state
         """Have orphans in FIN_WAIT2 stay sockets of the kernel, or become vestiges, in all and in those to come."""
         self._sysctls = sysctls_of(self._config, orphans_stay=stay)
+        fin_timeout = fin_timeout_of(self._config, orphans_stay=stay)
         for namespace in self:
-            try:
-                self._journal.set(self._sysctls, namespace.name)
-            except TwctlError as error:  # its name has gone, and it is about to leave
+            try:  # its name may be another's already
+                self._journal.set({FIN_TIMEOUT: fin_timeout}, namespace.name, namespace.path)
+            except TwctlError as error:
                 log.warning("%s", error)
 
     def leave(self, namespace: Namespace) -> list[str]:

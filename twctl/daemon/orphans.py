@@ -57,5 +57,5 @@ class WatchingOrphans:
         return LOOK_SECONDS
 
     def _change(self, *, stay: bool) -> None:
-        self.stay = stay
         self._namespaces.let_orphans_stay(stay)
+        self.stay = stay  # last: a scrape's thread tells what is in force

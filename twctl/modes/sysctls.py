@@ -22,7 +22,12 @@ def sysctls_of(config: Config, *, orphans_stay: bool) -> Wanted:
     """
     if config.mode is not Mode.VESTIGIAL:
         return config.sysctl
-    more, said = int(KERNEL_TIME_WAIT) * orphans_stay, config.sysctl.get(FIN_TIMEOUT)
-    fin_timeout = Raised(more) if said is None else said + more
     # TIME_WAIT sockets go last, and are the first to come back: meanwhile orphans have a longer time, and lose nothing.
-    return dict(config.sysctl) | {FIN_TIMEOUT: fin_timeout, MAX_TW_BUCKETS: 0}
+    return dict(config.sysctl) | {FIN_TIMEOUT: fin_timeout_of(config, orphans_stay=orphans_stay), MAX_TW_BUCKETS: 0}
+
+
+def fin_timeout_of(config: Config, *, orphans_stay: bool) -> int | Raised:
+    """tcp_fin_timeout in mode vestigial. Where orphans do not stay it is 60 s at most: of more they would stay, too."""
+    kernel, said = int(KERNEL_TIME_WAIT), config.sysctl.get(FIN_TIMEOUT)
+    fin_timeout = Raised(kernel) if orphans_stay else Raised(0, most=kernel)
+    return fin_timeout if said is None else fin_timeout.of(said)
