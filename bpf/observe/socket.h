@@ -138,13 +138,16 @@ ALWAYS_INLINE u64 fin_wait2_jiffies(const void *sk, const struct common *common)
 }
 
 /* Whether an orphan's time was over before its socket closed. Where the guard is, tcp_fin_timeout is 60 s more than an orphan
- * is to have (modes/sysctls.py), so that its full socket stays for all of that time. */
+ * is to have (modes/sysctls.py), so that its full socket stays for all of that time. Not where orphans become vestiges: there
+ * a retransmission timeout above 17 s alone makes the time longer than 60 s. */
 ALWAYS_INLINE bool is_over(const void *sk, const struct common *common, u32 netns)
 {
-	int linger2 = 0;
+	u64 net = COMMON(common, u64, skc_net);
+	int linger2 = 0, fin_timeout = 0;
 
 	READ(linger2, sk, tcp_sock_linger2);
-	return netns & NETNS_GUARDED && !linger2 && fin_time(sk, common) > TIME_WAIT_JIFFIES;
+	READ(fin_timeout, net, net_ipv4_sysctl_tcp_fin_timeout);
+	return netns & NETNS_GUARDED && !linger2 && fin_timeout > TIME_WAIT_JIFFIES;
 }
 
 #ifdef OFFSET_inet_connection_sock_icsk_keepalive_timer_expires

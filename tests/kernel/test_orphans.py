@@ -156,6 +156,31 @@ def test_above_the_limit_orphans_become_vestiges(probe: str, before: str, now: s
         assert (before, False) == (both.client.sysctl(FIN_TIMEOUT), both.client.sysctl(BUCKETS) == "0")
 
 
+def test_above_the_limit_a_long_retransmission_timeout_makes_a_vestige_too(probe: str) -> None:
+    """Of 17.2 s it makes FIN_WAIT2 last 60.2 s: 0.2 s as a socket, and then as a vestige."""
+    with link() as both, daemon(both.client, probe=probe, mode="vestigial", config="[pressure]\norphans = 0\n") as one:
+        subnet = f"{both.client_ipv4.rpartition('.')[0]}.0/24"
+        both.client.ip("route", "change", subnet, "dev", both.device, "src", both.client_ipv4, "rto_min", "17.2s")
+        with paths.orphan_fin_wait2(paths.over_link(both), 1):
+            wait_until(lambda: one.metric("twctl_orphans_stay") == 0, what="an orphan is seen")
+            with paths.orphan_fin_wait2(paths.over_link(both), N):
+                wait_until(lambda: full_sockets(both.client) == 1, what="their part of the time is over")
+                assert ["FIN_WAIT2"] * N == [each.substate for each in one.table()]
+
+
+def test_a_sysctl_that_is_put_back_ends_orphans_with_a_rst() -> None:
+    """When their time is over: they leave no vestige, and count as aborts."""
+    with (
+        link({FIN_TIMEOUT: 1}) as both,
+        daemon(both.client, mode="vestigial") as one,
+        paths.orphan_fin_wait2(paths.over_link(both), N),
+    ):
+        both.client.sysctl(FIN_TIMEOUT, 1)
+        wait_until(lambda: counters.tcp(both.client)["OutRsts"] == N, what="all are over")
+        wait_until(lambda: ended(one, "abort") == N, what="counted")
+        assert ([], 0) == (one.table(), ended(one, "orphan"))
+
+
 @pytest.mark.parametrize(
     ("before", "config", "raised"),
     [("60", "", "120"), ("90", "", "150"), ("60", "[sysctl]\ntcp_fin_timeout = 30\n", "90")],
