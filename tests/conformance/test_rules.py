@@ -368,8 +368,9 @@ def test_a_syn_reaches_the_listener_only_if_it_is_newer(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_reopened_connection_carries_bytes(duties: Duties, family: str) -> None:
-    """After the SYN of T3 the tuple belongs to the new connection: nobody answers for the old one any more."""
+    """After the SYN of T3 the tuple is the new connection's: nobody answers for the old one, nor counts its ACKs."""
     with duties().served(family) as (subject, listener):
+        assert [[subject.acknowledgment()], []] == [subject.send(ELSEWHERE) for _ in range(2)]
         again = subject.connection
         again.send(SYN, seq=subject.seen.rcv_nxt + 1)
         again.expect(SYN | ACK)
@@ -385,6 +386,7 @@ def test_a_reopened_connection_carries_bytes(duties: Duties, family: str) -> Non
                 again.send(ACK)
             SCRIPTS["fin_wait2"][0](sock, again)
         anew = replace(subject, seen=again.seen())
+        assert [[anew.acknowledgment()], []] == [anew.send(ELSEWHERE) for _ in range(2)]
         assert [anew.acknowledgment()] == anew.send(Sent(FIN | ACK, seq=-1))
 
 
