@@ -62,16 +62,15 @@ ALWAYS_INLINE int passes_into(const void *sk, const struct common *common, int f
  * application has bound a port, the same error cannot be told from others. */
 ALWAYS_INLINE void found_no_port(u32 worker, const void *sk)
 {
+	struct view *v = views.lookup(&worker);
 	struct work *w = work_of(worker);
 	struct common common;
-	struct view *v;
 	u32 *netns;
 
-	if (!w || read_common(&common, sk))
+	if (!v || !w || read_common(&common, sk))
 		return;
 	netns = enrolled(&common);
-	v = netns ? view_sock(worker, sk) : NULL;
-	if (!netns || !v || OF_SOCK(v, u16, inet_sock_inet_sport) || OF_SOCK(v, u16, sock_sk_protocol) != IPPROTO_TCP)
+	if (!netns || view_sock(v, sk) || OF_SOCK(v, u16, inet_sock_inet_sport) || OF_SOCK(v, u16, sock_sk_protocol) != IPPROTO_TCP)
 		return;
 	read_tuple_from(w, &common, 0, *netns);
 	COUNT(worker, no_port);
@@ -86,16 +85,15 @@ BPF_PERCPU_ARRAY(taken, u64, 1);
 
 ALWAYS_INLINE void closed(u32 worker, const void *sk, int from)
 {
+	struct view *v = views.lookup(&worker);
 	struct common common;
-	struct view *v;
 	u32 *netns;
 	int into;
 
-	if (!was_connected(from) || read_common(&common, sk))
+	if (!v || !was_connected(from) || read_common(&common, sk))
 		return;
 	netns = enrolled(&common);
-	v = netns ? view_sock(worker, sk) : NULL;
-	if (!netns || !v || OF_SOCK(v, u16, sock_sk_protocol) != IPPROTO_TCP)
+	if (!netns || view_sock(v, sk) || OF_SOCK(v, u16, sock_sk_protocol) != IPPROTO_TCP)
 		return;
 #ifdef PROBE_FENTRY
 	u32 zero = 0;

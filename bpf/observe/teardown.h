@@ -103,15 +103,14 @@ ALWAYS_INLINE void restart_mini(const void *tw, u64 jiffies)
 ALWAYS_INLINE void enter_by_call(const void *sk, int state, int timeo)
 {
 	u64 jiffies = state == TCP_TIME_WAIT ? TIME_WAIT_JIFFIES : at_least_rto(sk, timeo), *mine;
+	u32 zero = 0, worker = WORKER_ENTRY, *netns;
+	struct view *v = views.lookup(&worker);
 	struct common common;
-	u32 zero = 0, *netns;
-	struct view *v;
 
-	if (read_common(&common, sk))
+	if (!v || read_common(&common, sk))
 		return;
 	netns = enrolled(&common);
-	v = netns ? view_sock(WORKER_ENTRY, sk) : NULL;
-	if (!netns || !v)
+	if (!netns || view_sock(v, sk))
 		return;
 	mine = taken.lookup(&zero);
 	if (mine)

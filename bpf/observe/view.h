@@ -39,15 +39,13 @@ BPF_PERCPU_ARRAY(views, struct view, WORKERS);
 #define OF_SOCK(view, type, field) (*(type *)&(view)->sock[OFFSET_##field - BEGIN(SOCK_ENDS)])
 #define OF_TCP(view, type, field) (*(type *)&(view)->tcp[OFFSET_##field - BEGIN(TCP_ENDS)])
 
-/* The piece that all sockets have; NULL if it cannot be read. */
-ALWAYS_INLINE struct view *view_sock(u32 worker, const void *sk)
+/* The piece that all sockets have; not 0 if it cannot be read. (Linux 6.1 does not follow a pointer that is NULL then.) */
+ALWAYS_INLINE int view_sock(struct view *v, const void *sk)
 {
-	struct view *v = views.lookup(&worker);
-
-	return v && !bpf_probe_read_kernel(v->sock, sizeof(v->sock), (const u8 *)sk + BEGIN(SOCK_ENDS)) ? v : NULL;
+	return bpf_probe_read_kernel(v->sock, sizeof(v->sock), (const u8 *)sk + BEGIN(SOCK_ENDS));
 }
 
-/* And that of a TCP socket; not 0 if it cannot be read. */
+/* And that of a TCP socket. */
 ALWAYS_INLINE int view_tcp(struct view *v, const void *sk)
 {
 	return bpf_probe_read_kernel(v->tcp, sizeof(v->tcp), (const u8 *)sk + BEGIN(TCP_ENDS));
