@@ -132,7 +132,7 @@ def registry(table: FakeTable, kernel_sockets: Callable[[], int] = lambda: 23, b
     discovery = FakeDiscovery(FakeNamespaces(kernel_sockets))
     work = Work(cast("Reconciling", idle), cast("Discovery", discovery), cast("Reaper", reaper))
     made = CollectorRegistry()
-    made.register(collector_of(cast("Table", table), work, config))
+    made.register(collector_of(cast("Table", table), work, config, {"crowded": 3}))
     return made
 
 
@@ -168,6 +168,7 @@ def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         "twctl_kernel_time_wait_sockets": 23,
         "twctl_kernel_time_wait_socket_bytes": 256,
         'twctl_mode{mode="observe"}': 1,
+        'twctl_http_connections_ended_total{reason="crowded"}': 3,
         f'twctl_build_info{{probe="tracepoint",version="{__version__}"}}': 1,
         **{f'twctl_time_wait_seconds{{class="{class_.label}"}}': 60 for class_ in Class},
     }

@@ -5,7 +5,6 @@ import os
 import re
 import ssl
 import struct
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.load import paths
+from tests.load.clients import certificate
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, link
 from tests.load.paths import CLIENT, IPV4, IPV6
@@ -167,15 +167,7 @@ def test_the_landing_page_says_what_this_is(place: tuple[Link, Daemon]) -> None:
 
 def test_tls_asks_for_the_client_s_certificate(tmp_path: Path) -> None:
     """With [tls] a client with the certificate is served, and one without is not."""
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)),
-        ],
-        check=True,
-        capture_output=True,
-    )
+    cert, key = certificate(tmp_path)
     with link() as both:
         config = f'[tls]\ncertfile = "{cert}"\nkeyfile = "{key}"\nclient_ca = "{cert}"\n'
         with daemon(both.client, config=config) as one:

@@ -59,7 +59,7 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         publish(table, effective.published())
         capabilities.lower(pins.current / "maps" / "meta")
         heartbeat = Heartbeat()
-        server = Server(listener, registry_of(table, work, config), heartbeat.healthy)
+        server = Server(listener, registry_of(table, work, config, listener.ended), heartbeat.healthy)
         undo.callback(server.close)
         doing = f"{_DOING[config.mode]} with the {table.probe} probe, metrics on port {listener.port}"
         log.info("%s", doing)

@@ -1,6 +1,6 @@
 """Prometheus metrics, read at scrape time: each part of them is a function, and a part that fails is counted."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
@@ -42,8 +42,8 @@ class PartsCollector(Collector):
         yield counter("twctl_collect_errors", "Parts of a scrape that failed.", single(self._errors))
 
 
-def collector_of(table: Table, work: Work, config: Config) -> PartsCollector:
-    """All of twctl's own metrics."""
+def collector_of(table: Table, work: Work, config: Config, ended: Mapping[str, int]) -> PartsCollector:
+    """All of twctl's own metrics. ended: connections that the server ended, by the reason."""
     namespaces = work.discovery.namespaces
     return PartsCollector(
         (
@@ -57,13 +57,20 @@ def collector_of(table: Table, work: Work, config: Config) -> PartsCollector:
             lambda: kernel_metrics(namespaces),
             lambda: orphan_metrics(work),
             lambda: port_metrics(work),
+            lambda: [_ended(ended)],
         )
     )
 
 
-def registry_of(table: Table, work: Work, config: Config) -> CollectorRegistry:
+def _ended(ended: Mapping[str, int]) -> Metric:
+    text = "Connections to the metrics' server that it ended before their answer: too late, or for newer ones."
+    rows = [((reason,), ended.get(reason, 0)) for reason in ("late", "crowded")]
+    return counter("twctl_http_connections_ended", text, rows, "reason")
+
+
+def registry_of(table: Table, work: Work, config: Config, ended: Mapping[str, int]) -> CollectorRegistry:
     """Everything that the daemon exports, its own process included. The server's thread collects."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    registry.register(collector_of(table, work, config))
+    registry.register(collector_of(table, work, config, ended))
     return registry

@@ -3,14 +3,15 @@
 /metrics; /healthy, for whoever restarts what hangs; / says what this is.
 """
 
+import io
 import os
 import socket
-import socketserver
 import ssl
-import threading
+from collections import Counter
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler
 
 import prometheus_client
 from prometheus_client.registry import CollectorRegistry
@@ -18,6 +19,7 @@ from prometheus_client.registry import CollectorRegistry
 from twctl import __version__
 from twctl.config.config import Tls
 from twctl.config.keys import Listen
+from twctl.daemon.connections import Connections
 from twctl.errors import TwctlError
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
@@ -32,8 +34,14 @@ LANDING = f"""<!doctype html>
 """
 
 
+# Connections that the kernel keeps until they are accepted; one that finds no room tries again a second later.
+BACKLOG = 1024
+
+
 class Listener:
     """An address that is bound: the kernel takes connections, which wait for a Server. tls: what they are served with.
+
+    ended: connections that the server ended before their answer, by the reason.
 
     :raises TwctlError: if the address cannot be bound or a TLS file cannot be used.
     """
@@ -41,6 +49,7 @@ class Listener:
     def __init__(self, listen: Listen, tls: Tls | None) -> None:
         self.tls = _context(tls) if tls else None
         self.socket = _bound(listen)
+        self.ended: Counter[str] = Counter()
         self.port: int = self.socket.getsockname()[1]
 
     def close(self) -> None:
@@ -53,7 +62,9 @@ def _bound(listen: Listen) -> socket.socket:
     try:
         found = socket.getaddrinfo(listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, _, _, _, address = found[0]
-        return socket.create_server(address[:2], family=family, dualstack_ipv6=family == socket.AF_INET6)
+        return socket.create_server(
+            address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=family == socket.AF_INET6
+        )
     except OSError as error:
         # Not strerror: create_server says there what it tried, too.
         reason = str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
@@ -72,46 +83,54 @@ def _context(tls: Tls) -> ssl.SSLContext:
     return made
 
 
-class Server:
+class Server(Connections):
     """Serves a Listener until `close`. healthy: whether the daemon does its work."""
 
     def __init__(self, listener: Listener, registry: CollectorRegistry, healthy: Callable[[], bool]) -> None:
-        self._server = _Threading(listener)
-        self._server.set_app(_application(registry, healthy))
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        metrics, rest = prometheus_client.make_wsgi_app(registry), _pages(healthy)
+        super().__init__(
+            listener.socket,
+            listener.tls,
+            lambda request: b"" if _is_scrape(request) else _Request(request, rest).answer,
+            lambda request: _Request(request, metrics).answer,
+            listener.ended,
+        )
 
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._thread.join()
+
+def _is_scrape(request: bytes) -> bool:
+    """Whether a request, its line and headers, is for /metrics."""
+    words = request.split(maxsplit=2)
+    return len(words) > 1 and words[1].partition(b"?")[0] == b"/metrics"
 
 
-class _Silent(WSGIRequestHandler):
+class _Request(WSGIRequestHandler):
+    """The standard library's handler over memory: `request` is what was sent, `answer` all that is to be sent."""
+
+    def __init__(self, request: bytes, application: Application) -> None:
+        self.rfile = io.BytesIO(request)
+        self.wfile = self._answer = io.BytesIO()
+        server = SimpleNamespace(base_environ={}, get_app=lambda: application)
+        super().__init__(request, ("", 0), server)  # type: ignore[arg-type] # neither a socket nor a server is behind it
+
+    def setup(self) -> None:
+        """Nothing: there are no files of a socket."""
+
+    def finish(self) -> None:
+        """Nothing, as there are none."""
+
+    @property
+    def answer(self) -> bytes:
+        """Status, headers and body."""
+        return self._answer.getvalue()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the standard library's own name
         """Say nothing of a request."""
 
 
-class _Threading(socketserver.ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-    def __init__(self, listener: Listener) -> None:
-        super().__init__(("", 0), _Silent, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener.socket
-        if listener.tls:
-            self.socket = listener.tls.wrap_socket(self.socket, server_side=True)
-        self.server_name, self.server_port = "localhost", listener.port
-        self.setup_environ()
-
-
-def _application(registry: CollectorRegistry, healthy: Callable[[], bool]) -> Application:
-    metrics = prometheus_client.make_wsgi_app(registry)
+def _pages(healthy: Callable[[], bool]) -> Application:
+    """All but /metrics."""
 
     def serve(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
-        if environ["PATH_INFO"] == "/metrics":
-            scrape: Iterable[bytes] = metrics(environ, start_response)
-            return scrape
         if environ["PATH_INFO"] == "/healthy":
             status, body = ("200 OK", b"healthy\n") if healthy() else ("503 Service Unavailable", b"the loop hangs\n")
             start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
