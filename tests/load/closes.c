@@ -90,12 +90,13 @@ static struct {
 	bool inline_ends, serve, connect;
 	enum close_way way;
 	uint64_t count;
+	uint64_t hold; /* connections that the server half never closes */
 	double rate, seconds;
 	size_t bytes;
 } opt = { .n_clients = 1, .n_server_threads = 1 };
 
 static struct worker clients[MAX_THREADS], servers[MAX_THREADS];
-static atomic_ulong tickets;
+static atomic_ulong tickets, held;
 static atomic_bool stopping; /* no new connections */
 static atomic_bool servers_stop; /* later: a client's last connection still needs its server */
 static char payload[MAX_BYTES];
@@ -494,6 +495,8 @@ static void accept_all(struct worker *w, int listener)
 			return;
 		}
 		atomic_fetch_add_explicit(&w->made, 1, memory_order_relaxed);
+		if (opt.hold && atomic_fetch_add(&held, 1) < opt.hold)
+			continue;
 		if (first && !opt.bytes && server_closes(w, fd))
 			continue;
 		struct epoll_event e = { .events = EPOLLIN, .data.u64 = pack(fd, first ? opt.bytes : 0) };
@@ -636,19 +639,20 @@ static const char help[] =
 	"  --bytes N                     payload from the client before the close (default 0)\n"
 	"  --threads N --server-threads N --cpus A,B   threads, and the CPUs they are pinned to in turn\n"
 	"  --inline                      each client thread plays the server as well (fastest)\n"
+	"  --hold N                      the server never closes the first N connections\n"
 	"  --serve | --connect           one half only; --serve ends after --count, or on SIGTERM or SIGINT\n";
 
 static void parse(int argc, char **argv)
 {
 	enum { FAMILY = 1, ADDRESS, PORT, SOURCE, SOURCE_PORTS, COUNT, SECONDS, RATE, CLOSE, BYTES, THREADS, SERVER_THREADS, CPUS,
-	       INLINE, SERVE, CONNECT, HELP };
+	       INLINE, HOLD, SERVE, CONNECT, HELP };
 	static const struct option options[] = {
 		{ "family", 1, 0, FAMILY }, { "address", 1, 0, ADDRESS }, { "port", 1, 0, PORT },
 		{ "source", 1, 0, SOURCE }, { "source-ports", 1, 0, SOURCE_PORTS },
 		{ "count", 1, 0, COUNT }, { "seconds", 1, 0, SECONDS },
 		{ "rate", 1, 0, RATE }, { "close", 1, 0, CLOSE }, { "bytes", 1, 0, BYTES },
 		{ "threads", 1, 0, THREADS }, { "server-threads", 1, 0, SERVER_THREADS }, { "cpus", 1, 0, CPUS },
-		{ "inline", 0, 0, INLINE }, { "serve", 0, 0, SERVE }, { "connect", 0, 0, CONNECT },
+		{ "inline", 0, 0, INLINE }, { "hold", 1, 0, HOLD }, { "serve", 0, 0, SERVE }, { "connect", 0, 0, CONNECT },
 		{ "help", 0, 0, HELP }, { 0 },
 	};
 	char *address = NULL, *source = NULL;
@@ -670,6 +674,7 @@ static void parse(int argc, char **argv)
 		case THREADS: opt.n_clients = atoi(optarg); break;
 		case SERVER_THREADS: opt.n_server_threads = atoi(optarg); break;
 		case CPUS: parse_cpus(optarg); break;
+		case HOLD: opt.hold = strtoull(optarg, NULL, 10); break;
 		case INLINE: opt.inline_ends = true; break;
 		case SERVE: opt.serve = true; break;
 		case CONNECT: opt.connect = true; break;
@@ -805,7 +810,7 @@ static void drain(void)
 
 	for (int i = 0, quiet = 0; i < 400 && quiet < 10; i++) {
 		uint64_t made = sum_made(servers, opt.n_server_threads);
-		bool idle = made == before && made == sum_closed(servers, opt.n_server_threads);
+		bool idle = made == before && made <= sum_closed(servers, opt.n_server_threads) + opt.hold;
 		quiet = idle ? quiet + 1 : 0;
 		before = made;
 		usleep(5000);

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -270,6 +271,22 @@ def test_the_load_has_two_halves() -> None:
         assert (report["made"], report["failed"]) == (230, 0)
         wait_until(lambda: counters.time_wait_count(made.client) == 230, what="TIME_WAIT at the client")
         assert counters.time_wait_count(made.server) == 0
+
+
+def test_the_load_can_hold_connections_half_open() -> None:
+    """The server closes all but the first 23, which stay in FIN_WAIT2 at the client."""
+    with link({"net.ipv4.tcp_rfc1337": 1}) as made:
+        address = ("--address", made.server_ipv4)
+        with serving(made.server, "--hold", str(N), *address):
+            report = run(made.client, "--connect", *address, "--count", "230")
+            assert (report["made"], report["failed"]) == (230, 0)
+            wait_until(
+                lambda: (
+                    Counter(one.state for one in counters.mini_sockets(made.client))
+                    == {FIN_WAIT2: N, TIME_WAIT: 230 - N}
+                ),
+                what="FIN_WAIT2 of those that are held, TIME_WAIT of the others",
+            )
 
 
 def test_the_load_keeps_its_rate(ns: Namespace) -> None:
