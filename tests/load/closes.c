@@ -852,8 +852,16 @@ static void report(void)
 	       seconds, seconds > 0 ? (double)made / seconds : 0);
 	for (int i = 0; i < n_series; i++)
 		printf("%s%lu", i ? ", " : "", (unsigned long)series[i]);
-	printf("], \"connect_us\": {\"p50\": %.1f, \"p99\": %.1f, \"p999\": %.1f}}\n", percentile_us(latency, 0.5),
-	       percentile_us(latency, 0.99), percentile_us(latency, 0.999));
+	printf("], \"connect_us\": {\"p50\": %.1f, \"p99\": %.1f, \"p999\": %.1f}, \"histogram\": [",
+	       percentile_us(latency, 0.5), percentile_us(latency, 0.99), percentile_us(latency, 0.999));
+	comma = "";
+	for (int b = 0; b < BUCKETS; b++) {
+		if (latency[b]) {
+			printf("%s[%.1f, %lu]", comma, (double)bucket_ns(b) / 1000.0, (unsigned long)latency[b]);
+			comma = ", ";
+		}
+	}
+	puts("]}");
 }
 
 int main(int argc, char **argv)
