@@ -4,35 +4,22 @@ import os
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.load import wait_until
 from tests.load.daemon import daemon
-from tests.load.netns import Link, Namespace, link
+from tests.load.netns import Link, link
 from tests.load.segments import RST, Segment, capture
+from tests.load.servers import NGINX_PORT, REDIS_PORT, nginx, redis
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
     reason="BPF needs root; TWCTL_TEST_KERNEL=1 forces it",
 )
 
-NGINX = Path("build/programs/nginx")  # deploy/setup --test puts it there
-REDIS = ("bash", "-c", 'exec -a redis-server redis-check-rdb "$@"', "bash")  # one program; its name says which
 LOST = 0.01  # share of packets, each way
 REQUESTS = 1009
-CONFIGURATION = """
-daemon off; master_process off; pid {folder}/pid; error_log {folder}/error;
-events {{ worker_connections 4096; }}
-http {{
-    access_log off; keepalive_timeout 0;
-    client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-    uwsgi_temp_path {folder}; scgi_temp_path {folder};
-    server {{ listen {address}:8080 reuseport backlog=4096; location / {{ return 200 "well"; }} }}
-}}
-"""
 
 
 @pytest.fixture(params=["stock", "vestigial"])
@@ -52,17 +39,6 @@ def both(request: pytest.FixtureRequest) -> Iterator[Link]:
 LOSE = f"meta l4proto tcp numgen random mod 1000 < {int(LOST * 1000)}"
 
 
-@contextmanager
-def served(ns: Namespace, *command: str) -> Iterator[None]:
-    """A server that runs until the end of the block."""
-    process = ns.popen(*command)
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
-
-
 def reset_flows(segments: list[Segment], closer: str) -> list[str]:
     """What passed on each tuple on which the end that closed first sent a RST, a line each segment.
 
@@ -80,10 +56,8 @@ def reset_flows(segments: list[Segment], closer: str) -> list[str]:
 
 def test_curl_against_nginx(both: Link, tmp_path: Path) -> None:
     """1,009 requests, a connection each, the server closing first: all answered, and no RST from the server."""
-    (tmp_path / "conf").write_text(CONFIGURATION.format(folder=tmp_path, address=both.server_ipv4))
-    urls = f"http://{both.server_ipv4}:8080/[1-{REQUESTS}]"
-    with served(both.server, str(NGINX), "-c", str(tmp_path / "conf")), capture(both.client, both.device) as wire:
-        wait_until(lambda: listening(both.server, 8080), what="nginx listens")
+    urls = f"http://{both.server_ipv4}:{NGINX_PORT}/[1-{REQUESTS}]"
+    with nginx(both.server, both.server_ipv4, tmp_path), capture(both.client, both.device) as wire:
         command = both.client.command("curl", "--no-progress-meter", "-Z", "--parallel-max", "50", urls)
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert (0, REQUESTS) == (done.returncode, done.stdout.count("well"))
@@ -94,21 +68,8 @@ def test_curl_against_nginx(both: Link, tmp_path: Path) -> None:
 
 def test_a_connection_for_each_query_against_redis(both: Link, tmp_path: Path) -> None:
     """1,009 queries, a connection each, the client closing first: all answered, the last one says so."""
-    options = (
-        "--bind",
-        both.server_ipv4,
-        "--port",
-        "7379",
-        "--save",
-        "",
-        "--dir",
-        str(tmp_path),
-        "--protected-mode",
-        "no",
-    )
-    with served(both.server, *REDIS, *options):
-        wait_until(lambda: listening(both.server, 7379), what="redis listens")
-        where = ("-h", both.server_ipv4, "-p", "7379")
+    with redis(both.server, both.server_ipv4, tmp_path):
+        where = ("-h", both.server_ipv4, "-p", str(REDIS_PORT))
         command = ("redis-benchmark", *where, "-n", str(REQUESTS), "-c", "20", "-k", "0", "-t", "incr", "--csv")
         done = subprocess.run(both.client.command(*command), capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0
@@ -116,10 +77,3 @@ def test_a_connection_for_each_query_against_redis(both: Link, tmp_path: Path) -
         ask = ("redis-cli", *where, "get", "counter:__rand_int__")
         told = subprocess.run(both.client.command(*ask), capture_output=True, text=True, timeout=60, check=True)
         assert int(told.stdout) >= REQUESTS
-
-
-def listening(ns: Namespace, port: int) -> bool:
-    """Somebody listens on this port."""
-    return any(
-        line.split()[1].endswith(f":{port:04X}") and line.split()[3] == "0A" for line in ns.read("tcp").splitlines()
-    )
