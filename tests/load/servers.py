@@ -83,6 +83,8 @@ def postgresql(ns: Namespace, address: str, folder: Path) -> Iterator[None]:
     with (data / "pg_hba.conf").open("a") as rules:
         rules.write("host all all all trust\n")
     where = (f"listen_addresses={address}", f"port={POSTGRESQL_PORT}", f"unix_socket_directories={data}")
-    options = [word for each in (*where, "fsync=off", "shared_buffers=16MB") for word in ("-c", each)]
+    settings = (*where, "fsync=off", "shared_buffers=16MB", "log_min_messages=fatal")
+    options = [word for each in settings for word in ("-c", each)]
     with served(ns, POSTGRESQL_PORT, *NOBODY, str(server), "-D", str(data), *options):
+        wait_until(lambda: "ready" in (data / "postmaster.pid").read_text(), what="PostgreSQL is ready")
         yield
