@@ -1,4 +1,4 @@
-"""The table of docs/benchmarks.md, written from what was measured: no figure there is typed by hand."""
+"""The tables of docs/benchmarks.md, written from what was measured: no figure there is typed by hand."""
 
 import os
 import subprocess
@@ -11,9 +11,9 @@ from tests import ROOT
 from tests.docs import pages
 
 
-def write_figures(results: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put the figures into the block that docs/benchmarks.md has for them; the prose around it stays."""
-    for page in pages.write("figures", {"all": table(results)}):
+def write_figures(found: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+    """Put the figures of each benchmark into its block of docs/benchmarks.md; all else there stays."""
+    for page in pages.write("figures", {name: table(results) for name, results in found.items()}):
         print(page.relative_to(ROOT))
 
 
