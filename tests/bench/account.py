@@ -100,9 +100,10 @@ def run(*, short: bool = False) -> dict[str, Any]:
     """A row for each program, state event and operation; then a whole connection. short: programs and state events."""
     count = 20_011 if short else CLOSES
     stopwatch = Stopwatch()
-    programs = _programs(count, stopwatch.empty())
+    empty = stopwatch.empty()
+    programs = _programs(count, empty)
     parts = programs | _events(stopwatch, count)
-    return parts if short else parts | _operations() | _whole(programs)
+    return parts if short else parts | _programs(count, empty, 8) | _operations() | _whole(programs)
 
 
 def _fdinfo(fd: int) -> Spent:
@@ -122,23 +123,25 @@ def _pinned(folder: Path) -> dict[str, Spent]:
 
 
 @contextlib.contextmanager
-def _served(name: str) -> Iterator[Place]:
-    with place(name) as each, serving(each.both.server, "--address", each.both.server_ipv4):
+def _served(name: str, threads: int = 1) -> Iterator[Place]:
+    options = ("--server-threads", str(threads))
+    with place(name) as each, serving(each.both.server, "--address", each.both.server_ipv4, *options):
         yield each
 
 
-def _programs(count: int, empty: float) -> dict[str, Any]:
+def _programs(count: int, empty: float, threads: int = 1) -> dict[str, Any]:
     """Runs of each program and their time, for each of so many connections."""
-    with _served(OURS) as ours, ours.watched() as one, statistics_enabled():
+    load = ("--count", str(count), "--threads", str(threads))
+    with _served(OURS, threads) as ours, ours.watched() as one, statistics_enabled():
         assert one
         folder = one.pins / "current/programs"
-        ours.closes("--count", str(count))
+        ours.closes(*load)
         before = _pinned(folder)
-        ours.closes("--count", str(count))
+        ours.closes(*load)
         after = _pinned(folder)
     spent = {name: after[name] - before[name] for name in after}
     return {
-        f"account: {SHOWN.get(name, name)}": {
+        f"account: {SHOWN.get(name, name)}{f', {threads} client threads' if threads > 1 else ''}": {
             "runs a connection": round(each.runs / count, 2),
             "ns a run": round(each.each - empty),
             "us a connection": round((each.each - empty) * each.runs / count / 1000, 3),

@@ -37,7 +37,7 @@ def _with_threads(threads: int, rounds: int = ROUNDS, seconds: int = SECONDS) ->
         options = ("--address", each.both.server_ipv4, "--server-threads", str(threads))
         with each.watched(), serving(each.both.server, *options):
             each.closes(*load, str(FILL_SECONDS))
-            reports[each.name].append(each.closes(*load, str(seconds)))
+            reports[each.name].append({"threads": threads, **each.closes(*load, str(seconds))})
     what = f"{threads} client thread{'s' if threads > 1 else ''}"
     results: dict[str, Any] = {}
     for name in reports.keys() - {OURS}:
@@ -47,15 +47,16 @@ def _with_threads(threads: int, rounds: int = ROUNDS, seconds: int = SECONDS) ->
 
 def _against(name: str, ours: Reports, others: Reports, what: str) -> dict[str, Any]:
     pairs = list(zip(ours, others, strict=True))
-    rates = [statistics.mean(a["series"]) / statistics.mean(b["series"]) for a, b in pairs]
+    rates = [a["per_second"] / b["per_second"] for a, b in pairs]
     slowest = [a["connect_us"]["p999"] / b["connect_us"]["p999"] for a, b in pairs]
     rate, latency = statistics.median(rates), statistics.median(slowest)
     return {
         f"connections a second in turn, {what}, against {name}": {
-            "vestigial": round(statistics.median(statistics.mean(each["series"]) for each in ours)),
-            name: round(statistics.median(statistics.mean(each["series"]) for each in others)),
+            "vestigial": round(statistics.median(each["per_second"] for each in ours)),
+            name: round(statistics.median(each["per_second"] for each in others)),
             "ratio": round(rate, 3),
             "pairs": ", ".join(f"{each:.3f}" for each in rates),
+            "while it had a CPU": round(statistics.median(_busy_rate(a) / _busy_rate(b) for a, b in pairs), 3),
             "goal": RATE,
             "met": rate >= RATE,
         },
@@ -68,6 +69,11 @@ def _against(name: str, ours: Reports, others: Reports, what: str) -> dict[str, 
             "met": latency <= LATENCY,
         },
     }
+
+
+def _busy_rate(report: Mapping[str, Any]) -> float:
+    """Connections in a second of the clients' time, without that in which others had their CPU."""
+    return float(report["made"] / (report["seconds"] - report["waited"] / report["threads"]))
 
 
 def _seconds(reports: Mapping[str, Reports], what: str) -> dict[str, Any]:

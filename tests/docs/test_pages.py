@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests import ROOT
+from tests.bench.__main__ import NAMES as NAMES_OF_BENCHMARKS
 from tests.docs.pages import PAGES, README, anchors, blocks, prose
 
 LINES = 200  # of the README
@@ -68,6 +69,11 @@ def test_every_page_can_be_found() -> None:
         }
         wanted: set[Path] = {page.resolve() for page in ROOT.glob("docs/*.md")} - {ROOT / "docs/README.md"}
         assert set() == wanted - linked, index
+
+
+def test_each_benchmark_has_its_figures() -> None:
+    """A block on docs/benchmarks.md, and no other has one."""
+    assert sorted(NAMES_OF_BENCHMARKS) == sorted(name for _, name, _ in blocks("figures"))
 
 
 def test_no_block_that_the_program_writes_is_empty() -> None:

@@ -76,6 +76,7 @@ struct worker {
 	int *listeners; /* inline: one to each server address and port */
 	atomic_ulong made; /* read by the clock thread while it runs */
 	atomic_ulong closed;
+	double waited; /* seconds in which it could have run and had no CPU */
 	uint64_t failed[MAX_ERRNO];
 	uint64_t latency[BUCKETS];
 };
@@ -431,6 +432,20 @@ static void pin(const struct worker *w)
 		die("pin");
 }
 
+/* The second number of schedstat; 0 where the kernel does not count it. */
+static double seconds_without_cpu(void)
+{
+	FILE *file = fopen("/proc/thread-self/schedstat", "r");
+	unsigned long long ran, waited = 0;
+
+	if (!file)
+		return 0;
+	if (fscanf(file, "%llu %llu", &ran, &waited) != 2)
+		waited = 0;
+	fclose(file);
+	return (double)waited / 1e9;
+}
+
 static void *client_thread(void *arg)
 {
 	struct worker *w = arg;
@@ -453,6 +468,7 @@ static void *client_thread(void *arg)
 		else
 			one_client(w, ticket);
 	}
+	w->waited = seconds_without_cpu();
 	return NULL;
 }
 
@@ -825,9 +841,11 @@ static void report(void)
 	uint64_t made = sum_made(all, n), failures = 0;
 	uint64_t closed = sum_closed(opt.n_server_threads ? servers : clients,
 				     opt.n_server_threads ? opt.n_server_threads : opt.n_clients);
-	double seconds = (double)(end_of_run - started) / 1e9;
+	double seconds = (double)(end_of_run - started) / 1e9, waited = 0;
 	const char *comma = "";
 
+	for (int i = 0; i < opt.n_clients; i++)
+		waited += clients[i].waited;
 	for (int half = 0; half < 2; half++) {
 		struct worker *w = half ? servers : clients;
 		for (int i = 0; i < (half ? opt.n_server_threads : opt.n_clients); i++) {
@@ -848,8 +866,8 @@ static void report(void)
 			comma = ", ";
 		}
 	}
-	printf("}, \"close\": \"%s\", \"seconds\": %.3f, \"per_second\": %.0f, \"series\": [", close_names[opt.way],
-	       seconds, seconds > 0 ? (double)made / seconds : 0);
+	printf("}, \"close\": \"%s\", \"waited\": %.3f, \"seconds\": %.3f, \"per_second\": %.0f, \"series\": [", close_names[opt.way],
+	       waited, seconds, seconds > 0 ? (double)made / seconds : 0);
 	for (int i = 0; i < n_series; i++)
 		printf("%s%lu", i ? ", " : "", (unsigned long)series[i]);
 	printf("], \"connect_us\": {\"p50\": %.1f, \"p99\": %.1f, \"p999\": %.1f}, \"histogram\": [",
