@@ -21,7 +21,6 @@ from typing import Any
 from tests.bench.blame import statistics_enabled
 from tests.bench.table import PROGRAMS
 from tests.bench.ways import NONE, OURS, Place, place, taking_turns
-from tests.load.closes import serving
 from tests.load.programs import Programs
 from twctl.linux import libbpf
 from twctl.table.shared import bpf_folder
@@ -124,8 +123,7 @@ def _pinned(folder: Path) -> dict[str, Spent]:
 
 @contextlib.contextmanager
 def _served(name: str, threads: int = 1) -> Iterator[Place]:
-    options = ("--server-threads", str(threads))
-    with place(name) as each, serving(each.both.server, "--address", each.both.server_ipv4, *options):
+    with place(name) as each, each.serving("--server-threads", str(threads)):
         yield each
 
 
@@ -238,7 +236,7 @@ def _whole(programs: Mapping[str, Any]) -> dict[str, Any]:
     """A connection's time in turn with the programs and without; what of the difference is time in the programs."""
     took: dict[str, list[float]] = {NONE: [], OURS: []}
     for each in taking_turns((NONE, OURS), ROUNDS):
-        with each.watched(), serving(each.both.server, "--address", each.both.server_ipv4):
+        with each.watched(), each.serving():
             each.closes("--seconds", "2")
             took[each.name].append(1e6 / each.closes("--seconds", str(SECONDS))["per_second"])
     ours, none = (statistics.median(took[name]) for name in (OURS, NONE))

@@ -18,7 +18,6 @@ from typing import Any
 from tests.bench.truncate import cpu_ticks, slab_caches
 from tests.bench.ways import OURS, STOCK, Place, taking_turns
 from tests.load import counters
-from tests.load.closes import serving
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.table.layout import Layout
@@ -46,8 +45,7 @@ def _row(ours: Sequence[dict[str, float]], stock: Sequence[dict[str, float]], ke
 
 
 def _burst(each: Place, sessions: int) -> dict[str, float]:
-    address = ("--address", each.both.server_ipv4, "--port", PORTS)
-    with each.watched(), serving(each.both.server, *address):
+    with each.watched(), each.serving("--port", PORTS):
         memory, before, began = sum(slab_caches().values()), cpu_ticks(), time.monotonic()
         report = each.closes("--port", PORTS, "--count", str(sessions))
         took = time.monotonic() - began

@@ -14,7 +14,6 @@ from typing import Any
 
 from tests.bench.ways import EXPERT, OURS, STOCK, Place, left_out, possible, taking_turns
 from tests.load import counters
-from tests.load.closes import serving
 from tests.load.counters import FIN_WAIT2
 
 HALF_OPEN, CONNECTS, ROUNDS = 5_000, 100_000, 3
@@ -62,8 +61,7 @@ def _figures(name: str, rounds: list[dict[str, Any]], failed: int) -> dict[str, 
 
 def _round(each: Place, close: str, connects: int) -> dict[str, Any]:
     """The server keeps the first ones open."""
-    address = ("--address", each.both.server_ipv4)
-    with each.watched() as one, serving(each.both.server, "--hold", str(HALF_OPEN), *address):
+    with each.watched() as one, each.serving("--hold", str(HALF_OPEN)):
         each.closes("--close", "client", "--count", str(HALF_OPEN))
         report = each.closes("--close", close, "--count", str(connects), timeout=600)
         kept = sum(socket.state == FIN_WAIT2 for socket in counters.sockets(each.both.client))

@@ -28,7 +28,6 @@ from tests.bench.ways import (
     taking_turns,
 )
 from tests.load import wait_until
-from tests.load.closes import serving
 from tests.load.counters import TIME_WAIT
 from tests.load.daemon import Daemon
 
@@ -105,7 +104,7 @@ def _curves(found: Found) -> dict[str, dict[str, list[tuple[float, float]]]]:
 
 def _sweep(each: Place, shares: Iterable[int], connects: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Fill the ports up from one share to the next, and connect at each. A reset leaves no session behind."""
-    with each.watched(LIFE) as one, serving(each.both.server, "--address", each.both.server_ipv4):
+    with each.watched(LIFE) as one, each.serving():
         for share in shares:
             wanted = NUMBER_OF_PORTS * share // 100
             for parity, count in enumerate((min(wanted, HALF), max(0, wanted - HALF))):

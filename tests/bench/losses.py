@@ -12,7 +12,6 @@ from typing import Any
 
 from tests.bench.ways import EXPERT, OURS, Place, left_out, taking_turns
 from tests.load import counters
-from tests.load.closes import serving
 from tests.load.netns import Namespace
 
 CLOSES, SHORT_CLOSES = 1_000_000, 100_000
@@ -41,10 +40,7 @@ def _with_threads(threads: int, closes: int, names: tuple[str, ...] = (OURS, EXP
 
 def _lost(each: Place, threads: int, closes: int) -> dict[str, int]:
     ends = each.both.client, each.both.server
-    with (
-        each.watched() as one,
-        serving(each.both.server, "--address", each.both.server_ipv4, "--server-threads", str(threads)),
-    ):
+    with each.watched() as one, each.serving("--server-threads", str(threads)):
         report = each.closes("--count", str(closes), "--threads", str(threads), timeout=closes / 1000 + 60)
         held = one.metric("twctl_guard_segments_total", action="held") if one else 0
     again = [_sent_again(ns) for ns in ends]

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.bench.ways import EXPERT, NONE, OURS, left_out, taking_turns
-from tests.load.closes import serving
 
 ROUNDS, SECONDS = 5, 8
 FILL_SECONDS = 2  # at 20,000 a second every port has had a session then
@@ -34,8 +33,7 @@ def _with_threads(threads: int, rounds: int = ROUNDS, seconds: int = SECONDS) ->
     reports: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     load = ("--threads", str(threads), "--seconds")
     for each in taking_turns((OURS, *COMPARED), rounds):
-        options = ("--address", each.both.server_ipv4, "--server-threads", str(threads))
-        with each.watched(), serving(each.both.server, *options):
+        with each.watched(), each.serving("--server-threads", str(threads)):
             each.closes(*load, str(FILL_SECONDS))
             reports[each.name].append({"threads": threads, **each.closes(*load, str(seconds))})
     what = f"{threads} client thread{'s' if threads > 1 else ''}"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.load.closes import run as closes
+from tests.load.closes import serving
 from tests.load.daemon import Daemon, daemon
 from tests.load.netns import Link, Namespace, link
 
@@ -67,10 +68,19 @@ class Place:
         with daemon(guarded, mode="vestigial", config=config) as one:
             yield one
 
+    @contextmanager
+    def serving(self, *options: str) -> Iterator[None]:
+        """The server half."""
+        with serving(self.both.server, "--address", self.both.server_ipv4, *options):
+            yield
+
     def closes(self, *options: str, timeout: float = 120) -> dict[str, Any]:
-        """One run of the client half toward the server's address."""
+        """One run of the client half toward the server's address, behind the server where they share a CPU.
+
+        A server that has its own keeps up. One that does not holds clients up: in FIN_WAIT2 their ports stay taken.
+        """
         address = ("--connect", "--address", self.both.server_ipv4)
-        return closes(self.both.client, *address, *options, timeout=timeout)
+        return closes(self.both.client, *address, *options, timeout=timeout, niceness=10)
 
 
 @contextmanager

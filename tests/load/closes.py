@@ -29,11 +29,10 @@ def closes_binary(folder: Path = BUILD) -> Path:
     return binary
 
 
-def run(ns: Namespace, *options: str, timeout: float = 120) -> dict[str, Any]:
+def run(ns: Namespace, *options: str, timeout: float = 120, niceness: int = 0) -> dict[str, Any]:
     """One run to its end inside `ns`; the program's own report."""
-    done = subprocess.run(
-        ns.command(str(closes_binary()), *options), capture_output=True, text=True, timeout=timeout, check=False
-    )
+    command = ns.command("nice", "-n", str(niceness), str(closes_binary()), *options)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return report
