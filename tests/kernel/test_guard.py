@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -272,3 +273,56 @@ def test_bind_does_not_see_vestiges(pair: tuple[Link, Daemon]) -> None:
         with both.client.socket(socket.AF_INET) as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
             sock.bind((both.client_ipv4, port))
+
+
+def failing(one: Daemon, *words: str) -> str:
+    """The last line of a start that fails."""
+    done = twctl("run", *one.options, "--netns", one.namespaces[0].name, "--mode", "vestigial", *words)
+    assert done.returncode == 1
+    return done.stderr.splitlines()[-1]
+
+
+def test_a_start_that_fails_puts_back_what_a_crash_left(ns: Namespace) -> None:
+    """Its port is in use, its configuration is bad, or NAT is in the way: the sysctls are as before the crash."""
+    before = buckets(ns), ns.sysctl("net.ipv4.tcp_fin_timeout")
+
+    def now() -> tuple[int, str]:
+        return buckets(ns), ns.sysctl("net.ipv4.tcp_fin_timeout")
+
+    with daemon(ns, mode="vestigial") as one, socket.create_server(("127.0.0.1", 0)) as taken:
+        one.kill()
+        assert 0 == buckets(ns)
+        port = taken.getsockname()[1]
+        assert "cannot serve metrics" in failing(one, "--listen", f"127.0.0.1:{port}")
+        assert before == now()
+        one.start()
+        one.kill()
+        assert 0 == buckets(ns)
+        (one.folder / "twctl.toml").write_text("mood = 'bad'\n")
+        assert "unknown key mood" in failing(one, "--listen", "127.0.0.1:0")
+        assert before == now()
+        one.start()
+        one.kill()
+        rules = "table ip t { chain c { type nat hook prerouting priority 0; tcp dport 1 redirect to :2; }; }"
+        subprocess.run(ns.command("nft", rules), check=True)
+        assert "the guard may not see here" in failing(one, "--listen", "127.0.0.1:0")
+        assert before == now()
+
+
+def test_a_new_table_takes_the_place_of_the_last_without_a_rst() -> None:
+    """SIGHUP with another capacity while a client closes 300 times a second: each FIN of the server finds somebody."""
+    with (
+        link() as both,
+        daemon(both.client, mode="vestigial") as one,
+        serving(both.server, "--close", "client", "--address", both.server_ipv4),
+    ):
+        before = counters.tcp(both.client)["OutRsts"]
+        load = ("--connect", "--close", "client", "--address", both.server_ipv4, "--rate", "300", "--seconds", "12")
+        with ThreadPoolExecutor(1) as pool:
+            closes = pool.submit(run, both.client, *load)
+            wait_until(lambda: len(one.table()) > N, what="closes")
+            one.reload("mode = 'vestigial'\ncapacity = 4099\n")
+            report = closes.result()
+        assert "replacing the pinned table" in one.log
+        assert 0 == buckets(both.client)
+        assert (0, before) == (report["failed"], counters.tcp(both.client)["OutRsts"])

@@ -90,7 +90,6 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     }
     flags = {"all_netns": all_netns, "force": force}
     options = {name: value for name, value in (given | flags).items() if value}
-    load(config, options)
     request = json.dumps({"file": str(config) if config else None, "options": options, "release": release})
     os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon.main", request])  # noqa: S606 - our own interpreter
 

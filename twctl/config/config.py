@@ -1,5 +1,6 @@
 """The configuration as one value, and what its keys demand of each other."""
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from twctl.addresses import Network
 from twctl.classes import Class
 from twctl.config.keys import KEYS, Listen, Mode, Probe
 from twctl.config.settings import DEFAULT, Setting, plain, read_toml, refusal, settle
+from twctl.errors import TwctlError
 from twctl.linux.sysctl import NAMES as SYSCTLS
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 
@@ -118,6 +120,14 @@ def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Pa
     layers = [(str(file), read_toml(file))] if file else []
     settings = settle(KEYS, [*layers, ("command line", options)])
     return Effective(_config(settings), settings)
+
+
+def pins_of(path: Path | None, overrides: Mapping[str, object]) -> Path:
+    """The pins that a configuration names which is refused: arguments as of `load`. Never an error."""
+    said = overrides.get("pins")
+    with contextlib.suppress(TwctlError):
+        said = said or read_toml(path or DEFAULT_FILE).get("pins")
+    return Path(str(said or KEYS["pins"].default))
 
 
 def from_published(published: Mapping[str, Sequence[Any]]) -> Effective:

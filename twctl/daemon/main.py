@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from twctl.config.config import Effective, load
+from twctl.config.config import Effective, load, pins_of
 from twctl.config.keys import Mode
 from twctl.daemon.loop import Heartbeat, Task, loop, signals
 from twctl.daemon.metrics import registry_of
 from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.server import Listener, Server
-from twctl.daemon.start import SysctlsRestored, load_guard, restore_sysctls, take_over_or_load
+from twctl.daemon.start import SysctlsRestored, load_guard, restore_after_crash, take_over_or_load
 from twctl.daemon.work import start_work
 from twctl.errors import TwctlError
 from twctl.linux import capabilities
@@ -44,12 +44,13 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         pins = Pins(config.pins)
         pins.open()
         undo.callback(pins.unlock)
+        # From here on whatever fails puts back what an earlier start changed that crashed.
+        journal = journal_of(config.pins)
+        sysctls = undo.enter_context(SysctlsRestored(journal))
         listener = Listener(config.listen, config.tls)
         undo.callback(listener.close)
         feasible.refuse(config)
-        table = take_over_or_load(pins, config)
-        journal = journal_of(config.pins)
-        sysctls = undo.enter_context(SysctlsRestored(journal))
+        table = take_over_or_load(pins, config, journal)
         if config.mode is Mode.VESTIGIAL:
             load_guard(table, pins.current)
         table.set_lives(config.time_wait, config.fin_wait2)
@@ -96,17 +97,16 @@ def _reread(file: Path | None, options: dict[str, object]) -> Effective | None:
 def _run_to_the_end(file: Path | None, options: dict[str, object], notifier: Notifier) -> Path | None:
     """Run with one configuration after the other; returns the pins of the last one.
 
-    :raises TwctlError: if one cannot run; then the sysctls that it was handed over are put back.
+    :raises TwctlError: if one cannot run; then the sysctls that it was handed over, or that a crash left, are put back.
     """
-    effective: Effective | None = load(file, options)
     pins: Path | None = None
     try:
+        effective: Effective | None = load(file, options)
         while effective:
             following = run(effective, lambda: _reread(file, options), notifier)
             pins, effective = effective.config.pins, following
     except TwctlError:
-        if pins:
-            restore_sysctls(journal_of(pins))
+        restore_after_crash(pins or pins_of(file, options))
         raise
     return pins
 

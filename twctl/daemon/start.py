@@ -11,7 +11,7 @@ from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.config.config import Config
 from twctl.errors import TwctlError
-from twctl.linux.sysctl import Journal
+from twctl.linux.sysctl import Journal, journal_of
 from twctl.table import loader
 from twctl.table.layout import Layout
 from twctl.table.maps import Table
@@ -21,8 +21,10 @@ from twctl.table.sources import guard_identity, table_identity
 log = logging.getLogger("twctl")
 
 
-def take_over_or_load(pins: Pins, config: Config) -> Table:
+def take_over_or_load(pins: Pins, config: Config, journal: Journal) -> Table:
     """The pinned table, if it is what would be loaded; else a new one in its place.
+
+    Before a probe goes the sysctls are put back: no namespace is ever without TIME_WAIT sockets and without a probe.
 
     :raises TwctlError: if this kernel does not take the probes.
     """
@@ -34,6 +36,7 @@ def take_over_or_load(pins: Pins, config: Config) -> Table:
                 log.info("took over the pinned table at %s: same layout", pins.current)
                 return table
         log.info("replacing the pinned table at %s: other layout, capacity or probe", pins.current)
+        restore_sysctls(journal)
         _say_what_is_forgotten(pins.current)
     sizes = {family: {class_.label: layout.capacity[family][class_] for class_ in Class} for family in FAMILIES}
     loaded = pins.load(loader.Request(str(pins.root / "next"), sizes, config.probe))
@@ -60,6 +63,15 @@ def restore_sysctls(journal: Journal) -> None:
     """Put back what the journal has; log what somebody else has changed meanwhile."""
     for line in journal.restore():
         log.warning("%s", line)
+
+
+def restore_after_crash(root: Path) -> None:
+    """Put back what a daemon of these pins left that crashed; not where one runs."""
+    pins = Pins(root)
+    with contextlib.suppress(TwctlError, OSError):  # nothing was ever pinned there, or a daemon has the lock
+        pins.lock()
+        restore_sysctls(journal_of(root))
+        pins.unlock()
 
 
 class SysctlsRestored:
