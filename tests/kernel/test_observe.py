@@ -51,12 +51,12 @@ class Host:
         far = FAR_IPV6 if family == IPV6 else FAR_IPV4
         return Route(near.client, near.server, near.client_address, far, family, near.device)
 
-    def vestige(self, end: paths.End) -> Vestige | None:
-        """The vestige of one end of a session."""
-        found = [one for one in self.daemon.table() if (str(one.local), one.local_port) == (end.local, end.local_port)]
-        found = [one for one in found if (str(one.remote), one.remote_port) == (end.remote, end.remote_port)]
-        assert len(found) <= 1, "the same session twice"
-        return found[0] if found else None
+    def vestiges(self) -> dict[tuple[str, int, str, int], Vestige]:
+        """All of them, by tuple."""
+        rows = self.daemon.table()
+        found = {(str(one.local), one.local_port, str(one.remote), one.remote_port): one for one in rows}
+        assert len(rows) == len(found), "the same session twice"
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,8 @@ def test_each_way_into_time_wait_makes_one_vestige_a_session(
     wire = "ipv6" if family == IPV6 else "ipv4"
     row = f'twctl_time_wait_entered_total{{class="{class_}",family="{wire}"}}'
     assert {row: float(len(ends))} == difference(before, entered(host.daemon))
-    found = [host.vestige(end) for end in ends]
+    table = host.vestiges()
+    found = [table.get(end.tuple) for end in ends]
     assert [(class_, wire, host.client.name)] * len(ends) == [
         (one.class_.label, one.family, one.netns) if one else None for one in found
     ]
@@ -106,9 +107,9 @@ def test_a_vestige_holds_what_was_seen_on_the_wire(host: Host, name: str, family
     """Sequence numbers, window and timestamps of the record are those of the segments that were exchanged."""
     sessions = scripted(host.peer, name, N, family=family, timestamps=timestamps)
     late_fin = name in {"orphan_late_fin", "close_late_fin"} and host.daemon.probe == "tracepoint"
+    table = host.vestiges()
     for session in sessions:
-        vestige, seen = host.vestige(session.client), session.seen
-        assert vestige
+        vestige, seen = table[session.client.tuple], session.seen
         assert seen
         # Without fentry nothing tells that a mini-socket's FIN has come: the record is that of its entry.
         rcv_nxt = seen.rcv_nxt - late_fin & 0xFFFFFFFF
@@ -149,7 +150,7 @@ def test_other_endings_make_no_vestige_and_are_counted_as_what_they_are(host: Ho
     sessions = path(host.route("local", IPV4), N, CLIENT)
     wait_until(lambda: host.daemon.metric("twctl_closed_without_time_wait_total", how=how) == before + N, what=how)
     assert difference(entries, entered(host.daemon)) == {}
-    assert [None] * N == [host.vestige(session.client) for session in sessions]
+    assert not host.vestiges().keys() & {session.client.tuple for session in sessions}
 
 
 def test_a_storm_is_counted_exactly(host: Host) -> None:
@@ -322,10 +323,8 @@ def test_a_route_moves_the_next_session(host: Host) -> None:
     """Within a second of its route, a peer on the link is remote, and local again when the route goes."""
 
     def class_of_next() -> str:
-        session = paths.fin_wait2(host.route("local", IPV4), 1, CLIENT)[0]
-        vestige = host.vestige(session.client)
-        assert vestige
-        return vestige.class_.label
+        [session] = paths.fin_wait2(host.route("local", IPV4), 1, CLIENT)
+        return host.vestiges()[session.client.tuple].class_.label
 
     assert class_of_next() == "local"
     detour = (f"{host.link.server_ipv4}/32", "via", host.link.server_ipv4, "onlink", "dev", host.link.device)
