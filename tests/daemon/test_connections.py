@@ -233,7 +233,7 @@ def test_what_is_cheap_does_not_wait_for_what_is_costly(served: Served) -> None:
             assert ASK == served.ask()
         seconds = time.monotonic() - started
         assert seconds <= SOON
-        wait_until(lambda: len(served.made) >= before + 3, what="and they are made meanwhile")
+        wait_until(lambda: len(served.made) >= before + 3, what="and they are made meanwhile", timeout=30)
         assert (len(served.made) - before - 1) * 0.2 <= time.monotonic() - started
 
 

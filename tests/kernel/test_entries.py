@@ -177,21 +177,22 @@ def test_every_script_is_accounted_for() -> None:
     assert {"reset_orphan", "data_after_close", "data_with_ack"} == past - SCRIPTED.keys()
 
 
-@pytest.fixture
-def bare() -> Iterator[Namespace]:
-    """A namespace without TCP timestamps."""
-    with namespace({**QUIET, "net.ipv4.tcp_timestamps": 0}) as made:
-        yield made
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_without_timestamps_there_is_no_ts_recent(probe: str, bare: Namespace, family: str) -> None:
+def test_without_timestamps_there_is_no_ts_recent(probe: str) -> None:
     """net.ipv4.tcp_timestamps=0; the sequence numbers are there."""
-    with daemon(bare, probe=probe, config="capacity = 1021\n") as one, capture(bare) as wire:
-        sessions = paths.fin_wait2(paths.over_lo(bare, family), N, CLIENT)
-        seen = {session.client.local_port: wire.seen(*session.client.tuple) for session in sessions}
-        assert {port: (each.snd_nxt, each.rcv_nxt, None) for port, each in seen.items()} == {
-            each.local_port: (each.snd_nxt, each.rcv_nxt, each.ts_recent) for each in one.table()
+    with (
+        namespace({**QUIET, "net.ipv4.tcp_timestamps": 0}) as ns,
+        daemon(ns, probe=probe, config="capacity = 1021\n") as one,
+        capture(ns) as wire,
+    ):
+        sessions = [each for family in FAMILIES for each in paths.fin_wait2(paths.over_lo(ns, family), N, CLIENT)]
+        seen = {session.client.tuple: wire.seen(*session.client.tuple) for session in sessions}
+        assert {tuple_: (each.snd_nxt, each.rcv_nxt, None) for tuple_, each in seen.items()} == {
+            (str(each.local), each.local_port, str(each.remote), each.remote_port): (
+                each.snd_nxt,
+                each.rcv_nxt,
+                each.ts_recent,
+            )
+            for each in one.table()
         }
 
 

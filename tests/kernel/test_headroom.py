@@ -154,6 +154,7 @@ def used_up() -> list[Watched]:
     return found
 
 
+@pytest.mark.alone("clients have to keep their pace")
 def test_the_forecast_comes_within_a_fifth_of_the_moment_when_connect_fails() -> None:
     """Made from 30 % to half of the way, also with reserved ports, and whatever it is that holds ports."""
     for _ in range(3):

@@ -19,19 +19,23 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-PRESSED = "reconcile_interval = 0\n[time_wait]\nlocal = 6\n"
-HEADROOM = "[pressure]\nport_headroom = 0.3\nfloor = {local = 1}\n"
+# At 24 connections a second 35 % of 228 ports are left after 6.2 s and none after 9.5 s: the daemon, which looks each
+# second, may be 2 s late. With half the time 120 ports are in use, 28 less than would halve it again: that is 1 s.
+NORMAL, SHORTER, RATE = 10, 5, 24
+PRESSED = f"reconcile_interval = 0\n[time_wait]\nlocal = {NORMAL}\n"
+HEADROOM = "[pressure]\nport_headroom = 0.35\nfloor = {local = 1}\n"
 
 
+@pytest.mark.alone("clients have to keep their pace")
 def test_pressure_lets_clients_go_on_that_would_fail_and_touches_nobody_else(probe: str) -> None:
-    """40 connections a second are 240 ports at 6 s, of 211; at 3 s they are 120. Another destination keeps its 6 s."""
+    """24 connections a second are 240 ports at 10 s, of 228; at 5 s they are 120. Another one keeps its 10 s."""
     with ExitStack() as stack:
-        ends = [stack.enter_context(link(QUIET | {RANGE: "40000 40210"})) for _ in range(2)]
+        ends = [stack.enter_context(link(QUIET | {RANGE: "40000 40227"})) for _ in range(2)]
         near = ends[0].client
         one = stack.enter_context(daemon(near, probe=probe, mode="truncate", config=PRESSED + HEADROOM))
         stack.enter_context(daemon(ends[1].client, probe=probe, mode="truncate", config=PRESSED))
         routes = [*(over_link(ends[0], family) for family in (IPV4, IPV6, MAPPED)), over_link(ends[1])]
-        *saved, lost = (stack.enter_context(client(route, 40, makes_up=True)) for route in routes)
+        *saved, lost = (stack.enter_context(client(route, RATE, makes_up=True)) for route in routes)
         other = stack.enter_context(client(over_link(ends[0]), 1))
         saved[0].connect(closes=False)  # a live connection, that has to outlast all this
         resets = counters.tcp(near)["OutRsts"]
@@ -42,19 +46,19 @@ def test_pressure_lets_clients_go_on_that_would_fail_and_touches_nobody_else(pro
 
         def done() -> bool:
             now = time.monotonic() - spared
-            if now < 6 - 0.05 and now > 0.5 * len(left):
+            if now < NORMAL - 0.05 and now > 0.5 * len(left):
                 left.append((now, sum((each.remote, each.remote_port) == other.address for each in one.table())))
-            return now > 9
+            return now > NORMAL + 3
 
-        drive([*saved, lost], done, 30)
+        drive([*saved, lost], done, 60)
         assert [None] * 3 == [each.failed for each in saved]
         assert lost.failed
         assert {23} == {count for _, count in left}
-        assert left[-1][0] > 5
-        assert [3.0] * 3 == shortened(one)
+        assert left[-1][0] > NORMAL - 1
+        assert [float(SHORTER)] * 3 == shortened(one)
         wait_until(lambda: counters.time_wait_count(near) == len(one.table()), what="table and kernel agree")
 
-        # after 3 s that sessions stay now, and 5 s
+        # after the 5 s that sessions stay now, and 5 s
         wait_until(lambda: not shortened(one) and not one.table(), what="the time of its class", timeout=30)
         made = sum(each.made for each in saved) - 1 + other.made
         assert made == one.metric("twctl_time_wait_ended_total", reason="truncated")
@@ -65,7 +69,7 @@ def test_pressure_lets_clients_go_on_that_would_fail_and_touches_nobody_else(pro
         said = re.findall(r"time_wait toward \[?([^] ]+?)\]?:(\d+) is (\d+) s now \(headroom \d+ %\)", one.log)
         for each in saved:
             address, port = map(str, each.address)
-            assert ["3", "6"] == [seconds for *toward, seconds in said if toward == [address, port]]
+            assert [str(SHORTER), str(NORMAL)] == [seconds for *toward, seconds in said if toward == [address, port]]
         assert len(said) == 2 * len(saved)
 
 

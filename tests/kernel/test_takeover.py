@@ -86,15 +86,24 @@ def test_sessions_from_before_are_adopted_as_what_they_are(probe: str, both: Lin
         assert 0 == one.metric("twctl_time_wait_entered_total")
 
 
+def stopped(stack: ExitStack, probe: str, config: str) -> Daemon:
+    """A daemon whose table is pinned already, so that its next start does not compile: that takes long."""
+    one = stack.enter_context(daemon(stack.enter_context(namespace()), probe=probe, config=config))
+    assert one.stop() == 0
+    return one
+
+
 def test_an_adopted_session_has_what_its_timer_has_left(probe: str) -> None:
     """Never less than the kernel's timer was set to, and as much more as the timer wheel rounds, plus 0.2 s."""
     with ExitStack() as stack:
         ns = stack.enter_context(namespace(QUIET))
+        one = stopped(stack, probe, SMALL)
         paths.fin_wait2(paths.over_lo(ns), N, CLIENT)
         for fin_timeout in (13, 25, 40):
             stack.enter_context(paths.orphan_fin_wait2(paths.over_lo(ns), N, CLIENT, fin_timeout=fin_timeout))
         time.sleep(1.1)
-        one = stack.enter_context(daemon(ns, probe=probe, config=SMALL))
+        one.namespaces = (ns,)
+        one.start()
         left, table = timers(ns), one.table()
         assert 4 * N == len(left) == len(table)
         more = [
@@ -111,8 +120,10 @@ def test_an_adopted_session_ends_with_its_mini_socket(probe: str) -> None:
     """Adopted while its 12 s run: gone 0.7 s after the kernel's own at the latest, and not before."""
     with ExitStack() as stack:
         ns = stack.enter_context(namespace({**QUIET, "net.ipv4.tcp_fin_timeout": 12}))
+        one = stopped(stack, probe, SMALL + "reconcile_interval = 0\n")
         stack.enter_context(paths.orphan_fin_wait2(paths.over_lo(ns), N, CLIENT))
-        one = stack.enter_context(daemon(ns, probe=probe, config=SMALL + "reconcile_interval = 0\n"))
+        one.namespaces = (ns,)
+        one.start()
         assert N == len(one.table())
         wait_until(lambda: len(one.table()) < N, what="the first expires", timeout=20)
         assert counters.time_wait_count(ns) < N
