@@ -26,6 +26,9 @@ from tests.load.paths import IPV4, IPV6, MAPPED
 from tests.load.peer import TunPeer
 from tests.load.segments import ACK, FIN, PSH, RST, SYN, URG
 
+# A reply that comes late would be another one's.
+pytestmark = pytest.mark.alone("it waits for replies")
+
 EXAMPLES = 503
 TS_RECENT = 0x5EED0000
 # Without a guard, stock is compared with itself: the harness is shown to be deterministic.

@@ -109,7 +109,8 @@ def test_a_vestige_holds_what_passed_on_the_wire(host: Host, path: Path, class_:
                 vestige.ts_recent,
             )
             assert seen.ts_offset is not None
-            assert abs((seen.ts_offset - vestige.ts_offset + 2**31) % 2**32 - 2**31) <= 50
+            # The capture may be read late, which makes its own offset smaller.
+            assert (vestige.ts_offset - seen.ts_offset + 50) % 2**32 <= 5000
 
 
 @pytest.mark.parametrize("family", FAMILIES)

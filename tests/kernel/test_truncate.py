@@ -83,6 +83,7 @@ def test_a_fin_wait2_socket_waits_for_its_own_time(ns: Namespace) -> None:
         assert one.metric("twctl_time_wait_ended_total", reason="truncated") == 101 + N
 
 
+@pytest.mark.alone("it measures when sockets go")
 def test_a_fin_wait2_socket_may_go_before_time_wait_does(ns: Namespace) -> None:
     """Where `[fin_wait2]` is the shorter time, it ends FIN_WAIT2 alone."""
     config = "[time_wait]\nloopback = 5\n[fin_wait2]\nloopback = 1\n"
@@ -96,6 +97,7 @@ def test_a_fin_wait2_socket_may_go_before_time_wait_does(ns: Namespace) -> None:
         assert 5 - 0.1 <= time.monotonic() - closed <= 5.5
 
 
+@pytest.mark.alone("it measures when sockets go")
 def test_sessions_from_before_the_start_go_at_their_own_age(ns: Namespace) -> None:
     """Not a class's time after the daemon found them."""
     closes(ns, N, 20000)
@@ -111,6 +113,7 @@ def test_sessions_from_before_the_start_go_at_their_own_age(ns: Namespace) -> No
         assert second + 7 - 0.1 <= time.monotonic() <= max(serving, second + 7) + 0.5
 
 
+@pytest.mark.alone("it measures when sockets go")
 def test_a_comparison_in_between_makes_no_session_late(ns: Namespace) -> None:
     """A session whose FIN came late moves to the newest place when a comparison finds that; its time does not."""
     with daemon(ns, mode="truncate", config="reconcile_interval = 4\n[time_wait]\nloopback = 6\n") as one:
