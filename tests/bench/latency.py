@@ -28,13 +28,13 @@ from tests.bench.ways import (
     taking_turns,
 )
 from tests.load import wait_until
-from tests.load.counters import TIME_WAIT
+from tests.load.counters import FIN_WAIT2, TIME_WAIT
 from tests.load.daemon import Daemon
 
 SERVER_PORT, HALF = 20000, NUMBER_OF_PORTS // 2
 SHARES = (0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 100)  # percent
 SHOWN = (0, 40, 60, 98, 100)  # in rows; the picture has all
-CONNECTS, ROUNDS = 1_000, 7
+CONNECTS, ROUNDS, ATTEMPTS = 1_000, 7, 9
 PERCENTILES = (50, 99, 99.9)
 NAMES = (STOCK, EXPERT, OURS)
 LIFE = "[time_wait]\nlocal = 60\n"
@@ -112,24 +112,28 @@ def _sweep(each: Place, shares: Iterable[int], connects: int) -> Iterator[tuple[
             yield share, each.closes("--close", "reset", "--count", str(connects))
 
 
-def _used(each: Place, one: Daemon | None) -> set[int]:
-    """Local ports of sessions in TIME_WAIT."""
-    if one:
-        return {vestige.local_port for vestige in one.table()}
+def _ports(each: Place, state: int) -> set[int]:
+    """Local ports of the client's sockets in this state."""
     lines = (line.split(maxsplit=4) for line in each.both.client.read("tcp").splitlines())
-    return {int(local.rpartition(":")[2], 16) for _, local, _, state, _ in lines if state == f"{TIME_WAIT:02X}"}
+    return {int(local.rpartition(":")[2], 16) for _, local, _, named, _ in lines if named == f"{state:02X}"}
 
 
 def _use(each: Place, one: Daemon | None, parity: int, count: int) -> None:
-    """Have sessions in TIME_WAIT on so many of the even (parity 0) or odd ports."""
-    used = {port for port in _used(each, one) if port % 2 == parity}
-    if count <= len(used):
-        return
-    if one:
-        _use_by_bind(each, sorted(set(PORT_NUMBERS[parity::2]) - used)[: count - len(used)])
-    else:
-        _use_by_connect(each, parity, count - len(used))
-    wait_until(lambda: sum(port % 2 == parity for port in _used(each, one)) >= count, what=f"{count} ports are in use")
+    """Have sessions in TIME_WAIT on so many of the even (parity 0) or odd ports.
+
+    Again for the few that a kernel forgets that skips state events, and for the last port, which no odd range reaches.
+    """
+    for attempt in range(ATTEMPTS):
+        in_time_wait = {vestige.local_port for vestige in one.table()} if one else _ports(each, TIME_WAIT)
+        used = {port for port in in_time_wait if port % 2 == parity}
+        if count <= len(used):
+            return
+        if one:
+            _use_by_bind(each, sorted(set(PORT_NUMBERS[parity::2]) - used)[: count - len(used)])
+        else:
+            _use_by_connect(each, 0 if attempt else parity, count - len(used))
+        wait_until(lambda: not _ports(each, FIN_WAIT2), what="the server has closed its ends")
+    raise AssertionError(f"{each.name}: of {count} ports {len(used)} are used")
 
 
 def _use_by_connect(each: Place, parity: int, count: int) -> None:
