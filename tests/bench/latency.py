@@ -110,6 +110,8 @@ def _sweep(each: Place, shares: Iterable[int], connects: int) -> Iterator[tuple[
             for parity, count in enumerate((min(wanted, HALF), max(0, wanted - HALF))):
                 _use(each, one, parity, count)
             yield share, each.closes("--close", "reset", "--count", str(connects))
+            left = len(_in_time_wait(each, one))
+            assert left >= wanted - connects, f"{wanted - left} sessions ended meanwhile (this takes an idle machine)"
 
 
 def _ports(each: Place, state: int) -> set[int]:
@@ -118,14 +120,18 @@ def _ports(each: Place, state: int) -> set[int]:
     return {int(local.rpartition(":")[2], 16) for _, local, _, named, _ in lines if named == f"{state:02X}"}
 
 
+def _in_time_wait(each: Place, one: Daemon | None) -> set[int]:
+    """Local ports of vestiges, or of the kernel's sockets."""
+    return {vestige.local_port for vestige in one.table()} if one else _ports(each, TIME_WAIT)
+
+
 def _use(each: Place, one: Daemon | None, parity: int, count: int) -> None:
     """Have sessions in TIME_WAIT on so many of the even (parity 0) or odd ports.
 
     Again for the few that a kernel forgets that skips state events, and for the last port, which no odd range reaches.
     """
     for attempt in range(ATTEMPTS):
-        in_time_wait = {vestige.local_port for vestige in one.table()} if one else _ports(each, TIME_WAIT)
-        used = {port for port in in_time_wait if port % 2 == parity}
+        used = {port for port in _in_time_wait(each, one) if port % 2 == parity}
         if count <= len(used):
             return
         if one:
