@@ -319,6 +319,7 @@ def test_a_start_that_fails_puts_back_what_a_crash_left(ns: Namespace) -> None:
         assert before == now()
 
 
+@pytest.mark.alone("it counts RSTs")
 def test_a_new_table_takes_the_place_of_the_last_without_a_rst() -> None:
     """SIGHUP with another capacity while a client closes 300 times a second: each FIN of the server finds somebody."""
     with (
