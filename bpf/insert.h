@@ -129,22 +129,6 @@ ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 nanoseconds)
 	return false;
 }
 
-/* Says whose the vestige is that vestige_insert has just published. If it has moved on meanwhile, it is in the same word still. The
- * owner is written before the locked look at the word, and vestige_move looks for the owner after its locked change of the
- * word: one of the two sees what the other did. */
-ALWAYS_INLINE void vestige_assign(struct work *w)
-{
-	struct line *line = line_at(w, w->home);
-	u64 fresh = fresh_word(w), word;
-
-	set_owner(w, w->slot, w->owner);
-	if (!line)
-		return;
-	word = __sync_val_compare_and_swap(&line->word[in_line(w, w->spare)], fresh, fresh);
-	if (word != fresh && !((word ^ fresh) & TAG_MASK << 24))
-		set_owner(w, slot_of(word), w->owner);
-}
-
 /* The vestige that vestige_find found moves to the newest slot of its ring, in the same word of the index, and expires at
  * w->expiry. w->session is what its record will hold: a record is never changed where others read it. */
 ALWAYS_INLINE bool vestige_move(struct work *w, u32 class)
@@ -153,7 +137,6 @@ ALWAYS_INLINE bool vestige_move(struct work *w, u32 class)
 	u64 ended = w->word, fresh;
 	struct line *line;
 	bool moved = false;
-	u16 owner;
 
 	if (!ring)
 		return false;
@@ -165,9 +148,6 @@ ALWAYS_INLINE bool vestige_move(struct work *w, u32 class)
 	if (line && __sync_val_compare_and_swap(&line->word[in_line(w, w->spare)], ended, fresh) == ended) {
 		w->word = ended;
 		moved = true;
-		owner = owner_at(w, slot_of(ended));
-		if (owner != OWNER_UNKNOWN)
-			set_owner(w, w->slot, owner);
 	}
 	withdraw_life(w, class, w->word);
 	return moved;

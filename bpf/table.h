@@ -147,14 +147,6 @@ ALWAYS_INLINE u16 owner_at(const struct work *w, u32 slot)
 	return starts ? starts->owner[slot % STARTS] : OWNER_UNKNOWN;
 }
 
-ALWAYS_INLINE void set_owner(const struct work *w, u32 slot, u16 owner)
-{
-	struct starts *starts = starts_at(w, slot / STARTS);
-
-	if (starts)
-		starts->owner[slot % STARTS] = owner;
-}
-
 ALWAYS_INLINE struct ring *ring_of(const struct work *w, u32 class)
 {
 	u32 i = class * FAMILIES + w->family;

@@ -53,12 +53,12 @@ ALWAYS_INLINE void enter_table(u32 worker, const void *sk, struct view *v, const
 		return;
 	}
 	read_tuple_from(w, common, OF_SOCK(v, u16, inet_sock_inet_sport), netns);
+	prepare_attribution(w);
 	w->session.bits |= state == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
 	class = classify(w);
 	if (class < CLASSES)
 		COUNT(worker, entered[class][w->family % FAMILIES]);
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, v) : 0;
-	prepare_attribution(w);
 	attribute(w, v, true);
 	vestige_insert(w, class, life_of(netns, class, state, jiffies));
 	if (netns & NETNS_GUARDED)

@@ -117,15 +117,23 @@ ALWAYS_INLINE u64 at_least_rto(const void *sk, u64 jiffies)
 	return jiffies < least ? least : jiffies;
 }
 
+/* net.ipv4.tcp_fin_timeout, jiffies. */
+ALWAYS_INLINE int fin_timeout(const struct common *common)
+{
+	u64 net = COMMON(common, u64, skc_net);
+	int jiffies = 0;
+
+	READ(jiffies, net, net_ipv4_sysctl_tcp_fin_timeout);
+	return jiffies;
+}
+
 /* tcp_fin_time(): how long an orphan may stay in FIN_WAIT2. */
 ALWAYS_INLINE u64 fin_time(const void *sk, const struct common *common)
 {
-	u64 net = COMMON(common, u64, skc_net);
-	int linger2 = 0, fin_timeout = 0;
+	int linger2 = 0;
 
 	READ(linger2, sk, tcp_sock_linger2);
-	READ(fin_timeout, net, net_ipv4_sysctl_tcp_fin_timeout);
-	return at_least_rto(sk, linger2 ? linger2 : fin_timeout);
+	return at_least_rto(sk, linger2 ? linger2 : fin_timeout(common));
 }
 
 /* What __tcp_close() and tcp_keepalive_timer() make of it: of a time above 60 s the full socket waits all but 60 s, and
@@ -142,12 +150,10 @@ ALWAYS_INLINE u64 fin_wait2_jiffies(const void *sk, const struct common *common)
  * a retransmission timeout above 17 s alone makes the time longer than 60 s. */
 ALWAYS_INLINE bool is_over(const void *sk, const struct common *common, u32 netns)
 {
-	u64 net = COMMON(common, u64, skc_net);
-	int linger2 = 0, fin_timeout = 0;
+	int linger2 = 0;
 
 	READ(linger2, sk, tcp_sock_linger2);
-	READ(fin_timeout, net, net_ipv4_sysctl_tcp_fin_timeout);
-	return netns & NETNS_GUARDED && !linger2 && fin_timeout > TIME_WAIT_JIFFIES;
+	return netns & NETNS_GUARDED && !linger2 && fin_timeout(common) > TIME_WAIT_JIFFIES;
 }
 
 #ifdef OFFSET_inet_connection_sock_icsk_keepalive_timer_expires

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.daemon import ROOMY, SOURCES, cpu_seconds
+from tests.bench.ways import DEFAULTS, PORTS, REUSE
 from tests.load import counters
 from tests.load.closes import run as closes
 from tests.load.closes import serving
@@ -33,7 +34,6 @@ WAYS = (
     ("local", 2, "40000 44999"),
 )
 FEW = 5000
-REUSE, PORTS = "net.ipv4.tcp_tw_reuse", "net.ipv4.ip_local_port_range"
 
 
 def run(*, short: bool = False) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def toward_one_server(
 
     mode: of the daemon that watches the client; empty: none does. fixed: connections a second; 0: as fast as can be.
     """
-    sysctls = {"net.ipv4.tcp_rfc1337": 1, PORTS: "32768 60999", **sysctls}
+    sysctls = {**DEFAULTS, **sysctls}
     with ExitStack() as stack:
         if class_ == "local":
             both = stack.enter_context(link(sysctls))
@@ -124,7 +124,7 @@ def _at_a_steady_rate(seconds: int, rate: int) -> dict[str, Any]:
     The daemon's CPU is taken over the run and the two seconds until the last is gone.
     """
     load = ("--seconds", str(seconds), "--rate", str(rate), "--close", "client", *SOURCES)
-    sysctls = {**ROOMY, "net.ipv4.tcp_tw_reuse": 0}  # every session ends by truncation or not at all
+    sysctls = {**ROOMY, REUSE: 0}  # every session ends by truncation or not at all
     with namespace(sysctls) as ns, daemon(ns, mode="truncate", config="[capacity.ipv4]\nloopback = 1048576\n") as one:
         before, started = cpu_seconds(one), time.monotonic()
         report = closes(ns, *load)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.picture import draw
-from tests.bench.truncate import PORTS, toward_one_server
-from tests.bench.ways import EXPERT, NONE, OURS, REUSED, STOCK, WAYS, left_out, possible
+from tests.bench.truncate import toward_one_server
+from tests.bench.ways import EXPERT, NONE, OURS, PORTS, REUSED, STOCK, WAYS, left_out, possible
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.table.layout import Layout

@@ -46,9 +46,9 @@ class WatchingOrphans:
     def run(self) -> float:
         """Count once, and act on it."""
         orphans, limit, now = self.orphans(), self.limit(), time.monotonic()
-        if orphans > (limit if self.stay else limit / 2):
+        if crowded := orphans > (limit if self.stay else limit / 2):
             self._crowded_at = now
-        if self.stay and self._crowded_at == now:
+        if crowded and self.stay:
             self._change(stay=False)
             log.warning("%d orphans, more than %d: those in FIN_WAIT2 become vestiges for now", orphans, limit)
         elif not self.stay and now - self._crowded_at > CALM_SECONDS:

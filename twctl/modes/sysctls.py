@@ -8,11 +8,10 @@ before, its port stays taken, and the peer's FIN finds the socket.
 
 from twctl.config.config import Config
 from twctl.config.keys import Mode
-from twctl.linux.sysctl import Raised, Wanted
+from twctl.linux.sysctl import NAMES, Raised, Wanted
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 
-FIN_TIMEOUT = "net.ipv4.tcp_fin_timeout"
-MAX_TW_BUCKETS = "net.ipv4.tcp_max_tw_buckets"
+FIN_TIMEOUT, MAX_TW_BUCKETS = NAMES["tcp_fin_timeout"], NAMES["tcp_max_tw_buckets"]
 
 
 def sysctls_of(config: Config, *, orphans_stay: bool) -> Wanted:
