@@ -11,10 +11,10 @@
  * A packet without a vestige costs one copy of its headers and one cache line. Both return TC_ACT_UNSPEC for what they
  * let pass, so that other filters on the device still see it.
  *
- * WHAT IT DOES NOT DO AS LINUX DOES. An answer goes back to where the segment came from and does not pass routing,
- * netfilter or conntrack; it has none of the IP options of the segment. The window is known only as it goes on the
- * wire, so its last bytes below one unit of its scale count as outside. When ts_recent was set is known as the timer's
- * last start. Fragments are not put together: they pass.
+ * WHAT IT DOES NOT DO AS LINUX DOES. An answer takes the kernel's route (guard/route.h), but does not pass netfilter or
+ * conntrack; it has none of the IP options of the segment. The window is known only as it goes on the wire, so its last
+ * bytes below one unit of its scale count as outside. When ts_recent was set is known as the timer's last start.
+ * Fragments are not put together: they pass.
  */
 #include "vestige.h"
 #include "table.h"
@@ -24,6 +24,7 @@
 #include "guard/checksum.h"
 #include "guard/decide.h"
 #include "guard/parse.h"
+#include "guard/route.h"
 #include "guard/sockets.h"
 #include "insert.h"
 
@@ -99,6 +100,10 @@ ALWAYS_INLINE int handle_vestige(struct __sk_buff *skb, struct work *w, struct s
 		count(ACTION_RACED);
 		return TC_ACT_SHOT;
 	}
+	if (!is_believed(skb, w, s)) {
+		count(ACTION_MARTIAN);
+		return TC_ACT_UNSPEC;
+	}
 	decide(w, s, v, presence);
 	return execute(skb, w, s, v);
 }
@@ -152,6 +157,7 @@ ALWAYS_INLINE bool parse_fully(struct __sk_buff *skb, struct work *w, struct seg
 {
 	enum parsed now;
 
+	s->classid = classid;
 	s->network = network_offset(classid);
 	now = read_headers(skb, w, s);
 	if (now == FRAGMENT && ingress)

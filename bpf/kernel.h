@@ -26,6 +26,21 @@ ALWAYS_INLINE u8 bitfield(u8 byte, u32 bit, u32 bits)
 	return byte >> bit & ((1 << bits) - 1);
 }
 
+ALWAYS_INLINE bool is_loopback4(u32 address)
+{
+	return (address & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+}
+
+ALWAYS_INLINE bool is_same6(const u32 *a, const u32 *b)
+{
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]) | (a[3] ^ b[3]));
+}
+
+ALWAYS_INLINE bool is_loopback6(const u32 *address)
+{
+	return !(address[0] | address[1] | address[2] | (address[3] ^ bpf_htonl(1)));
+}
+
 ALWAYS_INLINE bool is_link_local(const u32 *address)
 {
 	return (address[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);

@@ -22,7 +22,7 @@ ALWAYS_INLINE bool record_has6(u32 slot, const struct tuple *t)
 	if (!v)
 		return false;
 	difference = (v->remote_port ^ t->remote_port) | (v->local_port ^ t->local_port) | (v->netns ^ t->netns) |
-		     (v->scope ^ t->scope);
+		     ((v->scope ^ t->scope) & -(u32)!!t->scope);
 #pragma unroll
 	for (int i = 0; i < 4; i++)
 		difference |= (v->remote[i] ^ t->remote[i]) | (v->local[i] ^ t->local[i]);
@@ -70,7 +70,7 @@ ALWAYS_INLINE void write_record(const struct work *w, u32 slot)
 		v->local_port = s->tuple.local_port;
 		v->remote_port = s->tuple.remote_port;
 		v->netns = s->tuple.netns;
-		v->scope = s->tuple.scope;
+		v->scope = s->tuple.scope ? s->tuple.scope : s->device;
 		v->marking = s->marking;
 		COPY_STATE(v, s);
 	}
@@ -99,7 +99,7 @@ ALWAYS_INLINE void read_tuple(const struct work *w, u32 slot, struct tuple *t)
 		t->local_port = v->local_port;
 		t->remote_port = v->remote_port;
 		t->netns = v->netns;
-		t->scope = v->scope;
+		t->scope = is_link_local(v->remote) ? v->scope : 0;
 	}
 }
 
@@ -118,6 +118,7 @@ ALWAYS_INLINE void read_record(struct work *w, u32 slot)
 			return;
 		COPY_STATE(&w->session, v);
 		w->session.marking = v->marking;
+		w->session.device = v->scope;
 	}
 }
 

@@ -30,6 +30,7 @@ struct session {
 	u16 window;
 	u8 bits;
 	u32 marking;
+	u32 device;	/* IPv6: interface index of the route that its socket had; 0: not known */
 };
 
 struct work {

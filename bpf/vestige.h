@@ -107,7 +107,7 @@ struct vestige6 {
 	u16 window;
 	u8 netns;
 	u8 bits;
-	u32 scope;			/* interface index, for link-local addresses */
+	u32 scope;			/* interface index: of a link-local address, or else of the route that the socket had */
 	u32 marking;			/* traffic class << 20 | flow label, as in the header */
 };
 
@@ -247,6 +247,13 @@ struct settings {
 /* What the probes know of an enrolled namespace: its index, and whether the guard does TIME_WAIT's duty there. */
 #define NETNS_INDEX 0xff
 #define NETNS_GUARDED 0x100
+
+/* The class ID (16 bits) that the guard's filter was attached with says what a packet does not: the namespace's index + 1, and
+ * below it what kind of device it is. So one program serves all namespaces, also where bpf_get_netns_cookie is missing. */
+#define DEVICE_ETHERNET 1	/* it has Ethernet headers */
+#define DEVICE_LOOPS 2		/* what is sent out of it comes back in by it: lo, or a VRF's own */
+#define DEVICE_IN_VRF 4
+#define DEVICE_BITS 3
 
 struct enrolment {
 	u64 cookie;	/* SO_NETNS_COOKIE; 0: this index is free */

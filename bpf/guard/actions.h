@@ -21,6 +21,7 @@ enum action {
 	ACTION_RACED,		/* its vestige just changed: dropped, the peer sends it again */
 	ACTION_FRAGMENT,	/* passed: no ports to look for */
 	ACTION_UNPARSED,	/* passed: headers that cannot be followed */
+	ACTION_MARTIAN,		/* passed: the kernel takes no segment of this peer from this device */
 	ACTIONS,
 };
 

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* From a decision to the segment that answers: the packet is rewritten in place and sent back where it came from. */
+/* From a decision to the segment that answers: the packet is rewritten in place and sent to the peer. */
 #ifndef TWCTL_GUARD_ANSWER_H
 #define TWCTL_GUARD_ANSWER_H
 
 #include "guard/checksum.h"
+#include "guard/route.h"
 #include "guard/segment.h"
 #include "kernel.h"
 #include "lookup.h"
@@ -90,13 +91,6 @@ ALWAYS_INLINE void write_tcp(const struct work *w, struct segment *s, const stru
 	tcp->checksum = ~fold(sum);
 }
 
-ALWAYS_INLINE int swap_ethernet(struct __sk_buff *skb, struct segment *s)
-{
-	if (bpf_skb_load_bytes(skb, 0, s->ethernet, sizeof(s->ethernet)))
-		return -1;
-	return bpf_skb_store_bytes(skb, 0, s->ethernet[1], 6, 0) | bpf_skb_store_bytes(skb, 6, s->ethernet[0], 6, 0);
-}
-
 ALWAYS_INLINE int store_headers(struct __sk_buff *skb, const struct work *w, struct segment *s, u32 transport)
 {
 	u64 flags = INVALIDATE_HASH | RECOMPUTE_CSUM;
@@ -106,7 +100,7 @@ ALWAYS_INLINE int store_headers(struct __sk_buff *skb, const struct work *w, str
 	return failed | bpf_skb_store_bytes(skb, transport, &s->out.tcp, sizeof(s->out.tcp), flags);
 }
 
-/* Turns the packet into its answer and sends it back out of the device that it came in by. Returns what TC is to do. */
+/* Turns the packet into its answer and sends it. Returns what TC is to do. */
 ALWAYS_INLINE int send_answer(struct __sk_buff *skb, const struct work *w, struct segment *s, const struct answer *a)
 {
 	u32 options = a->tsecr ? TIMESTAMPS_BYTES : 0, tcp_bytes = sizeof(struct tcp_header) + options;
@@ -122,13 +116,12 @@ ALWAYS_INLINE int send_answer(struct __sk_buff *skb, const struct work *w, struc
 	else
 		write_ipv6(w, s, a->marking, tcp_bytes);
 	write_tcp(w, s, a, tcp_bytes);
-	if (bpf_skb_change_tail(skb, transport + tcp_bytes, 0) || (s->network && swap_ethernet(skb, s)) ||
-	    store_headers(skb, w, s, transport))
+	if (bpf_skb_change_tail(skb, transport + tcp_bytes, 0) || store_headers(skb, w, s, transport))
 		return TC_ACT_SHOT;
 	if (options && bpf_skb_store_bytes(skb, transport + sizeof(struct tcp_header), s->out.options, TIMESTAMPS_BYTES,
 					   INVALIDATE_HASH | RECOMPUTE_CSUM))
 		return TC_ACT_SHOT;
-	return bpf_redirect(skb->ifindex, 0);
+	return send_to_peer(skb, w, s);
 }
 
 ALWAYS_INLINE u32 timestamp_now(const struct session *s)

@@ -80,6 +80,7 @@ struct headers {
 
 struct segment {
 	struct headers in, out;
+	u32 classid;		/* of the filter */
 	u32 network, transport;	/* where its headers are: bytes from the packet's start */
 	u32 length;		/* TCP header and payload */
 	u32 seq, end, ack;	/* end: seq and payload, SYN and FIN counted */
@@ -92,7 +93,9 @@ struct segment {
 	u64 device, net;	/* struct net_device and struct net */
 	u8 chunk[CHUNK_BYTES];
 	u32 pseudo[10];		/* pseudo-header for the checksum */
-	u8 ethernet[2][6];
+	struct bpf_fib_lookup route; /* to the peer, if it is known */
+	struct bpf_redir_neigh hop;
+	u32 way;
 };
 
 #define VLAN_ID 0xfff
@@ -106,21 +109,32 @@ ALWAYS_INLINE struct segment *the_segment(void)
 	return segments.lookup(&zero);
 }
 
-/* The class ID that the guard's filter was attached with says what the packet does not: the namespace's index, and whether
- * the device has Ethernet headers. So one program serves all namespaces, also where bpf_get_netns_cookie is missing. */
 ALWAYS_INLINE u32 netns_of(u32 classid)
 {
-	return (classid >> 1) - 1;
+	return (classid >> DEVICE_BITS) - 1;
 }
 
 ALWAYS_INLINE u32 network_offset(u32 classid)
 {
-	return classid & 1 ? ETHERNET_BYTES : 0;
+	return classid & DEVICE_ETHERNET ? ETHERNET_BYTES : 0;
+}
+
+ALWAYS_INLINE bool is_looping(u32 classid)
+{
+	return classid & DEVICE_LOOPS;
+}
+
+ALWAYS_INLINE bool is_in_vrf(u32 classid)
+{
+	return classid & DEVICE_IN_VRF;
 }
 
 /* What a TC program returns (linux/pkt_cls.h): go on with the next filter; drop. */
 #define TC_ACT_UNSPEC -1
 #define TC_ACT_SHOT 2
+
+/* What is known of the route to a peer: all, that there is none, or nothing. */
+enum way { WAY_KNOWN, WAY_NONE, WAY_UNKNOWN };
 
 enum parsed { PARSED, NOT_TCP, FRAGMENT, UNPARSED, ODD };
 

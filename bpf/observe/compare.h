@@ -101,6 +101,7 @@ ALWAYS_INLINE void adopted_session(struct session *s, u8 substate)
 {
 	s->snd_nxt = s->rcv_nxt = s->ts_recent = s->ts_offset = 0;
 	s->window = 0;
+	s->device = 0;
 	s->bits = VESTIGE_SILENT | substate;
 }
 

@@ -59,6 +59,7 @@ ALWAYS_INLINE void enter_table(u32 worker, const void *sk, struct view *v, const
 	if (class < CLASSES)
 		COUNT(worker, entered[class][w->family % FAMILIES]);
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, v) : 0;
+	w->session.device = netns & NETNS_GUARDED ? read_device(w, sk) : 0;
 	attribute(w, v, true);
 	vestige_insert(w, class, life_of(netns, class, state, jiffies));
 	if (netns & NETNS_GUARDED)

@@ -211,6 +211,21 @@ ALWAYS_INLINE u32 read_marking(const struct work *w, const struct view *v)
 	return (u32)class << 20 | (bpf_ntohl(label) & 0xfffff);
 }
 
+/* The device of the route that the socket has, as the kernel looked for it; 0 if it has none any more. Only IPv6 needs it: the
+ * guard asks for the routes of IPv4 (guard/route.h). */
+ALWAYS_INLINE u32 read_device(const struct work *w, const void *sk)
+{
+	u64 route = 0, device = 0;
+	u32 index = 0;
+
+	if (is_ipv4(w))
+		return 0;
+	READ(route, sk, sock_sk_dst_cache);
+	if (!route || READ(device, route, dst_entry_dev) || READ(index, device, net_device_ifindex))
+		return 0;
+	return index;
+}
+
 /* The sequence state, equally valid at tcp_time_wait() and at the state event that it ends with. */
 ALWAYS_INLINE bool read_state(struct session *s, struct view *v, const void *sk)
 {

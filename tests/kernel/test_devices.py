@@ -24,7 +24,7 @@ def test_devices_have_number_name_type_and_master() -> None:
         try:
             with netlink.requests() as requests:
                 found = {each.name: each for each in devices(requests)}
-                assert Device(found["veth7"].number, "veth7", 1, "bridge", xdp=False) == found["veth7"]
+                assert Device(found["veth7"].number, "veth7", 1, "veth", "bridge", xdp=False) == found["veth7"]
                 assert (772, "") == (found["lo"].type, found["lo"].port_of)
                 assert found["veth8"] == find_device(requests, found["veth8"].number)
                 ns.ip("link", "del", "veth8")

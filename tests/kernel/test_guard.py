@@ -20,6 +20,8 @@ from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, Namespace, link, namespace
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SERVER
 from tests.load.segments import RST, capture
+from twctl.linux.devices import Device
+from twctl.modes.guard import class_id_of
 from twctl.table.maps import Table
 
 pytestmark = pytest.mark.skipif(
@@ -169,6 +171,19 @@ def test_a_new_device_gets_the_guard(guarding: tuple[Namespace, Daemon]) -> None
     ns.ip("link", "del", "veth0")
     wait_until(lambda: one.metric("twctl_guard_devices") == 2, what="veth0 and veth1 are gone")
     assert one.metric("twctl_guard_reattached_total") == reattached
+
+
+def test_the_class_id_tells_namespace_and_kind_of_device() -> None:
+    """Index 0 and no Ethernet headers; the highest index; lo; a VRF, which is the lo of its ports, and one of them."""
+    kinds = {
+        (0, Device(7, "tun0", 65534, "tun", "", xdp=False)): 0b1_000,
+        (255, Device(7, "eth0", 1, "", "", xdp=False)): 256 << 3 | 0b001,
+        (0, Device(1, "lo", 772, "", "", xdp=False)): 0b1_011,
+        (0, Device(7, "blue", 1, "vrf", "", xdp=False)): 0b1_011,
+        (0, Device(7, "eth0", 1, "veth", "vrf", xdp=False)): 0b1_101,
+    }
+    assert {key: 1 << 16 | minor for key, minor in kinds.items()} == {key: class_id_of(*key) for key in kinds}
+    assert all(minor < 1 << 16 for minor in kinds.values())
 
 
 @pytest.mark.parametrize("what", [["filter", "del", "dev", "lo", "ingress"], ["qdisc", "del", "dev", "lo", "clsact"]])

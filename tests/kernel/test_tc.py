@@ -55,7 +55,7 @@ def shown(ns: Namespace, *words: str) -> list[dict[str, Any]]:
 
 def place(parent: int, name: str = "mine") -> Filter:
     """The guard's own."""
-    return Filter(parent, 1, 0x7477, "bpf", name, 0)
+    return Filter(parent, 1, 0x7477, "bpf", name, 0, CLASS_ID)
 
 
 @pytest.mark.parametrize(("parent", "side"), [(INGRESS, "ingress"), (EGRESS, "egress")])
@@ -64,14 +64,14 @@ def test_filter_stands_where_it_was_put(host: tuple[Namespace, IPRoute], program
     ns, requests = host
     assert tc.add_clsact(requests, LO)
     for _ in range(2):
-        tc.put_filter(requests, LO, place(parent), program, CLASS_ID)
+        tc.put_filter(requests, LO, place(parent), program)
         (found,) = (each for each in shown(ns, "filter", "show", "dev", "lo", side) if "options" in each)
         options = found["options"]
         assert (found["pref"], found["protocol"], found["kind"]) == (1, "all", "bpf")
         assert (options["handle"], options["bpf_name"], options["direct-action"]) == ("0x7477", "mine", True)
         assert options["flowid"] == "1:17"
         assert options["prog"]["id"] == libbpf.program_id(program)
-        assert tc.filters(requests, LO) == [Filter(parent, 1, 0x7477, "bpf", "mine", options["prog"]["id"])]
+        assert tc.filters(requests, LO) == [place(parent)._replace(program=options["prog"]["id"])]
 
 
 def test_only_the_filter_that_was_found_is_removed(host: tuple[Namespace, IPRoute], program: int) -> None:
@@ -80,9 +80,9 @@ def test_only_the_filter_that_was_found_is_removed(host: tuple[Namespace, IPRout
     tc.add_clsact(requests, LO)
     other = ("filter", "add", "dev", "lo", "ingress", "pref", "7", "protocol", "ip", "u32", "match", "u32", "0", "0")
     subprocess.run(ns.command("tc", *other, "classid", "1:1"), check=True)
-    tc.put_filter(requests, LO, place(INGRESS), program, CLASS_ID)
+    tc.put_filter(requests, LO, place(INGRESS), program)
     mine, theirs = tc.filters(requests, LO)[0], tc.filters(requests, LO)[1:]
-    assert {(each.kind, each.name, each.program, each.priority) for each in theirs} == {("u32", "", 0, 7)}
+    assert {each[1:2] + each[3:] for each in theirs} == {(7, "u32", "", 0, 0)}
     tc.remove_filter(requests, LO, mine)
     assert tc.filters(requests, LO) == theirs
     tc.remove_clsact(requests, LO)
@@ -104,7 +104,7 @@ def test_clsact_is_made_once(host: tuple[Namespace, IPRoute]) -> None:
         tc.add_clsact(requests, 999)
 
 
-def test_devices_are_told_by_type_and_port_and_xdp(host: tuple[Namespace, IPRoute]) -> None:
+def test_devices_are_told_by_type_kind_port_and_xdp(host: tuple[Namespace, IPRoute]) -> None:
     """One that is not there is None."""
     ns, requests = host
     ns.ip("link", "add", "br0", "type", "bridge")
@@ -112,12 +112,12 @@ def test_devices_are_told_by_type_and_port_and_xdp(host: tuple[Namespace, IPRout
     ns.ip("link", "set", "veth0", "master", "br0")
     ns.ip("tuntap", "add", "dev", "tun0", "mode", "tun")
     found = {each.name: each for each in devices(requests)}
-    assert {name: (each.type, each.port_of, each.xdp) for name, each in found.items()} == {
-        "lo": (772, "", False),
-        "br0": (1, "", False),
-        "veth0": (1, "bridge", False),
-        "veth1": (1, "", False),
-        "tun0": (65534, "", False),
+    assert {name: each[2:] for name, each in found.items()} == {
+        "lo": (772, "", "", False),
+        "br0": (1, "bridge", "", False),
+        "veth0": (1, "veth", "bridge", False),
+        "veth1": (1, "veth", "", False),
+        "tun0": (65534, "tun", "", False),
     }
     assert [find_device(requests, each.number) for each in found.values()] == list(found.values())
     assert find_device(requests, 999) is None
@@ -133,5 +133,5 @@ def test_xdp_is_seen(host: tuple[Namespace, IPRoute]) -> None:
     loaded = bcc.BPF(text=b"int pass_all(struct xdp_md *context) { return 2; }")
     number = {each.name: each.number for each in devices(requests)}["veth0"]
     requests.link("set", index=number, xdp_fd=loaded.load_func(b"pass_all", bcc.BPF.XDP).fd)
-    assert find_device(requests, number) == Device(number, "veth0", 1, "", xdp=True)
+    assert find_device(requests, number) == Device(number, "veth0", 1, "veth", "", xdp=True)
     loaded.cleanup()

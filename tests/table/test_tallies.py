@@ -169,14 +169,14 @@ def test_the_most_sessions_stand_first_then_the_most_entries(table: FakeTable) -
     table.put(By.REMOTE, 1, remote("192.0.2.2", 443), entered=23)
     table.put(By.REMOTE, 2, remote("192.0.2.3", 443), entered=0)
     table.put(By.REMOTE, 3, remote("192.0.2.4", 443), entered=0, no_port=7)
-    table.put(By.REMOTE, 4, remote("2001:db8::1", 443, scope=2), entered=2)
+    table.put(By.REMOTE, 4, remote("fe80::1", 443, scope=2), entered=2)
     table.live([0] * 3, [record("192.0.2.2", 443, port) for port in range(3)])
     table.live([0] * 5, [record("192.0.2.9", 443, port) for port in range(5)])
-    table.live([0] * 2, [record("2001:db8::1", 443, port, scope=2) for port in range(2)], "ipv6")
+    table.live([0] * 2, [record("fe80::1", 443, port, scope=2) for port in range(2)], "ipv6")
     expected = [
         ("192.0.2.9", 5, None, 0),
         ("192.0.2.2", 3, 23, 0),
-        ("2001:db8::1%2", 2, 2, 0),
+        ("fe80::1%2", 2, 2, 0),
         ("192.0.2.1", 0, 1009, 0),
         ("192.0.2.4", 0, 0, 7),
     ]

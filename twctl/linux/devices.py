@@ -13,11 +13,12 @@ RTEXT_FILTER_SKIP_STATS = 8  # linux/rtnetlink.h: without the counters that make
 
 
 class Device(NamedTuple):
-    """An interface: number, name, type (ARPHRD_*), what it is a port of (empty: nothing), whether XDP is attached."""
+    """An interface: number, name, type (ARPHRD_*), kind, what it is a port of (both may be empty), if it has XDP."""
 
     number: int
     name: str
     type: int
+    kind: str
     port_of: str
     xdp: bool
 
@@ -49,6 +50,7 @@ def _device(message: nlmsg) -> Device:
         message["index"],
         message.get_attr("IFLA_IFNAME"),
         message["ifi_type"],
+        info.get_attr("IFLA_INFO_KIND", "") if info else "",
         info.get_attr("IFLA_INFO_SLAVE_KIND", "") if info else "",
         bool(xdp and xdp.get_attr("IFLA_XDP_ATTACHED")),
     )

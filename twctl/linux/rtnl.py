@@ -68,7 +68,7 @@ class FilterMessage(nlmsg):  # type: ignore[misc]
 
         nla_flags = NLA_F_NESTED
         prefix = "TCA_BPF_"
-        nla_map = ((7, "TCA_BPF_NAME", "asciiz"), (11, "TCA_BPF_ID", "uint32"))
+        nla_map = ((3, "TCA_BPF_CLASSID", "uint32"), (7, "TCA_BPF_NAME", "asciiz"), (11, "TCA_BPF_ID", "uint32"))
 
 
 # In addition to pyroute2's own (its register_policy): message type to class.

@@ -12,10 +12,14 @@ from twctl.linux.netlink import complete, refusals
 # linux/pkt_sched.h: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS), TC_H_MIN_EGRESS
 INGRESS, EGRESS = 0xFFFFFFF2, 0xFFFFFFF3
 CLSACT_HANDLE = 0xFFFF0000
+_OF_BPF: dict[str, str | int] = {"NAME": "", "ID": 0, "CLASSID": 0}
 
 
 class Filter(NamedTuple):
-    """A TC filter: where, and what; program: its number, 0 for other kinds than bpf."""
+    """A TC filter: where, and what.
+
+    program: its number, and class_id: what it finds in skb->tc_classid; both 0 for other kinds than bpf.
+    """
 
     parent: int
     priority: int
@@ -23,6 +27,7 @@ class Filter(NamedTuple):
     kind: str
     name: str
     program: int
+    class_id: int
 
 
 def filters(requests: IPRoute, device: int) -> list[Filter]:
@@ -41,15 +46,15 @@ def _filter(message: nlmsg) -> Filter:
     where = message["parent"], message["info"] >> 16, message["handle"], kind
     options = message.get_attr("TCA_OPTIONS") if kind == "bpf" else None
     if options is None:
-        return Filter(*where, "", 0)
-    return Filter(*where, options.get_attr("TCA_BPF_NAME", ""), options.get_attr("TCA_BPF_ID", 0))
+        return Filter(*where, "", 0, 0)
+    return Filter(*where, *(options.get_attr(f"TCA_BPF_{what}", none) for what, none in _OF_BPF.items()))
 
 
 @refusals()
-def put_filter(requests: IPRoute, device: int, place: Filter, program: int, class_id: int) -> None:
+def put_filter(requests: IPRoute, device: int, place: Filter, program: int) -> None:
     """Attach a program with its open descriptor, in direct action mode; what is at its place is replaced.
 
-    place: `kind` and `program` are not looked at. class_id: what the program finds in skb->tc_classid. Raises OSError.
+    place: `kind` and `program` are not looked at. Raises OSError.
     """
     requests.tc(
         "replace-filter",
@@ -61,7 +66,7 @@ def put_filter(requests: IPRoute, device: int, place: Filter, program: int, clas
         protocol=ETH_P_ALL,
         fd=program,
         name=place.name,
-        classid=class_id,
+        classid=place.class_id,
         direct_action=True,
     )
 

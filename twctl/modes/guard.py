@@ -7,7 +7,7 @@ namespace they work in and whether the device has Ethernet headers.
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pyroute2 import IPRoute
@@ -22,13 +22,15 @@ from twctl.linux.netns import cookie as cookie_of
 from twctl.linux.rtnl import decode
 from twctl.linux.tc import EGRESS, INGRESS, Filter
 from twctl.modes.qdiscs import Qdiscs
+from twctl.table.shared import CONSTANTS
 
 # First of all filters, and a handle that others do not use: with both given, what is there is replaced, not doubled.
 PRIORITY, HANDLE = 1, 0x7477
 NAMES = {INGRESS: "twctl_ingress", EGRESS: "twctl_egress"}
 PROGRAMS = {INGRESS: "guard_ingress", EGRESS: "guard_egress"}
 # linux/if_arp.h: devices that carry TCP, with an Ethernet header and without one.
-ETHERNET = frozenset((1, 772))  # ETHER, LOOPBACK
+LOOPBACK, VRF = 772, "vrf"
+ETHERNET = frozenset((1, LOOPBACK))  # ETHER
 BARE = frozenset((65534, 512, 519, 768, 769, 776, 778, 823))  # NONE (tun, wireguard), PPP, RAWIP, tunnels, GRE
 OTHERS = {32: "InfiniBand"}  # carry TCP, and the guard cannot read their headers
 # The traffic of such a port passes its master afterwards, which has the guard.
@@ -133,9 +135,8 @@ class Guard:
         if device.type not in ETHERNET | BARE or device.port_of in MASTERS:
             return
         try:
-            missing = NAMES.keys() - {
-                each.parent for each in tc.filters(requests, device.number) if self._is_ours(each)
-            }
+            found = tc.filters(requests, device.number)
+            missing = [place for place in self._places(device) if place not in found]
             if missing:
                 self._attach(requests, device, missing)
         except OSError as error:
@@ -143,21 +144,30 @@ class Guard:
                 return
             hint = f"'tc filter show dev {device.name} ingress' shows what else is there"
             raise TwctlError(f"the guard cannot be attached to {device.name}: {error.strerror}", hint) from error
-        self.reattached += len(missing) if device.number in self.devices else 0
+        if device.number in self.devices:
+            there = {(each.parent, each.program) for each in found}  # with another class ID it was not taken away
+            self.reattached += sum((place.parent, place.program) not in there for place in missing)
         self.devices[device.number] = device.name
 
-    def _is_ours(self, found: Filter) -> bool:
-        """The very program, and not that of an earlier version."""
-        return found.name == NAMES[found.parent] and found.program == self._ids[found.parent]
+    def _places(self, device: Device) -> list[Filter]:
+        """The two filters: these very programs, and not those of an earlier version."""
+        class_id = class_id_of(self._index, device)
+        return [Filter(side, PRIORITY, HANDLE, "bpf", NAMES[side], self._ids[side], class_id) for side in NAMES]
 
-    def _attach(self, requests: IPRoute, device: Device, missing: set[int]) -> None:
+    def _attach(self, requests: IPRoute, device: Device, missing: Sequence[Filter]) -> None:
         if tc.add_clsact(requests, device.number):
             # After a crash before this the qdisc stays, empty: it does nothing.
             self._qdiscs.note(self._cookie, device.number)
-        class_id = 1 << 16 | (self._index + 1) << 1 | (device.type in ETHERNET)
-        for parent in missing:
-            place = Filter(parent, PRIORITY, HANDLE, "bpf", NAMES[parent], self._ids[parent])
-            tc.put_filter(requests, device.number, place, self._programs[parent], class_id)
+        for place in missing:
+            tc.put_filter(requests, device.number, place, self._programs[place.parent])
+
+
+def class_id_of(index: int, device: Device) -> int:
+    """What tells the programs their namespace, and what kind of device it is (bpf/guard/segment.h)."""
+    kind = device.type in ETHERNET and CONSTANTS["DEVICE_ETHERNET"]
+    kind |= (device.type == LOOPBACK or device.kind == VRF) and CONSTANTS["DEVICE_LOOPS"]
+    kind |= device.port_of == VRF and CONSTANTS["DEVICE_IN_VRF"]
+    return 1 << 16 | (index + 1) << CONSTANTS["DEVICE_BITS"] | kind
 
 
 def _type(message: nlmsg) -> int:

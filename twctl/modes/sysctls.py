@@ -4,6 +4,9 @@ In mode vestigial an orphan in FIN_WAIT2 stays the kernel's: with tcp_fin_timeou
 all but 60 s of it (tcp_close, tcp_rcv_state_process, tcp_keepalive_timer). Only then does the kernel ask for a
 mini-socket, which tcp_max_tw_buckets=0 refuses. So it is set to 60 s more than it was: FIN_WAIT2 lasts as long as
 before, its port stays taken, and the peer's FIN finds the socket.
+
+The guard asks the kernel for routes (bpf_fib_lookup), which answers only for a device that forwards. So lo does, by
+which nothing ever comes in that could be forwarded.
 """
 
 from twctl.config.config import Config
@@ -12,6 +15,7 @@ from twctl.linux.sysctl import NAMES, Raised, Wanted
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 
 FIN_TIMEOUT, MAX_TW_BUCKETS = NAMES["tcp_fin_timeout"], NAMES["tcp_max_tw_buckets"]
+LO_FORWARDING = "net.ipv4.conf.lo.forwarding"
 
 
 def sysctls_of(config: Config, *, orphans_stay: bool) -> Wanted:
@@ -22,7 +26,8 @@ def sysctls_of(config: Config, *, orphans_stay: bool) -> Wanted:
     if config.mode is not Mode.VESTIGIAL:
         return config.sysctl
     # TIME_WAIT sockets go last, and are the first to come back: meanwhile orphans have a longer time, and lose nothing.
-    return dict(config.sysctl) | {FIN_TIMEOUT: fin_timeout_of(config, orphans_stay=orphans_stay), MAX_TW_BUCKETS: 0}
+    fin_timeout = fin_timeout_of(config, orphans_stay=orphans_stay)
+    return dict(config.sysctl) | {LO_FORWARDING: 1, FIN_TIMEOUT: fin_timeout, MAX_TW_BUCKETS: 0}
 
 
 def fin_timeout_of(config: Config, *, orphans_stay: bool) -> int | Raised:

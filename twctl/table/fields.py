@@ -45,6 +45,9 @@ REQUIRED = (
     "ipv6_pinfo.tclass",
     "ipv6_pinfo.flow_label",
     "sock.sk_txhash",
+    "sock.sk_dst_cache",
+    "dst_entry.dev",
+    "net_device.ifindex",
 )
 # Absent where the kernel is older or built without: microsecond timestamps (6.7), TCP-MD5, TCP-AO (6.7). An orphan's
 # timer lies in one of two places.
@@ -64,7 +67,11 @@ GUARD = (
     "sk_buff.dev",
     "sk_buff.ip_summed",
     "net_device.nd_net",
+    "net_device.ip_ptr",
     "net_device.ip6_ptr",
+    "in_device.cnf.data",
+    "ipv4_devconf.data",
+    "net.ipv4.devconf_all",
     "inet6_dev.cnf.hop_limit",
     "net.ipv4.sysctl_tcp_rfc1337",
     "net.ipv4.sysctl_tcp_invalid_ratelimit",

@@ -180,7 +180,12 @@ def _living(table: Table, by: By, family: str) -> Iterator[bytes]:
         return (raw[local_port] + raw[netns] for raw in records)
     if family == "ipv4":
         return (raw[remote] + raw[remote_port] + raw[netns] for raw in records)
-    return (raw[remote] + raw[remote_port] + raw[netns] + raw[_RECORD_SCOPE] for raw in records)
+    return (raw[remote] + raw[remote_port] + raw[netns] + _zone(raw) for raw in records)
+
+
+def _zone(raw: bytes) -> bytes:
+    """The interface index of a link-local address; of others the record holds the route's."""
+    return raw[_RECORD_SCOPE] if ipaddress.IPv6Address(raw[_REMOTE["ipv6"]]).is_link_local else bytes(4)
 
 
 def _batches(table: Table, family: str) -> Iterator[Batch]:
