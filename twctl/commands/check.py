@@ -113,7 +113,8 @@ def _guard(pins: Path) -> Line:
     except TwctlError as error:
         return Line("vestigial", Verdict.LESS, error.message, error.hint)
     if found:
-        return Line("vestigial", Verdict.LESS, "; ".join(found), "mode vestigial needs --force here")
+        named = "; ".join(each.text for each in found)
+        return Line("vestigial", Verdict.LESS, named, "mode vestigial needs --force here")
     reason = "the guard loads, and nothing here keeps packets from it (it cannot answer for TCP-MD5 and TCP-AO)"
     return Line("vestigial", Verdict.OK, reason)
 

@@ -14,10 +14,8 @@ log = logging.getLogger("twctl")
 
 # Mounts tell when a namespace gets or loses its name; this often the names are looked at all the same. s
 LOOK_SECONDS = 10.0
-# What could not join is tried again, and what has joined is looked at for new obstacles, this often. s
+# What could not join is tried again this often. s
 AGAIN_SECONDS = 300.0
-# The first time sooner: who makes a pod gives it its NAT and its devices once it has its namespace. s
-SETTLED_SECONDS = 30.0
 # A host that starts has hundreds of new namespaces at once: so many join, 0.1 s of work, before others have their turn.
 AT_ONCE = 16
 
@@ -40,7 +38,6 @@ class Discovery:
         self.follows_names = bool(config.netns or config.all_netns)
         self._mounts = netns.Mounts()
         self._refused: dict[Place, tuple[Exception, float]] = {}  # why, and when to try again (monotonic)
-        self._settled: dict[Place, float] = {}  # when to look for obstacles (monotonic)
         self._joined = joined
 
     def close(self) -> None:
@@ -84,11 +81,8 @@ class Discovery:
         self._look()
 
     def run(self) -> float:
-        """Look at the names and, with `every`, for obstacles; returns seconds until the next time."""
-        more = self._look()
-        if self._every:
-            self._look_for_obstacles()
-        return 0.0 if more else LOOK_SECONDS
+        """Look at the names; returns seconds until the next time."""
+        return 0.0 if self._look() else LOOK_SECONDS
 
     def _wanted(self) -> Mapping[str | None, int]:
         """Which there are, and their inodes."""
@@ -126,13 +120,10 @@ class Discovery:
                 raise
             self._refuse((name, netns.inode(name)), error)
             return None
-        place = name, namespace.inode
-        self._refused.pop(place, None)
-        self._settled[place] = time.monotonic() + SETTLED_SECONDS
+        self._refused.pop((name, namespace.inode), None)
         return namespace
 
     def _leave(self, namespace: Namespace) -> None:
-        self._settled.pop((namespace.name, namespace.inode), None)
         for line in self.namespaces.leave(namespace):
             log.warning("%s", line)
 
@@ -150,13 +141,6 @@ class Discovery:
             raise error
         self._leave(namespace)
         self._refuse((namespace.name, namespace.inode), error)
-
-    def _look_for_obstacles(self) -> None:
-        now = time.monotonic()
-        due = [namespace for namespace in self.namespaces if self._settled[namespace.name, namespace.inode] <= now]
-        for namespace in due[:AT_ONCE]:
-            self._settled[namespace.name, namespace.inode] = now + AGAIN_SECONDS
-            self.attend(namespace, lambda namespace: refuse_obstacles(namespace.name, self._config))
 
 
 class FollowingNamespaces:

@@ -13,6 +13,7 @@ from twctl.daemon.work_metrics import (
     kernel_metrics,
     mode_metrics,
     namespace_metrics,
+    obstacle_metrics,
     orphan_metrics,
     port_metrics,
     task_metrics,
@@ -56,6 +57,7 @@ def collector_of(table: Table, work: Work, config: Config, ended: Mapping[str, i
             lambda: mode_metrics(config, table),
             lambda: kernel_metrics(namespaces),
             lambda: orphan_metrics(work),
+            lambda: obstacle_metrics(work),
             lambda: port_metrics(work),
             lambda: [_ended(ended)],
         )

@@ -28,7 +28,7 @@ from twctl.modes import guard as guards
 from twctl.modes.guard import Guard
 from twctl.modes.sysctls import FIN_TIMEOUT, fin_timeout_of, sysctls_of
 from twctl.routes.watcher import RouteWatcher
-from twctl.table.enrolments import enrol, free_index, withdraw
+from twctl.table.enrolments import enrol, index_for, withdraw
 from twctl.table.maps import NAME_BYTES, Table
 from twctl.table.tries import ClassTries
 
@@ -89,7 +89,8 @@ class Namespace:
 class Namespaces:
     """All that have joined. The daemon's one thread has them join and leave; a scrape's thread adds them up.
 
-    folder: the pinned table. diags: their sock_diag sockets by index, as it is now.
+    folder: the pinned table. diags: their sock_diag sockets by index, as it is now. suspended: where the kernel does
+    TIME_WAIT's duty for the time being, in mode vestigial.
     """
 
     def __init__(self, table: Table, folder: Path, config: Config, journal: Journal) -> None:
@@ -104,6 +105,7 @@ class Namespaces:
         self._past: Counter[str] = Counter()
         self._poll = select.epoll()
         self.diags: dict[int, SockDiag] = {}
+        self.suspended: set[Namespace] = set()
 
     def __iter__(self) -> Iterator[Namespace]:
         return iter(list(self._namespaces.values()))
@@ -173,7 +175,8 @@ class Namespaces:
         opened.callback(os.close, handle)
         if any(cookie == namespace.cookie for namespace in self):
             raise TwctlError(f"network namespace {name} has joined under another name", "name each one once")
-        index = self._index(cookie)
+        if (index := index_for(self._table, cookie)) is None:
+            raise FullError("there is no room for another network namespace", "name those that matter with netns")
 
         def use(made: Made) -> Made:
             opened.callback(made.close)
@@ -198,15 +201,6 @@ class Namespaces:
             raise TwctlError(f"network namespace {name} became another one just now", "try again")
         return namespace
 
-    def _index(self, cookie: int) -> int:
-        """The one it has, or a free one."""
-        for index, (known, _) in self._table.enrolments().items():
-            if known == cookie:
-                return index
-        if (free := free_index(self._table)) is None:
-            raise FullError("there is no room for another network namespace", "name those that matter with netns")
-        return free
-
     def _add(self, namespace: Namespace, opened: contextlib.ExitStack) -> None:
         for source in (namespace.routes, namespace.guard):
             if source:
@@ -221,11 +215,26 @@ class Namespaces:
         """Have orphans in FIN_WAIT2 stay sockets of the kernel, or become vestiges, in all and in those to come."""
         self._sysctls = sysctls_of(self._config, orphans_stay=stay)
         fin_timeout = fin_timeout_of(self._config, orphans_stay=stay)
-        for namespace in self:
+        for namespace in set(self) - self.suspended:
             try:  # its name may be another's already
                 self._journal.set({FIN_TIMEOUT: fin_timeout}, namespace.name, namespace.path)
             except TwctlError as error:
                 log.warning("%s", error)
+
+    def suspend(self, namespace: Namespace) -> list[str]:
+        """Have the kernel do TIME_WAIT's duty; the guard stays for the vestiges it has. Returns what was left alone."""
+        reports = self._journal.leave(namespace.cookie, namespace.path)
+        enrol(self._table, namespace.index, namespace.cookie, namespace.name or "")
+        self._journal.set(self._config.sysctl, namespace.name, namespace.path)
+        self.suspended.add(namespace)
+        return reports
+
+    def resume(self, namespace: Namespace) -> None:
+        """Have the guard do it again, in the order of a start. Raises TwctlError, and then it is the kernel's still."""
+        namespace.guard_all_devices()
+        enrol(self._table, namespace.index, namespace.cookie, namespace.name or "", guarded=True)
+        self._journal.set(self._sysctls, namespace.name, namespace.path)
+        self.suspended.discard(namespace)
 
     def leave(self, namespace: Namespace) -> list[str]:
         """Undo what was done in a namespace and let go of it; its vestiges expire. Returns what was left alone."""
@@ -237,6 +246,7 @@ class Namespaces:
         namespace.tries.sync({})
         self._by_fd = {fd: each for fd, each in self._by_fd.items() if each is not namespace}
         del self.diags[namespace.index]
+        self.suspended.discard(namespace)
         with self._lock:
             del self._namespaces[namespace.index]
             self._past += namespace.counts()

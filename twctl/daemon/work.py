@@ -13,6 +13,7 @@ from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.orphans import WatchingOrphans
 from twctl.daemon.ports import PortLook, RelievingPorts
 from twctl.daemon.reclaim import Draining, Truncating
+from twctl.daemon.suspending import Suspending
 from twctl.daemon.unseen import CountingUnseen, is_counted
 from twctl.daemon.upkeep import Guarding, Leaving, Reconciling
 from twctl.linux.pressure import Pressure
@@ -38,6 +39,7 @@ class Work:
     reaper: Reaper
     unseen: CountingUnseen | None = None
     guarding: Guarding | None = None
+    suspending: Suspending | None = None
     orphans: WatchingOrphans | None = None
     leaving: Leaving | None = None
     truncating: Truncating | None = None
@@ -52,6 +54,7 @@ class Work:
         tasks: tuple[Task | None, ...] = (
             self.reconciling,
             self.guarding,
+            self.suspending,
             self.orphans,
             self.unseen,
             self.leaving,
@@ -106,6 +109,7 @@ def start_work(table: Table, namespaces: Namespaces, config: Config, undo: conte
         reaper=reaper,
         unseen=CountingUnseen(namespaces, lambda: table.counters().asked_for()) if is_counted(config.mode) else None,
         guarding=Guarding(discovery) if config.mode is Mode.VESTIGIAL else None,
+        suspending=_suspending(discovery, config, undo),
         orphans=_orphans(namespaces, config, undo) if config.mode is Mode.VESTIGIAL else None,
         leaving=leaving,
         truncating=Truncating(table, reaper, limits) if truncates else None,
@@ -123,6 +127,14 @@ def _port_pressure(table: Table, namespaces: Namespaces, config: Config) -> Port
         log.warning("pressure.port_headroom is ignored: only mode truncate shortens TIME_WAIT sockets")
         return None
     return PortPressure(table, namespaces.diags, config)
+
+
+def _suspending(discovery: Discovery, config: Config, undo: contextlib.ExitStack) -> Suspending | None:
+    if config.mode is not Mode.VESTIGIAL or config.force:
+        return None
+    suspending = Suspending(discovery)
+    undo.callback(suspending.close)
+    return suspending
 
 
 def _orphans(namespaces: Namespaces, config: Config, undo: contextlib.ExitStack) -> WatchingOrphans:

@@ -12,6 +12,7 @@ from twctl.daemon.families import Metric, counter, gauge, single
 from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.work import Work
 from twctl.linux.procfs import socket_bytes
+from twctl.modes.obstacles import KINDS
 from twctl.modes.times import time_wait_in_force
 from twctl.modes.truncate import LATENESS_EDGES, Reaper
 from twctl.table.maps import MODES, Table
@@ -98,6 +99,14 @@ def orphan_metrics(work: Work) -> Iterator[Metric]:
     yield gauge("twctl_orphan_limit_sockets", text, single(watching.limit()) if watching else ())
     text = "1 while orphans in FIN_WAIT2 stay sockets of the kernel, 0 while they become vestiges."
     yield gauge("twctl_orphans_stay", text, single(int(watching.stay)) if watching else ())
+
+
+def obstacle_metrics(work: Work) -> Iterator[Metric]:
+    """What has come between wire and sockets."""
+    text = "Obstacles in guarded namespaces; as long as there is one, the guard is suspended there."
+    found = work.suspending.found() if work.suspending else {}
+    kinds = KINDS if work.suspending else ()
+    yield gauge("twctl_guard_obstacles", text, [((kind,), found.get(kind, 0)) for kind in kinds], "kind")
 
 
 def port_metrics(work: Work) -> Iterator[Metric]:

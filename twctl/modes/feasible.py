@@ -36,8 +36,8 @@ def refuse_obstacles(netns: str | None, config: Config) -> None:
     :raises TwctlError: if something may be in its way, and `force` is not set.
     """
     found = list(obstacles(netns)) if config.mode is Mode.VESTIGIAL else []
-    for line in found:
-        log.warning("network namespace %s: %s", netns or "(own)", line)
+    for each in found:
+        log.warning("network namespace %s: %s", netns or "(own)", each.text)
     if found and not config.force:
         raise TwctlError("the guard may not see here what the sockets see", "remove it, or give --force if you know")
 

@@ -43,6 +43,7 @@ _TOUCHING = frozenset((RTM_NEWLINK, RTM_DELLINK, RTM_DELTFILTER, RTM_DELQDISC))
 class Guard:
     """The guard in one network namespace. `reattached`: how often a filter had to be put back.
 
+    disturbed: bool, whether devices or filters have changed; whoever looks at them sets it to False.
     netns: name or path of the namespace, None for our own. index: its number in the table. table: the pinned table.
     """
 
@@ -61,6 +62,7 @@ class Guard:
             self._undo = undo.pop_all()
         self.devices: dict[int, str] = {}
         self.reattached = 0
+        self.disturbed = False
 
     def close(self) -> None:
         """Close the sockets; the filters stay."""
@@ -105,6 +107,7 @@ class Guard:
         """Devices about which a notification says that the guard may have to be put there."""
         touched: set[int] = set()
         while data := self._events.read():
+            self.disturbed = True
             touched |= {message["index"] for message in decode(data) if _type(message) in _TOUCHING}
         return touched
 

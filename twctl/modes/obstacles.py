@@ -1,15 +1,14 @@
 """Why the guard may not see on a device what a local socket sees: something changes or takes packets in between."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
 from pyroute2.netlink import NETLINK_XFRM, NLM_F_DUMP, NLM_F_REQUEST, nlmsg
 from pyroute2.netlink.nlsocket import NetlinkSocket
-from pyroute2.nftables.main import NFTables
 
-from twctl.linux import libbpf
+from twctl.linux import libbpf, netfilter
 from twctl.linux.devices import devices
 from twctl.linux.netlink import RouteNetlink, complete
 from twctl.linux.netns import inside
@@ -18,6 +17,14 @@ from twctl.modes.guard import NAMES, PRIORITY
 
 BPF_TCX_INGRESS = 46  # linux/bpf.h
 XFRM_MSG_GETPOLICY = 0x15  # linux/xfrm.h
+KINDS = ("nat", "tproxy", "ipvs", "xdp", "tcx", "tc", "ipsec")
+
+
+class Obstacle(NamedTuple):
+    """One of these kinds, and a line that says what it is and does."""
+
+    kind: str
+    text: str
 
 
 class PolicyId(nlmsg):  # type: ignore[misc]
@@ -26,63 +33,57 @@ class PolicyId(nlmsg):  # type: ignore[misc]
     fields = (("id", "64s"),)
 
 
-def obstacles(netns: str | None) -> Iterator[str]:
-    """One line for each in this network namespace.
+def obstacles(netns: str | None) -> Iterator[Obstacle]:
+    """Each in this network namespace.
 
     :raises TwctlError: if the namespace cannot be entered.
     """
     yield from _programs(netns)
-    yield from _nat(netns)
-    if policies := inside(netns, partial(_whole, _policies)):
-        yield f"{len(policies)} IPsec policies: the guard does not see inside ESP"
+    yield from inside(netns, lambda: list(_rules()))
 
 
-def _programs(netns: str | None) -> Iterator[str]:
+def _programs(netns: str | None) -> Iterator[Obstacle]:
     """Programs that get packets before the guard does."""
     with contextlib.closing(RouteNetlink(netns)) as netlink, netlink.requests() as requests:
-        for device in devices(requests):
+        present = devices(requests)
+        tcx = inside(netns, lambda: [each for each in present if libbpf.attached(each.number, BPF_TCX_INGRESS)])
+        for device in present:
             if device.xdp:
-                yield f"XDP on {device.name}: what it redirects or drops does not reach the guard"
-            if inside(netns, partial(libbpf.attached, device.number, BPF_TCX_INGRESS)):
-                yield f"a TCX program on {device.name} runs before the guard"
+                yield Obstacle("xdp", f"XDP on {device.name}: what it redirects or drops does not reach the guard")
+            if device in tcx:
+                yield Obstacle("tcx", f"a TCX program on {device.name} runs before the guard")
             for each in filters(requests, device.number):
                 if each.parent == INGRESS and each.priority <= PRIORITY and each.name not in NAMES.values():
-                    yield f"another TC filter on {device.name} runs before the guard (pref {each.priority})"
+                    text = f"another TC filter on {device.name} runs before the guard (pref {each.priority})"
+                    yield Obstacle("tc", text)
 
 
-def _nat(netns: str | None) -> Iterator[str]:
-    """NAT of local addresses: the tuple on the wire is not the socket's."""
+def _rules() -> Iterator[Obstacle]:
+    """What the thread's namespace does with packets after the guard."""
     for family in ("ip", "ip6"):
-        names = inside(netns, partial(_read, Path(f"/proc/thread-self/net/{family}_tables_names")))
-        if "nat" in names.split():
-            yield f"{family}tables has a nat table: tuples on the wire may not be those of the sockets"
-    for chain in inside(netns, partial(_whole, _chains)):
+        if "nat" in netfilter.tables(family):
+            yield _nat(f"{family}tables has a nat table")
+    for chain in netfilter.chains():
         if chain.get_attr("NFTA_CHAIN_TYPE") == "nat" and chain.get_attr("NFTA_CHAIN_USE"):
             where = f"{chain.get_attr('NFTA_CHAIN_TABLE')} {chain.get_attr('NFTA_CHAIN_NAME')}"
-            yield f"nftables has NAT in {where}: tuples on the wire may not be those of the sockets"
+            yield _nat(f"nftables has NAT in {where}")
+    if netfilter.has_tproxy_rule():
+        yield Obstacle("tproxy", "a TPROXY rule: the guard does not find the listener that a new SYN is for")
+    if services := netfilter.ipvs_services():
+        yield Obstacle("ipvs", f"{services} IPVS services: tuples on the wire may not be those of the sockets")
+    if policies := _policies():
+        yield Obstacle("ipsec", f"{len(policies)} IPsec policies: the guard does not see inside ESP")
 
 
-def _read(file: Path) -> str:
-    return file.read_text() if file.exists() else ""
-
-
-def _whole(ask: Callable[[], Iterable[nlmsg]]) -> list[nlmsg]:
-    """What a dump gives; none where the kernel has no such subsystem."""
-    try:
-        return complete(ask)
-    except OSError:
-        return []
-
-
-def _chains() -> list[nlmsg]:
-    """All of nftables in the thread's namespace."""
-    with NFTables(nfgen_family=0) as nftables:
-        return list(nftables.get_chains())
+def _nat(what: str) -> Obstacle:
+    return Obstacle("nat", f"{what}: tuples on the wire may not be those of the sockets")
 
 
 def _policies() -> list[nlmsg]:
-    """All of IPsec in the thread's namespace."""
+    """All of IPsec; none where the kernel has no such subsystem."""
     request = PolicyId()
     request["id"] = bytes(64)
-    with NetlinkSocket(family=NETLINK_XFRM) as xfrm:
-        return list(xfrm.nlm_request(request, XFRM_MSG_GETPOLICY, NLM_F_REQUEST | NLM_F_DUMP))
+    with contextlib.suppress(OSError), NetlinkSocket(family=NETLINK_XFRM) as xfrm:
+        ask = partial(xfrm.nlm_request, request, XFRM_MSG_GETPOLICY, NLM_F_REQUEST | NLM_F_DUMP)
+        return complete(lambda: list(ask()))
+    return []

@@ -34,6 +34,12 @@ def withdraw(table: Table, index: int, cookie: int) -> None:
     ENROLMENT.pack_into(table.enrolment_rows, index * ENROLMENT.size, 0, time.monotonic_ns(), b"")
 
 
+def index_for(table: Table, cookie: int) -> int | None:
+    """The index that a namespace has, or else a free one; None: there is none."""
+    known = [index for index, (other, _) in table.enrolments().items() if other == cookie]
+    return known[0] if known else free_index(table)
+
+
 def free_index(table: Table) -> int | None:
     """The index that was given back longest ago, if all vestiges that have it are over; None: there is none."""
     over = time.monotonic_ns() - max(*table.lives, UNGUARDED_SECONDS * 10**9)

@@ -1,0 +1,104 @@
+"""What comes between wire and sockets while the daemon runs, and goes again: in between the kernel does its duty."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.kernel.test_guard import BOTH, guarded
+from tests.load import counters, wait_until
+from tests.load.closes import run
+from tests.load.daemon import Daemon, daemon
+from tests.load.netns import Namespace, namespace
+from twctl.linux.netlink import RouteNetlink
+from twctl.table.shared import bpf_folder
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
+    reason="BPF needs root; TWCTL_TEST_KERNEL=1 forces it",
+)
+
+N = 23
+SYSCTLS = ("net.ipv4.tcp_max_tw_buckets", "net.ipv4.tcp_fin_timeout", "net.ipv4.conf.lo.forwarding")
+TIMES = "[time_wait]\nloopback = 60\n"
+NAT = "table ip t { chain c { type nat hook output priority 0; tcp dport 1 redirect to :2; }; }"
+
+
+@pytest.fixture
+def ns() -> Iterator[Namespace]:
+    """A namespace with lo."""
+    with namespace() as made:
+        yield made
+
+
+def sysctls(ns: Namespace) -> list[str]:
+    """Those that mode vestigial sets."""
+    return [ns.sysctl(name) for name in SYSCTLS]
+
+
+def close(ns: Namespace, port: int) -> None:
+    """23 connections over lo, from their own ports."""
+    run(ns, "--count", "23", "--close", "client", "--inline", "--threads", "1", "--port", str(port))
+
+
+def test_nat_that_comes_later_suspends_the_guard_until_it_goes(ns: Namespace) -> None:
+    """The kernel keeps TIME_WAIT sockets meanwhile, and the guard its vestiges; it is said once, and exported."""
+    before = sysctls(ns)
+    with daemon(ns, mode="vestigial", config=TIMES) as one:
+        ours = sysctls(ns)
+        assert ours[0] == "0"
+        close(ns, 20000)
+        subprocess.run(ns.command("nft", NAT), check=True)
+        wait_until(lambda: sysctls(ns) == before, what="the kernel's again")
+        assert one.metric("twctl_guard_obstacles", kind="nat") == 1
+        close(ns, 21000)
+        assert (2 * N, N, BOTH) == (len(one.table()), counters.time_wait_count(ns), guarded(ns, "lo"))
+        subprocess.run(ns.command("nft", "delete table ip t"), check=True)
+        wait_until(lambda: sysctls(ns) == ours, what="the guard's again")
+        assert one.metric("twctl_guard_obstacles") == 0
+        close(ns, 22000)
+        assert (3 * N, N) == (len(one.table()), counters.time_wait_count(ns))
+        assert one.log.count("nftables has NAT in t c") == 1
+        assert one.stop() == 0
+        assert before == sysctls(ns)
+
+
+def test_what_comes_before_the_guard_in_its_own_namespace_suspends_it(ns: Namespace) -> None:
+    """XDP on lo, in the namespace that the daemon was started in; and it stops as it always does."""
+    before = sysctls(ns)
+    with ExitStack() as stack:
+        one = stack.enter_context(daemon(mode="vestigial", prefix=tuple(ns.command())))
+        attach_xdp(stack, ns)
+        wait_until(lambda: sysctls(ns) == before, what="the kernel's again")
+        wait_until(lambda: "XDP on lo" in one.log, what="it is said")
+        assert one.stop() == 0
+        assert (before, BOTH) == (sysctls(ns), guarded(ns, "lo"))
+
+
+def attach_xdp(stack: ExitStack, ns: Namespace) -> None:
+    """A program that lets everything pass, on lo."""
+    import bcc  # noqa: PLC0415 - Debian's, and heavy
+
+    os.environ["BCC_KERNEL_SOURCE"] = str(bpf_folder())
+    loaded = bcc.BPF(text=b"int pass_all(struct xdp_md *context) { return 2; }")
+    stack.callback(loaded.cleanup)
+    netlink = RouteNetlink(ns.name)
+    stack.callback(netlink.close)
+    requests = stack.enter_context(netlink.requests())
+    requests.link("set", index=1, xdp_fd=loaded.load_func(b"pass_all", bcc.BPF.XDP).fd)
+
+
+def test_who_forces_it_is_not_asked_again(ns: Namespace) -> None:
+    """With force an obstacle changes nothing, and no series says anything of it."""
+    with daemon(ns, mode="vestigial", config="force = true\n") as one:
+        subprocess.run(ns.command("nft", NAT), check=True)
+        ns.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+        wait_until(lambda: one.metric("twctl_guard_devices") == 3, what="it has followed")
+        assert (ns.sysctl(SYSCTLS[0]), False) == ("0", series(one))
+
+
+def series(one: Daemon) -> bool:
+    """Whether it exports obstacles."""
+    return any(name.startswith("twctl_guard_obstacles") for name in one.metrics())
