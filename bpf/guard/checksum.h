@@ -53,7 +53,11 @@ ALWAYS_INLINE bool checksum_is_right(struct __sk_buff *skb, const struct work *w
 	return false;
 }
 
-/* What the IP layer drops before TCP sees it: a wrong checksum of the IPv4 header, options that run over its end. */
+#define IP_OPTION_LOOSE_ROUTE 131
+#define IP_OPTION_STRICT_ROUTE 137
+
+/* What the IP layer drops before TCP sees it: a wrong checksum of the IPv4 header, options that run over its end, and routes
+ * that the sender chose (accept_source_route is 0 unless somebody wants it). */
 ALWAYS_INLINE bool is_sound(struct __sk_buff *skb, const struct work *w, struct segment *s)
 {
 	u32 header = s->transport - s->network;
@@ -78,6 +82,8 @@ ALWAYS_INLINE bool is_sound(struct __sk_buff *skb, const struct work *w, struct 
 		if (kind == OPTION_END)
 			return true;
 		if (!size || (kind != OPTION_NOP && size < 2) || at + size > header)
+			return false;
+		if (kind == IP_OPTION_LOOSE_ROUTE || kind == IP_OPTION_STRICT_ROUTE)
 			return false;
 		s->at = at + size;
 	}

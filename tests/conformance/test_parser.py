@@ -141,6 +141,8 @@ ODD = (
     Odd("40 bytes of options", with_ipv4_options(b"\1" * 39 + b"\0"), answered=True, families=V4),
     Odd("router alert", with_ipv4_options(b"\x94\4\0\0"), answered=True, families=V4),
     Odd("record route", with_ipv4_options(b"\7\7\4\0\0\0\0\0"), answered=True, families=V4),
+    Odd("loose source route", with_ipv4_options(b"\x83\7\x08\x0a\x4e\0\1\0"), answered=False, families=V4),
+    Odd("strict source route", with_ipv4_options(b"\x89\7\x08\x0a\x4e\0\1\0"), answered=False, families=V4),
     Odd("an option longer than the header", with_ipv4_options(b"\7\x27\4\0"), answered=False, families=V4),
     odd("another protocol", lambda p: ipv4(p, protocol=17), answered=False, families=V4),
     odd("time to live 1", lambda p: ipv4(p, ttl=1), answered=True, families=V4),
