@@ -1,8 +1,11 @@
-"""A host between two links: a peer on one, behind which there is another network, and a stranger on the other.
+"""A host between two links: a peer on one, behind which there are other networks, and a stranger on the other.
 
-    stranger veth0 ---- veth1 host veth0 ---- veth0 peer (10.55.0.1, fd55::1)
+    stranger veth0 ---- veth1 host veth0 ---- veth0 peer veth1 ---- veth0 outsider
+        10.88.0.2              10.77.0.1      10.77.0.2  veth2 ---- veth0 far (10.55.0.2)
+                                                             10.66.0.2
 
-The host reaches the far network through the peer. The stranger can send it any frame, and pretend to be the peer.
+The host reaches all of it through the peer, which routes. The stranger can send the host any frame, and pretend to be
+somebody else; so can the outsider, as far as routers let packets pass whose source is not what it says.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,86 +16,103 @@ from tests.load import wait_until
 from tests.load.frames import addressed, framed, hardware_address, send_frames
 from tests.load.netns import Link, Namespace, add_addresses, await_address, link, namespace
 from tests.load.paths import IPV6, Route, over_lo
-from tests.load.segments import ACK, FIN, RST, Capture, Segment, build
+from tests.load.segments import ACK, FIN, RST, Capture, Segment, inject
 
 CLOSED_PORT = 9
 NEAR, FAR = "near", "far"
-_FAR = {4: "10.55.0.1", 6: "fd55::1"}
+_IPV4, _IPV6 = ("10.77.0.1", "10.77.0.2", "10.55.0.2"), ("fd77::1", "fd77::2", "fd55::2")
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """The three namespaces. device: the host's end of its link with the peer; other: of that with the stranger."""
+    """All namespaces. device: the host's end of its link with the peer; other: of that with the stranger."""
 
     host: Namespace
     peer: Namespace
     stranger: Namespace
+    outsider: Namespace
+    far: Namespace
     link: Link
     device: str = "veth0"
     other: str = "veth1"
 
     def route(self, family: str, where: str = NEAR) -> Route:
-        """From host to peer, by its address on the link or by that behind it."""
-        if family == IPV6:
-            local, near = self.link.client_ipv6, self.link.server_ipv6
-        else:
-            local, near = self.link.client_ipv4, self.link.server_ipv4
-        far = _FAR[6 if family == IPV6 else 4]
-        return Route(self.host, self.peer, local, far if where == FAR else near, family, self.device)
+        """From the host to the peer, or to who is far behind it."""
+        local, near, far = _IPV6 if family == IPV6 else _IPV4
+        if where == FAR:
+            return Route(self.host, self.far, local, far, family, self.device)
+        return Route(self.host, self.peer, local, near, family, self.device)
 
     def within(self, family: str, *, own: bool) -> Route:
         """Both ends on the host: over 127.0.0.1 or ::1, or over its own address on the link."""
         route = over_lo(self.host, family)
         if not own:
             return route
-        address = self.link.client_ipv6 if family == IPV6 else self.link.client_ipv4
+        address, *_ = _IPV6 if family == IPV6 else _IPV4
         return Route(self.host, self.host, address, address, family)
 
     def from_stranger(self, *packets: bytes) -> None:
         """The stranger sends packets to the host, and they are done with when this returns."""
-        self._send(self.stranger, self.other, hardware_address(self.stranger, "veth0"), packets)
-        self._settle(self.stranger, self.other)
+        self._send(self.stranger, (self.host, self.other), packets)
+        self._settle(self.stranger, "10.88.0.2", "10.88.0.1")
 
     def from_peer(self, *packets: bytes, source: bytes | None = None) -> None:
         """As from the peer's link, by the peer or whoever has that hardware address."""
-        self._send(self.peer, self.device, source or hardware_address(self.peer, "veth0"), packets)
-        self._settle(self.peer, self.device)
+        self._send(self.peer, (self.host, self.device), packets, source)
+        self._settle(self.peer, "10.77.0.2", "10.77.0.1")
 
-    def _send(self, sender: Namespace, device: str, source: bytes, packets: tuple[bytes, ...]) -> None:
-        destination = hardware_address(self.host, device)
-        send_frames(sender, "veth0", [framed(destination, source, packet) for packet in packets])
+    def from_outsider(self, *packets: bytes) -> None:
+        """As from behind the peer, which routes what it is given, whoever it says that it is from."""
+        self._send(self.outsider, (self.peer, "veth1"), packets)
+        self._settle(self.outsider, "10.66.0.2", "10.77.0.1")
 
-    def _settle(self, sender: Namespace, device: str) -> None:
+    def _send(
+        self,
+        sender: Namespace,
+        to: tuple[Namespace, str],
+        packets: tuple[bytes, ...],
+        source: bytes | None = None,
+    ) -> None:
+        ends = hardware_address(*to), source or hardware_address(sender, "veth0")
+        send_frames(sender, "veth0", [framed(*ends, packet) for packet in packets])
+
+    def _settle(self, sender: Namespace, own: str, host: str) -> None:
         """One more is sent, to a port where nobody listens: its RST comes behind what the others caused."""
-        own, host = _ADDRESSES[device]
         fence = Segment(own, CLOSED_PORT, host, CLOSED_PORT, 0, 1, ACK)
+        back = (*fence.tuple[2:], *fence.tuple[:2])
         with addressed(sender, "veth0") as seen:
-            self._send(sender, device, hardware_address(sender, "veth0"), (build(fence),))
-            back = (host, CLOSED_PORT, own, CLOSED_PORT)
+            inject(sender, fence)
             wait_until(lambda: [s for _, s in seen.found() if s.tuple == back and s.has(RST)], what="RST of the fence")
-
-
-_ADDRESSES = {"veth0": ("10.77.0.2", "10.77.0.1"), "veth1": ("10.88.0.2", "10.88.0.1")}
 
 
 @contextmanager
 def crossing(sysctls: Mapping[str, object] | None = None) -> Iterator[Crossing]:
-    """The three, wired."""
+    """All four, wired."""
     with ExitStack() as stack:
         near = stack.enter_context(link(sysctls))
-        stranger = stack.enter_context(namespace(sysctls))
-        host = near.client
-        host.ip("link", "add", "veth1", "type", "veth", "peer", "name", "veth0", "netns", stranger.name)
-        add_addresses(host, "veth1", "10.88.0.1", "fd88::1")
-        add_addresses(stranger, "veth0", "10.88.0.2", "fd88::2")
-        await_address(host, "fd88::1")
-        await_address(stranger, "fd88::2")
-        near.server.ip("address", "add", "10.55.0.1/32", "dev", "lo")
-        near.server.ip("address", "add", "fd55::1/128", "dev", "lo", "nodad")
-        await_address(near.server, "fd55::1")
-        host.ip("route", "add", "10.55.0.0/24", "via", near.server_ipv4)
-        host.ip("route", "add", "fd55::/64", "via", near.server_ipv6)
-        yield Crossing(host, near.server, stranger, near)
+        stranger, outsider, far = (stack.enter_context(namespace(sysctls)) for _ in range(3))
+        host, peer = near.client, near.server
+        _join(host, "veth1", stranger, "88")
+        _join(peer, "veth1", outsider, "66")
+        _join(peer, "veth2", far, "55")
+        for family in ("ipv4", "ipv6"):
+            peer.sysctl(f"net.{family}.conf.all.forwarding", 1)
+        for network in ("55", "66"):
+            host.ip("route", "add", f"10.{network}.0.0/24", "via", near.server_ipv4)
+            host.ip("route", "add", f"fd{network}::/64", "via", near.server_ipv6)
+        for ns, network in ((outsider, "66"), (far, "55")):
+            ns.ip("route", "add", "default", "via", f"10.{network}.0.1")
+            ns.ip("route", "add", "default", "via", f"fd{network}::1")
+        yield Crossing(host, peer, stranger, outsider, far, near)
+
+
+def _join(near: Namespace, device: str, far: Namespace, network: str) -> None:
+    """Another link: a device of one, veth0 of the other."""
+    near.ip("link", "add", device, "type", "veth", "peer", "name", "veth0", "netns", far.name)
+    for ns, end, number in ((near, device, 1), (far, "veth0", 2)):
+        add_addresses(ns, end, f"10.{network}.0.{number}", f"fd{network}::{number}")
+    for ns, number in ((near, 1), (far, 2)):
+        await_address(ns, f"fd{network}::{number}")
 
 
 def fin_again(wire: Capture, local: tuple[str, int, str, int]) -> Segment:
