@@ -17,9 +17,12 @@
 enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_FIN_WAIT1 = 4, TCP_FIN_WAIT2 = 5, TCP_TIME_WAIT = 6, TCP_CLOSE = 7,
        TCP_CLOSE_WAIT = 8, TCP_LAST_ACK = 9, TCP_LISTEN = 10, TCP_CLOSING = 11 };
 
+/* bpf_probe_read_kernel(). By that name bcc would look for it in /proc/kallsyms, which shows addresses to CAP_SYSLOG alone, and
+ * without an address take bpf_probe_read(), which a TC program may not call. */
+static long (*read_kernel)(void *into, u32 size, const void *from) = (void *)BPF_FUNC_probe_read_kernel;
+
 /* Reads `into` from a field of a kernel structure; not 0 if that memory cannot be read. */
-#define READ(into, from, struct_field) \
-	bpf_probe_read_kernel(&(into), sizeof(into), (u8 *)(from) + OFFSET_##struct_field)
+#define READ(into, from, struct_field) read_kernel(&(into), sizeof(into), (u8 *)(from) + OFFSET_##struct_field)
 
 ALWAYS_INLINE u8 bitfield(u8 byte, u32 bit, u32 bits)
 {

@@ -16,12 +16,16 @@
 #include "kernel.h"
 #include "vestige.h"
 
-/* An array that user space maps. PINS: where the table is pinned already, for programs that are loaded after it. */
-#ifdef PINS
-#define TABLE(type, name, entries) BPF_F_TABLE("array:" PINS "/" #name, u32, type, name, entries, BPF_F_MMAPABLE)
+/* What the programs share. Those that are loaded after the table get its maps in place of the ones declared here (compiled.py),
+ * which are then small. */
+#ifdef LATER
+#define ENTRIES(entries) 1
 #else
-#define TABLE(type, name, entries) BPF_F_TABLE("array", u32, type, name, entries, BPF_F_MMAPABLE)
+#define ENTRIES(entries) (entries)
 #endif
+
+/* An array that user space maps. */
+#define TABLE(type, name, entries) BPF_F_TABLE("array", u32, type, name, ENTRIES(entries), BPF_F_MMAPABLE)
 
 struct session {
 	struct tuple tuple;
@@ -63,11 +67,7 @@ TABLE(struct tallies, tallies, KINDS * TALLY_LINES);
 
 /* By the tuple's hash, for guarded namespaces: the TOS of those IPv4 sessions that have one. */
 #define TOS_SESSIONS 16384
-#ifdef PINS
-BPF_TABLE("lru_hash:" PINS "/tos", u64, u32, tos, TOS_SESSIONS);
-#else
-BPF_TABLE("lru_hash", u64, u32, tos, TOS_SESSIONS);
-#endif
+BPF_TABLE("lru_hash", u64, u32, tos, ENTRIES(TOS_SESSIONS));
 
 BPF_PERCPU_ARRAY(works, struct work, WORKERS);
 

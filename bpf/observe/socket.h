@@ -30,7 +30,7 @@ struct common {
 
 ALWAYS_INLINE int read_common(struct common *common, const void *sk)
 {
-	return bpf_probe_read_kernel(common, sizeof(*common), sk);
+	return read_kernel(common, sizeof(*common), sk);
 }
 
 /* The socket's namespace (NETNS_*); NULL if it is not enrolled. */
@@ -38,7 +38,7 @@ ALWAYS_INLINE u32 *enrolled(const struct common *common)
 {
 	u64 net = COMMON(common, u64, skc_net), cookie = 0;
 
-	if (bpf_probe_read_kernel(&cookie, sizeof(cookie), (void *)net + OFFSET_net_net_cookie))
+	if (read_kernel(&cookie, sizeof(cookie), (void *)net + OFFSET_net_net_cookie))
 		return NULL;
 	return namespaces.lookup(&cookie);
 }

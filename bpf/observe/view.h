@@ -42,13 +42,13 @@ BPF_PERCPU_ARRAY(views, struct view, WORKERS);
 /* The piece that all sockets have; not 0 if it cannot be read. (Linux 6.1 does not follow a pointer that is NULL then.) */
 ALWAYS_INLINE int view_sock(struct view *v, const void *sk)
 {
-	return bpf_probe_read_kernel(v->sock, sizeof(v->sock), (const u8 *)sk + BEGIN(SOCK_ENDS));
+	return read_kernel(v->sock, sizeof(v->sock), (const u8 *)sk + BEGIN(SOCK_ENDS));
 }
 
 /* And that of a TCP socket. */
 ALWAYS_INLINE int view_tcp(struct view *v, const void *sk)
 {
-	return bpf_probe_read_kernel(v->tcp, sizeof(v->tcp), (const u8 *)sk + BEGIN(TCP_ENDS));
+	return read_kernel(v->tcp, sizeof(v->tcp), (const u8 *)sk + BEGIN(TCP_ENDS));
 }
 
 #endif

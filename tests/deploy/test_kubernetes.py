@@ -85,9 +85,9 @@ def test_kustomize_builds_the_same(overlay: str) -> None:
 
 def test_the_capabilities_are_those_of_the_unit() -> None:
     """Each overlay adds what its mode needs and no more; all others are dropped."""
-    observe, vestigial = capabilities("twctl.service"), capabilities("vestigial.conf")
-    assert vestigial == {"SYS_ADMIN", "SYSLOG"}
-    wanted = {"base": observe, "pods": observe | {"SYS_ADMIN"}, "vestigial": observe | vestigial}
+    base, namespaces = capabilities("twctl.service"), capabilities("namespaces.conf")
+    assert namespaces == {"SYS_ADMIN"}
+    wanted = {"base": base, "pods": base | namespaces, "vestigial": base | namespaces}
     for overlay, names in wanted.items():
         given = container(overlay)["securityContext"]["capabilities"]
         assert (["ALL"], names) == (given["drop"], set(given["add"]))

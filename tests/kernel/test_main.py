@@ -15,7 +15,7 @@ import pytest
 from tests.load import wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, namespace
-from twctl.linux.capabilities import Capability
+from twctl.linux.capabilities import RARE, Capability
 from twctl.table.compiled import running_release
 
 pytestmark = pytest.mark.skipif(
@@ -118,7 +118,7 @@ def in_force(one: Daemon) -> set[Capability]:
     for status in Path(f"/proc/{one.process.pid}/task").glob("*/status"):
         [words] = [line.split() for line in status.read_text().splitlines() if line.startswith("CapEff")]
         effective |= int(words[1], 16)
-    return {capability for capability in Capability if effective >> capability & 1}
+    return {capability for capability in RARE if effective >> capability & 1}
 
 
 def test_what_only_the_start_needs_is_out_of_force_afterwards(manager: socket.socket, ns: Namespace) -> None:
@@ -176,20 +176,6 @@ def test_a_stop_may_release(ns: Namespace) -> None:
         assert f"removed {one.pins}" in one.log
         assert (False, False) == (one.pins.exists(), has_guard(ns))
         assert before == ns.sysctl("net.ipv4.tcp_max_tw_buckets")
-
-
-def test_truncate_needs_no_right_to_make_namespaces(ns: Namespace) -> None:
-    """It starts with the capabilities of the unit, in the namespace it works in."""
-    rights = "-all,+bpf,+perfmon,+net_admin,+sys_resource"
-    limited = ("setpriv", f"--bounding-set={rights}")
-    one = Daemon((), mode="truncate", prefix=(*ns.command(), *limited))
-    try:
-        one.start()
-        assert "truncating" in one.log
-    finally:
-        if one.process:
-            one.stop()
-        assert twctl("release", "--pins", str(one.pins)).returncode == 0
 
 
 def test_a_busy_address_refuses_the_start_before_anything_is_loaded(ns: Namespace) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from twctl.config.config import Effective, load, pins_of
 from twctl.config.keys import Mode
+from twctl.daemon import rights
 from twctl.daemon.loop import Heartbeat, Task, loop, signals
 from twctl.daemon.metrics import registry_of
 from twctl.daemon.namespaces import Namespaces
@@ -49,6 +50,7 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         sysctls = undo.enter_context(SysctlsRestored(journal))
         listener = Listener(config.listen, config.tls)
         undo.callback(listener.close)
+        rights.refuse(config)
         feasible.refuse(config)
         table = take_over_or_load(pins, config, journal)
         if config.mode is Mode.VESTIGIAL:
@@ -58,6 +60,7 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         undo.callback(namespaces.close)
         work = start_work(table, namespaces, config, undo)
         publish(table, effective.published())
+        rights.give_up(config, pins)
         capabilities.lower(pins.current / "maps" / "meta")
         heartbeat = Heartbeat()
         server = Server(listener, registry_of(table, work, config, listener.ended), heartbeat.healthy)
@@ -88,10 +91,12 @@ def _reread_and_tell(reread: Callable[[], Effective | None], notifier: Notifier,
 def _reread(file: Path | None, options: dict[str, object]) -> Effective | None:
     """Read the configuration again; None, and one line, if it is bad."""
     try:
-        return load(file, options)
+        found = load(file, options)
+        rights.refuse(found.config)
     except TwctlError as error:
         log.error("the configuration stays as it was: %s", error)  # noqa: TRY400 - one line, no traceback
         return None
+    return found
 
 
 def _run_to_the_end(file: Path | None, options: dict[str, object], notifier: Notifier) -> Path | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from twctl.errors import TwctlError
+from twctl.linux.capabilities import Capability, in_force
 
 # ip-netns(8), containerd (cni-...), CRI-O and Podman put theirs here: these are known by their bare name.
 NAMESPACES = Path("/run/netns")
@@ -44,7 +45,7 @@ def inside(netns: str | None, make: Callable[[], Made]) -> Made:
         return make()
 
     def enter() -> None:
-        with path(netns).open() as namespace:
+        with path(netns).open() as namespace, in_force(Capability.SYS_ADMIN):
             _checked(_libc.setns(namespace.fileno(), CLONE_NEWNET))
 
     try:
@@ -88,8 +89,13 @@ def inside_new(make: Callable[[], Made]) -> Made:
 
     :raises TwctlError: without the right to.
     """
+
+    def enter() -> None:
+        with in_force(Capability.SYS_ADMIN):
+            _checked(_libc.unshare(CLONE_NEWNET))
+
     try:
-        return _in_thread(lambda: _checked(_libc.unshare(CLONE_NEWNET)), make)
+        return _in_thread(enter, make)
     except OSError as error:
         raise TwctlError(f"cannot try it in a network namespace of its own: {error}", "run as root") from error
 

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from twctl.addresses import FAMILIES
@@ -54,8 +54,12 @@ def _quiet() -> Iterator[list[str]]:
             lines += pipe.read().splitlines()
 
 
-def compiled(file: str, flags: list[str], programs: Sequence[str], kind: str, what: str) -> tuple[Any, dict[str, int]]:
+def compiled(  # noqa: PLR0913, PLR0917 - what to compile, and how to call it
+    file: str, flags: list[str], programs: Sequence[str], kind: str, what: str, shared: Mapping[str, int] | None = None
+) -> tuple[Any, dict[str, int]]:
     """Compile a file, load these programs of it; returns bcc's object and their descriptors.
+
+    shared: descriptors of maps that are there already, which take the place of those that the file declares.
 
     :raises TwctlError: with the reason, where the kernel or the compiler refuses.
     """
@@ -65,6 +69,11 @@ def compiled(file: str, flags: list[str], programs: Sequence[str], kind: str, wh
     with _quiet() as lines:
         try:
             made = bcc.BPF(text=source(file).encode(), cflags=flags)
+            # The instructions name a map by its descriptor's number; the kernel looks what that is when it loads them.
+            # bcc itself would open a pinned map by ID, for which it needs CAP_SYS_ADMIN.
+            for name, fd in (shared or {}).items():
+                if (own := map_descriptor(made, name)) >= 0:
+                    os.dup2(fd, own, inheritable=False)
             return made, {name: made.load_func(name, getattr(bcc.BPF, kind)).fd for name in programs}
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
             failure = str(error)
@@ -72,8 +81,6 @@ def compiled(file: str, flags: list[str], programs: Sequence[str], kind: str, wh
     if "Invalid argument" in failure and running_release() < NEEDED_RELEASE:
         failure, lines = f"Linux {os.uname().release} has no atomic exchange in BPF (5.12)", []
         hint = "twctl needs Linux 5.15 or later"
-    if any("could not open bpf map" in line for line in lines):  # bcc opens pinned maps by number
-        hint = "give it CAP_SYS_ADMIN and CAP_SYSLOG, as deploy/systemd/vestigial.conf does"
     raise TwctlError(f"the {what} does not load: {_reason(lines, failure)}", hint)
 
 
@@ -121,7 +128,7 @@ def _attach_raw_tracepoint(program: int) -> int:
 
 
 def map_descriptor(made: Any, name: str) -> int:  # noqa: ANN401 - bcc has no types
-    """Descriptor of a map of what `compiled` made."""
+    """Descriptor of a map of what `compiled` made; below 0 if it has none of that name."""
     return int(_bcc().lib.bpf_table_fd(made.module, name.encode()))
 
 

@@ -20,9 +20,10 @@ from typing import Any
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.errors import TwctlError
-from twctl.linux import btf, libbpf
+from twctl.linux import btf, capabilities, libbpf
+from twctl.linux.capabilities import Capability
 from twctl.table import fields
-from twctl.table.compiled import GUARDS, Probes, compiled, map_descriptor
+from twctl.table.compiled import GUARDS, MAPS, Probes, compiled, map_descriptor
 from twctl.table.layout import BLOCKS, LATE_SECONDS, Layout
 from twctl.table.maps import META, PROBES, RING, Table
 from twctl.table.sources import (
@@ -31,6 +32,9 @@ from twctl.table.sources import (
     guard_identity,
     table_identity,
 )
+
+# DAC_READ_SEARCH: the sources, in a checkout that belongs to somebody else.
+NEEDED = (Capability.DAC_READ_SEARCH, Capability.NET_ADMIN, Capability.PERFMON, Capability.BPF)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -172,8 +176,9 @@ def _load_guard(request: GuardRequest) -> None:
     table = Table(folder, writable=True)
     with contextlib.closing(btf.Btf()) as types:
         offsets = fields.macros(types, fields.GUARD)
-    flags = [*compile_flags(table.layout, offsets, seed=table.seed), f'-DPINS="{folder / "maps"}"']
-    made, programs = compiled("guard.c", flags, GUARDS, "SCHED_CLS", "guard")
+    flags = [*compile_flags(table.layout, offsets, seed=table.seed), "-DLATER"]
+    shared = {name: table.fd(name) for name in MAPS}
+    made, programs = compiled("guard.c", flags, GUARDS, "SCHED_CLS", "guard", shared)
     pins = {folder / "programs" / name: fd for name, fd in programs.items()}
     pins[folder / "maps" / "actions"] = map_descriptor(made, "actions")
     for pin, fd in pins.items():
@@ -183,9 +188,10 @@ def _load_guard(request: GuardRequest) -> None:
 
 
 def main() -> int:
-    """Serve one request."""
+    """Serve one request, with no other rights than it needs."""
     asked = json.load(sys.stdin)
     try:
+        capabilities.keep(*NEEDED)
         if "table" in asked:
             _load_guard(GuardRequest(**asked))
             answer = {}

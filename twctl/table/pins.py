@@ -42,6 +42,11 @@ class Pins:
             ) from error
         self.lock()
 
+    @property
+    def mounted(self) -> bool:
+        """Whether the bpffs that they lie on was mounted for them."""
+        return mount_of(self.root.parent)[1] == MOUNTED_BY_US
+
     def lock(self) -> None:
         """Take the lock that a daemon holds as long as it lives.
 
