@@ -63,8 +63,8 @@ ALWAYS_INLINE bool is_strict(const struct segment *s)
 
 	READ(all, s->net, net_ipv4_devconf_all);
 	READ(own, s->device, net_device_ip_ptr);
-	bpf_probe_read_kernel(&of_all, sizeof(of_all), (u8 *)all + OFFSET_ipv4_devconf_data + RP_FILTER_OFFSET);
-	bpf_probe_read_kernel(&of_own, sizeof(of_own), (u8 *)own + OFFSET_in_device_cnf_data + RP_FILTER_OFFSET);
+	read_kernel(&of_all, sizeof(of_all), (u8 *)all + OFFSET_ipv4_devconf_data + RP_FILTER_OFFSET);
+	read_kernel(&of_own, sizeof(of_own), (u8 *)own + OFFSET_in_device_cnf_data + RP_FILTER_OFFSET);
 	return (of_all > of_own ? of_all : of_own) == RP_FILTER_STRICT;
 }
 
