@@ -156,8 +156,7 @@ def _guard(actions: Mapping[str, int] | None) -> Iterator[str]:
 
 def _sysctls(changed: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Those of several namespaces that were changed alike are told once."""
-    told = dict.fromkeys(f"{each['name']} {each['now']} (was {each['before']})" for each in changed)
-    yield from textwrap.wrap(f"sysctls: {', '.join(told)}", 80, subsequent_indent="  ") if told else ()
+    yield from dict.fromkeys(f"sysctl {each['name']} {each['now']} (was {each['before']})" for each in changed)
 
 
 def _columns(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:

@@ -48,13 +48,13 @@ class FullError(TwctlError):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Namespace:
-    """An enrolled namespace and what is held open in it. inode: of the namespace; path: leads there, without a name."""
+    """An enrolled namespace. inode: its number; path: leads there also without a name, None: to our own."""
 
     index: int
     name: str | None
     cookie: int
     inode: int
-    path: str
+    path: str | None
     routes: RouteWatcher
     tries: ClassTries
     diag: SockDiag
@@ -187,7 +187,7 @@ class Namespaces:
             name,
             cookie,
             os.fstat(handle).st_ino,
-            f"/proc/self/fd/{handle}",
+            f"/proc/self/fd/{handle}" if name else None,
             use(RouteWatcher(self._config.classes, name)),
             use(ClassTries(self._table, index)),
             use(SockDiag(name)),
