@@ -123,14 +123,19 @@ def parse(packet: bytes, monotonic_ns: int = 0, *, partial: bool = False) -> Seg
     return _with_options(plain, options)
 
 
+_OPTION_BYTES = {2: 4, 3: 3, 8: 10}  # maximum segment size, window scale, timestamps
+
+
 def _with_options(segment: Segment, options: bytes) -> Segment:
     at = 0
     while at < len(options) and options[at] != 0:
         if options[at] == 1:
             at += 1
             continue
-        kind, length = options[at], options[at + 1]
+        kind, length = options[at], options[at + 1] if at + 1 < len(options) else 0
         value = options[at + 2 : at + length]
+        if len(value) != length - 2 or length != _OPTION_BYTES.get(kind, length):  # malformed: the rest means nothing
+            break
         if kind == 2:
             segment = replace(segment, mss=int.from_bytes(value, "big"))
         elif kind == 3:
