@@ -285,12 +285,12 @@ class Duty:
 
 
 @contextmanager
-def on_duty(kind: str, ns: Namespace) -> Iterator[Daemon | None]:
+def on_duty(kind: str, ns: Namespace, config: str = CONFIG) -> Iterator[Daemon | None]:
     """What does the work of TIME_WAIT in a namespace during the block."""
     if kind == STOCK:
         yield None
         return
-    with daemon(ns, mode="vestigial", config=CONFIG) as watch:
+    with daemon(ns, mode="vestigial", config=config) as watch:
         yield watch
 
 
