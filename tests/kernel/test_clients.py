@@ -58,7 +58,7 @@ def check(one: Daemon, context: ssl.SSLContext | None) -> None:
     with crowd(one.port, 1009, client_hello()[:100] if context else b"GET /metrics HTTP/1.0\r\n"):
         for path in ("/healthy", "/metrics") * 5:
             assert get(one, path, context) <= SECONDS, path
-        assert threads == status(one, "Threads")
+        assert status(one, "Threads") <= threads + 1  # one that enters a namespace, for a moment
         assert status(one, "VmRSS") - resident <= MOST_MB * 1024
 
 
