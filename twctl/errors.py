@@ -1,11 +1,13 @@
-"""The one exception that users see."""
+"""The one exception that users see, and its kind for what they typed."""
 
 
 class TwctlError(Exception):
     """Something failed in a way that the user can act on.
 
-    message: str, what failed; hint: str, what to do about it. Both fit on one line together.
+    message: str, what failed; hint: str, what to do about it. Both fit on one line together. status: int, exit status.
     """
+
+    status = 1
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message, hint)
@@ -14,3 +16,9 @@ class TwctlError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})"
+
+
+class UsageError(TwctlError):
+    """What was typed on the command line is wrong."""
+
+    status = 2

@@ -13,6 +13,6 @@ def test_what_fails_has_reason_and_hint() -> None:
     """From the error itself."""
 
     def attempt() -> str:
-        raise TwctlError("not root", "run with sudo")
+        raise TwctlError("no BTF", "another kernel")
 
-    assert Line("root", Verdict.FAIL, "not root", "run with sudo") == _line("root", attempt)
+    assert Line("BTF", Verdict.FAIL, "no BTF", "another kernel") == _line("BTF", attempt)

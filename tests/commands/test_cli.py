@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from twctl import __version__
-from twctl.commands.cli import app
+from twctl.commands.cli import app, main
 
 NOUNS = ("status", "table", "top", "blame", "classify", "check", "config")
 VERBS = ("run", "drain", "release")
@@ -20,11 +20,13 @@ def call(*words: str) -> tuple[int, str]:
 
 
 def test_every_command_has_help() -> None:
-    """With a line for each option."""
+    """With a line for each option; -h is the same."""
     for name in (*NOUNS, *VERBS):
         status, text = call(name, "--help")
         assert 0 == status
         assert "--config" in text
+        assert (0, text) == call(name, "-h")
+    assert call("--help") == call("-h")
 
 
 def test_the_list_of_commands_is_nouns_and_verbs() -> None:
@@ -58,6 +60,20 @@ def test_wrong_usage_is_2(words: tuple[str, ...]) -> None:
     status, text = call(*words)
     assert 2 == status
     assert "Traceback" not in text
+
+
+def test_an_option_with_a_value_that_its_key_cannot_have_is_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one line that says what is allowed; in a file it would be 1."""
+    monkeypatch.setattr(sys, "argv", ["twctl", "config", "--pins", "here"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    told = capsys.readouterr().err
+    assert (2, 'twctl: command line: pins = "here" is not valid (allowed: an absolute path)\n') == (
+        end.value.code,
+        told,
+    )
 
 
 def test_a_noun_loads_neither_the_metrics_library_nor_the_routes() -> None:

@@ -116,7 +116,7 @@ BAD = (
     (("classify", "nowhere"), 2),
     (("status", "--pins", "/sys/fs/bpf/twctl-test-none"), 1),
     (("classify", "10.0.0.1", "--netns", "twctl-test-none"), 1),
-    (("run", "--listen", "here"), 1),
+    (("run", "--listen", "here"), 2),
     (("run", "--config", "/nowhere.toml"), 1),
 )
 

@@ -192,3 +192,10 @@ def test_a_busy_address_refuses_the_start_before_anything_is_loaded(ns: Namespac
             assert not (pins / "current").exists()
         finally:
             assert twctl("release", "--pins", str(pins)).returncode == 0
+
+
+def test_an_address_that_is_none_is_wrong_usage() -> None:
+    """Exit status 2, and one line; in a file it is 1."""
+    done = twctl("run", "--listen", "foo", "--pins", f"/sys/fs/bpf/twctl-test-{os.getpid()}-usage")
+    assert (2, 1) == (done.returncode, len(done.stderr.splitlines()))
+    assert done.stderr.startswith('twctl: command line: listen = "foo" is not valid')

@@ -58,11 +58,6 @@ def _line(what: str, attempt: Callable[[], str]) -> Line:
 
 
 def _root() -> str:
-    if os.geteuid():
-        raise TwctlError(
-            "not root",
-            "run with sudo; needed are CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and, for other namespaces, CAP_SYS_ADMIN",
-        )
     return f"uid 0, locked memory limit {resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]}"
 
 

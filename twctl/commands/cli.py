@@ -4,18 +4,30 @@ import ipaddress
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from twctl import __version__
-from twctl.addresses import FAMILIES, Network
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands import config as configuration
 from twctl.commands import table
 from twctl.commands.in_force import InForce, in_force
+from twctl.commands.options import (
+    ClassLabel,
+    ConfigFile,
+    Json,
+    LocalPort,
+    PinsFolder,
+    Remote,
+    class_of,
+    network_of,
+    one_of,
+)
+from twctl.commands.reach import as_root, in_sight, not_root
 from twctl.config.config import load
 from twctl.config.keys import KEYS, Mode, Probe
 from twctl.errors import TwctlError
@@ -28,30 +40,27 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-ConfigFile = Annotated[
-    Path | None,
-    typer.Option("--config", metavar="FILE", help="Configuration (TOML); default /etc/twctl.toml if it exists."),
-]
-PinsFolder = Annotated[Path | None, typer.Option("--pins", metavar="DIR", help="Folder under bpffs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-ClassLabel = Annotated[str | None, typer.Option("--class", metavar="CLASS", help="loopback, local or remote.")]
 
 
 def _in_force(file: Path | None, pins: Path | None = None) -> InForce:
     return in_force(file, {"pins": pins})
 
 
-def _table(found: InForce) -> Table:
-    return Table(found.config.pins / "current")
+def _pins(file: Path | None, pins: Path | None) -> Path:
+    """The folder, for a command that changes or follows what is pinned there. Raises TwctlError."""
+    as_root()
+    found = load(file, {"pins": pins}).config.pins
+    in_sight(found)
+    return found
 
 
-def _class(label: str | None) -> Class | None:
-    labels = [each.label for each in Class]
-    return Class(labels.index(_one_of("--class", label, labels))) if label else None
+def _table(file: Path | None, pins: Path | None) -> tuple[Table, InForce]:
+    """The table, and what is in force. Raises TwctlError."""
+    _pins(file, pins)
+    found = _in_force(file, pins)
+    return Table(found.config.pins / "current"), found
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -81,6 +90,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     ] = False,
 ) -> None:
     """Run the daemon in the foreground, until SIGINT or SIGTERM."""
+    as_root()
     given: dict[str, object] = {
         "mode": mode,
         "listen": listen,
@@ -99,8 +109,7 @@ def status(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = 
     """Counts by class, table against kernel, and what the other modes would have freed."""
     from twctl.commands import status as module  # noqa: PLC0415 - the other nouns do not need it
 
-    found = _in_force(config, pins)
-    facts = module.status(_table(found), found)
+    facts = module.status(*_table(config, pins))
     typer.echo(json.dumps(facts) if json_ else module.text(facts))
 
 
@@ -110,17 +119,17 @@ def table_(  # noqa: PLR0913, PLR0917 - each is an option
     pins: PinsFolder = None,
     class_: ClassLabel = None,
     family: Annotated[str | None, typer.Option(metavar="FAMILY", help="ipv4 or ipv6.")] = None,
-    remote: Annotated[str | None, typer.Option(metavar="CIDR", help="Prefix that the remote address lies in.")] = None,
-    local_port: Annotated[int | None, typer.Option(min=1, max=65535, help="Port on this host.")] = None,
+    remote: Remote = None,
+    local_port: LocalPort = None,
     *,
     json_: Json = False,
 ) -> None:
     """Every live session, a line each, with the time until it goes."""
-    family = _one_of("--family", family, FAMILIES) if family else None
-    wanted = table.Filter(_class(class_), family, _network(remote) if remote else None, local_port)
-    found = _in_force(config, pins)
+    family = one_of("--family", family, FAMILIES) if family else None
+    wanted = table.Filter(class_of(class_), family, network_of(remote), local_port)
+    pinned, found = _table(config, pins)
     truncating = found.config if found.daemon and found.config.mode is Mode.TRUNCATE else None
-    vestiges = table.sessions(_table(found), wanted, truncating)
+    vestiges = table.sessions(pinned, wanted, truncating)
     _print(table.json_lines(vestiges) if json_ else table.lines(vestiges))
 
 
@@ -144,23 +153,10 @@ def top(  # noqa: PLR0913, PLR0917 - each is an option
 
     if not 0.1 <= interval <= 3600:  # noqa: PLR2004 - a range of typer's would let nan through
         raise typer.BadParameter(f"{interval} is not between 0.1 and 3600", param_hint="--interval")
-    only = _class(class_)
-    choice = Choice(only, Order(_one_of("--sort", sort, list(Order))))
+    only = class_of(class_)
+    choice = Choice(only, Order(one_of("--sort", sort, list(Order))))
     show = terminal.live if terminal.is_terminal() else terminal.plain
-    show(TableView(load(config, {"pins": pins}).config.pins), choice, interval, count)
-
-
-def _one_of(option: str, value: str, allowed: Sequence[str]) -> str:
-    if value not in allowed:
-        raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=option)
-    return value
-
-
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--remote") from None
+    show(TableView(_pins(config, pins)), choice, interval, count)
 
 
 @app.command()
@@ -175,7 +171,7 @@ def blame(
     """Who causes TIME_WAIT: most live sessions first, with entries since the start."""
     from twctl.commands import blame as module  # noqa: PLC0415 - the other nouns need neither names nor sockets
 
-    _print(module.report(_table(_in_force(config, pins)), by, limit, json_=json_))
+    _print(module.report(_table(config, pins)[0], by, limit, json_=json_))
 
 
 @app.command()
@@ -204,7 +200,9 @@ def check(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = F
     from twctl.commands import check as module  # noqa: PLC0415
 
     failed = False
-    for line in module.check(load(config, {"pins": pins}).config.pins):
+    folder = load(config, {"pins": pins}).config.pins
+    as_root()
+    for line in module.check(folder):
         failed |= line.verdict is module.Verdict.FAIL
         if json_:
             typer.echo(
@@ -230,6 +228,7 @@ def config_(
         typer.echo(module.template(KEYS), nl=False)
         return
     found = _in_force(config, pins)
+    in_sight(found.config.pins)
     _print([configuration.as_json(found)] if json_ else configuration.lines(found))
 
 
@@ -245,7 +244,7 @@ def drain(
     """Destroy TIME_WAIT sockets now: nearest class first, oldest first."""
     from twctl.commands import reclaim  # noqa: PLC0415 - the nouns do not need it
 
-    only, found = _class(class_), _in_force(config, pins)
+    only, found = class_of(class_), _in_force(config, pins)
     drained = reclaim.drain_now(found.config.pins, [each for each in Class if only in {None, each}], older_than)
     typer.echo(f"drained {sum(drained.values())}: " + ", ".join(f"{each.label} {n}" for each, n in drained.items()))
     if found.from_daemon and found.config.mode is Mode.VESTIGIAL:
@@ -257,7 +256,7 @@ def release(config: ConfigFile = None, pins: PinsFolder = None) -> None:
     """Remove everything that twctl left in the kernel."""
     from twctl.commands import reclaim  # noqa: PLC0415 - the nouns do not need it
 
-    folder = load(config, {"pins": pins}).config.pins
+    folder = _pins(config, pins)
     removed, complaints = reclaim.release(folder)
     for line in complaints:
         typer.echo(f"twctl: {line}", err=True)
@@ -286,6 +285,11 @@ def main() -> None:
         app()
     except TwctlError as error:
         typer.echo(f"twctl: {error}", err=True)
+        sys.exit(error.status)
+    except PermissionError:
+        if not os.geteuid():
+            raise
+        typer.echo(f"twctl: {not_root()}", err=True)
         sys.exit(1)
     except BrokenPipeError:
         # The reader of `twctl table` has seen enough; Python would complain once more when it flushes.

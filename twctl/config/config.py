@@ -9,7 +9,7 @@ from typing import Any
 from twctl.addresses import Network
 from twctl.classes import Class
 from twctl.config.keys import KEYS, Listen, Mode, Probe
-from twctl.config.settings import DEFAULT, Setting, plain, read_toml, refusal, settle
+from twctl.config.settings import COMMAND_LINE, DEFAULT, Setting, plain, read_toml, refusal, settle
 from twctl.errors import TwctlError
 from twctl.linux.sysctl import NAMES as SYSCTLS
 from twctl.linux.tcp import KERNEL_TIME_WAIT
@@ -118,7 +118,7 @@ def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Pa
     given = {name: str(value) if isinstance(value, Path) else value for name, value in overrides.items()}
     options = {name: value for name, value in given.items() if value not in (None, [], ())}
     layers = [(str(file), read_toml(file))] if file else []
-    settings = settle(KEYS, [*layers, ("command line", options)])
+    settings = settle(KEYS, [*layers, (COMMAND_LINE, options)])
     return Effective(_config(settings), settings)
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twctl.errors import TwctlError
+from twctl.errors import TwctlError, UsageError
 
-DEFAULT = "default"
+DEFAULT, COMMAND_LINE = "default", "command line"  # layers
 _SHOWN = 100  # characters of a key, value or reason, so that a message stays one readable line
 
 
@@ -69,7 +69,8 @@ def settle(keys: Mapping[str, Key], layers: Sequence[tuple[str, Mapping[str, obj
 
 def refusal(source: str, name: str, value: object, hint: str) -> TwctlError:
     """The error for a value that cannot be. source: layer; name: dotted key; hint: what may be."""
-    return TwctlError(f"{source}: {_short(name)} = {_shown(value)} is not valid", hint)
+    kind = UsageError if source == COMMAND_LINE else TwctlError
+    return kind(f"{source}: {_short(name)} = {_shown(value)} is not valid", hint)
 
 
 def plain(value: object) -> object:

@@ -135,7 +135,7 @@ def main() -> int:
     except TwctlError as error:
         notifier.status(str(error))
         log.error("%s", error)  # noqa: TRY400 - one line, no traceback
-        return 1
+        return error.status
     if request.get("release") and pins:
         options = ["--pins", str(pins)] + (["--config", str(file)] if file else [])
         command = [sys.executable, "-m", "twctl", "release", *options]

@@ -1,0 +1,37 @@
+"""Whether a command can reach the table at all: only root can, and `ip netns exec` hides it."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from twctl.errors import TwctlError
+from twctl.linux.netns import NAMESPACES
+from twctl.table.pins import mount_of
+
+SYS = Path("/sys")
+
+
+def not_root() -> TwctlError:
+    """What somebody else is told, with the command line to paste."""
+    module = Path(sys.argv[0]).name == "__main__.py"
+    words = [sys.executable, "-m", "twctl", *sys.argv[1:]] if module else sys.argv
+    return TwctlError("not root", f"run it as root: {shlex.join(['sudo', *words])}")
+
+
+def as_root() -> None:
+    """Raise TwctlError for anybody else."""
+    if os.geteuid():
+        raise not_root()
+
+
+def in_sight(pins: Path) -> None:
+    """Whether pins can be seen from here.
+
+    :raises TwctlError: inside of `ip netns exec`, which mounts a new /sys, whose bpffs is not the host's. That one
+        bears the namespace's name (iproute2, netns_switch()).
+    """
+    kind, name = mount_of(SYS)
+    if kind == "sysfs" and (NAMESPACES / name).exists() and mount_of(pins.parent)[0] != "bpf":
+        hint = f"run twctl outside, which sees every namespace, or with nsenter --net={NAMESPACES / name}"
+        raise TwctlError(f"'ip netns exec {name}' hides {pins}", hint)
