@@ -6,7 +6,9 @@ from twctl.errors import TwctlError
 
 def test_what_works_is_ok_with_its_reason() -> None:
     """No hint is needed."""
-    assert Line("BTF", Verdict.OK, "has all fields") == _line("BTF", lambda: "has all fields")
+    found = _line("BTF", lambda: "has all fields")
+    assert Line("BTF", Verdict.OK, "has all fields") == found
+    assert "ok   BTF        has all fields" == str(found)
 
 
 def test_what_fails_has_reason_and_hint() -> None:
@@ -16,3 +18,4 @@ def test_what_fails_has_reason_and_hint() -> None:
         raise TwctlError("no BTF", "another kernel")
 
     assert Line("BTF", Verdict.FAIL, "no BTF", "another kernel") == _line("BTF", attempt)
+    assert "fail BTF        no BTF (another kernel)" == str(_line("BTF", attempt))

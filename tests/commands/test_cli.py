@@ -47,8 +47,12 @@ def test_the_version_is_the_package_s() -> None:
         ("table", "--family", "ipv5"),
         ("table", "--remote", "10.0.0.1/8"),
         ("table", "--local-port", "0"),
+        ("drain",),
+        ("drain", "--dry-run"),
+        ("drain", "--all", "--local-port", "80"),
         ("drain", "--class", "near"),
         ("drain", "--older-than", "-1"),
+        ("drain", "--remote", "nowhere"),
         ("classify",),
         ("classify", "nowhere"),
         ("top", "--interval", "0"),
@@ -60,6 +64,11 @@ def test_wrong_usage_is_2(words: tuple[str, ...]) -> None:
     status, text = call(*words)
     assert 2 == status
     assert "Traceback" not in text
+
+
+def test_to_drain_all_has_to_be_said() -> None:
+    """And the line says how."""
+    assert "give either --all or filters" in call("drain")[1]
 
 
 def test_an_option_with_a_value_that_its_key_cannot_have_is_2(

@@ -1,5 +1,6 @@
 """Giving everything back where nothing is left; tests/kernel shows the rest."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,4 +18,16 @@ def test_release_where_nothing_is_left_says_so(tmp_path: Path) -> None:
 def test_drain_without_a_table_is_an_error(tmp_path: Path) -> None:
     """It names the folder."""
     with pytest.raises(TwctlError, match="no table is pinned"):
-        reclaim.drain_now(tmp_path, list(Class), 0.0)
+        reclaim.drain_now(tmp_path, reclaim.Wanted())
+
+
+@pytest.mark.parametrize(
+    ("dry", "line"),
+    [(False, "drained 30: loopback 23, local 7"), (True, "would drain 30: loopback 23, local 7")],
+)
+def test_what_was_drained_is_told_by_class(dry: bool, line: str) -> None:  # noqa: FBT001
+    """As a line, or as JSON."""
+    drained = {Class.LOOPBACK: 23, Class.LOCAL: 7}
+    assert line == reclaim.told(drained, dry=dry, json_=False)
+    told = json.loads(reclaim.told(drained, dry=dry, json_=True))
+    assert {"dry_run": dry, "drained": {"loopback": 23, "local": 7}} == told

@@ -221,9 +221,39 @@ def test_drain_destroys_the_oldest_of_a_class(ns: Namespace, mode: str) -> None:
         assert one.metric("twctl_time_wait_ended_total", reason="drained") == N
 
 
+def test_drain_takes_what_its_filters_choose(ns: Namespace) -> None:
+    """By remote prefix, local port and owner; a dry run counts the same, and changes nothing."""
+    with daemon(ns) as one:
+        closes(ns, N, 20000)
+        paths.fin_wait2(paths.over_lo(ns, IPV6), 29, CLIENT)
+        port = next(vestige.local_port for vestige in one.table() if vestige.family == "ipv4")
+        owners = twctl("blame", *one.options, "--json", "--by", "owner").stdout.splitlines()
+        (owner,) = {row["owner"] for row in map(json.loads, owners) if row["sessions"]}
+
+        def drained(*words: str) -> int:
+            done = twctl("drain", *one.options, "--json", *words)
+            assert done.returncode == 0, done.stderr
+            return int(json.loads(done.stdout)["drained"]["loopback"])
+
+        left = N + 29
+        for words, count in (
+            (("--remote", "192.0.2.0/24"), 0),
+            (("--local-port", str(port)), 1),
+            (("--remote", "::/0", "--owner", owner), 29),
+            (("--all",), N - 1),
+        ):
+            assert count == drained(*words, "--dry-run")
+            assert (left, left) == (counters.time_wait_count(ns), len(one.table()))
+            assert count == drained(*words)
+            left -= count
+            assert (left, left) == (counters.time_wait_count(ns), len(one.table()))
+        done = twctl("drain", *one.options, "--owner", "nobody.service")
+        assert (1, "twctl: no owner is named nobody.service") == (done.returncode, done.stderr.partition(" (")[0])
+
+
 def test_drain_without_a_table_says_so() -> None:
     """One line, exit status 1."""
-    done = twctl("drain", "--pins", "/sys/fs/bpf/twctl-test-none")
+    done = twctl("drain", "--all", "--pins", "/sys/fs/bpf/twctl-test-none")
     assert (1, 1) == (done.returncode, len(done.stderr.splitlines()))
     assert "start 'twctl run'" in done.stderr
 

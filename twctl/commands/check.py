@@ -37,6 +37,9 @@ class Line:
     reason: str
     hint: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.verdict:<5}{self.what:<11}{self.reason}{f' ({self.hint})' if self.hint else ''}"
+
 
 def check(pins: Path) -> Iterator[Line]:
     """Try everything that observe needs, in order; loads the probes for real, in a folder of its own."""

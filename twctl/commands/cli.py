@@ -1,5 +1,6 @@
 """The command line. Nouns read (status, table, top, blame, classify, check, config), verbs change (run, drain...)."""
 
+import dataclasses
 import ipaddress
 import json
 import os
@@ -91,15 +92,9 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
 ) -> None:
     """Run the daemon in the foreground, until SIGINT or SIGTERM."""
     as_root()
-    given: dict[str, object] = {
-        "mode": mode,
-        "listen": listen,
-        "netns": netns,
-        "probe": probe,
-        "pins": str(pins) if pins else None,
-    }
-    flags = {"all_netns": all_netns, "force": force}
-    options = {name: value for name, value in (given | flags).items() if value}
+    given: dict[str, object] = {"mode": mode, "listen": listen, "netns": netns, "probe": probe}
+    given |= {"pins": str(pins) if pins else None, "all_netns": all_netns, "force": force}
+    options = {name: value for name, value in given.items() if value}
     request = json.dumps({"file": str(config) if config else None, "options": options, "release": release})
     os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon.main", request])  # noqa: S606 - our own interpreter
 
@@ -204,12 +199,7 @@ def check(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = F
     as_root()
     for line in module.check(folder):
         failed |= line.verdict is module.Verdict.FAIL
-        if json_:
-            typer.echo(
-                json.dumps({"what": line.what, "verdict": line.verdict, "reason": line.reason, "hint": line.hint})
-            )
-        else:
-            typer.echo(f"{line.verdict:<5}{line.what:<11}{line.reason}{f' ({line.hint})' if line.hint else ''}")
+        typer.echo(json.dumps(dataclasses.asdict(line)) if json_ else str(line))
     raise typer.Exit(failed)
 
 
@@ -233,20 +223,29 @@ def config_(
 
 
 @app.command()
-def drain(
+def drain(  # noqa: PLR0913, PLR0917 - each is an option
     config: ConfigFile = None,
     pins: PinsFolder = None,
-    class_: Annotated[
-        str | None, typer.Option("--class", metavar="CLASS", help="Only loopback, local or remote.")
-    ] = None,
-    older_than: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="Only sessions this old.")] = 0.0,
+    class_: ClassLabel = None,
+    older_than: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Only sessions this old.")] = None,
+    remote: Remote = None,
+    local_port: LocalPort = None,
+    owner: Annotated[str | None, typer.Option(metavar="NAME", help="Owner, as 'twctl blame' names it.")] = None,
+    *,
+    all_: Annotated[bool, typer.Option("--all", help="Every session, instead of a filter.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Destroy nothing, say what would be.")] = False,
+    json_: Json = False,
 ) -> None:
     """Destroy TIME_WAIT sockets now: nearest class first, oldest first."""
     from twctl.commands import reclaim  # noqa: PLC0415 - the nouns do not need it
 
-    only, found = class_of(class_), _in_force(config, pins)
-    drained = reclaim.drain_now(found.config.pins, [each for each in Class if only in {None, each}], older_than)
-    typer.echo(f"drained {sum(drained.values())}: " + ", ".join(f"{each.label} {n}" for each, n in drained.items()))
+    only, network = class_of(class_), network_of(remote)
+    if all_ == any(each is not None for each in (only, older_than, network, local_port, owner)):
+        raise typer.BadParameter("give either --all or filters: all that they choose is destroyed", param_hint="--all")
+    classes = [each for each in Class if only in {None, each}]
+    wanted = reclaim.Wanted(classes, older_than or 0.0, network, local_port, owner, dry_run)
+    folder, found = _pins(config, pins), _in_force(config, pins)
+    typer.echo(reclaim.told(reclaim.drain_now(folder, wanted), dry=dry_run, json_=json_))
     if found.from_daemon and found.config.mode is Mode.VESTIGIAL:
         typer.echo("the daemon runs in mode vestigial: its sessions have no sockets that could be destroyed", err=True)
 

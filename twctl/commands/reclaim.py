@@ -1,33 +1,75 @@
 """What `twctl drain` and `twctl release` do: destroy TIME_WAIT sockets now, and give everything back to the kernel."""
 
 import contextlib
-from collections.abc import Sequence
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from twctl.addresses import FAMILIES, Network
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import journal_of
 from twctl.modes import guard
+from twctl.modes.selection import Selection
 from twctl.modes.truncate import Reaper, drain
 from twctl.table.counters import Reason
 from twctl.table.enrolments import reachable
 from twctl.table.maps import Table
+from twctl.table.names import Names
 from twctl.table.pins import Pins
+from twctl.table.tallies import OTHER, owners
 
 
-def drain_now(pins: Path, classes: Sequence[Class], older_than: float) -> dict[Class, int]:
-    """Destroy the TIME_WAIT sockets of these classes that are older than so many seconds; returns how many of each.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be destroyed: sessions of these classes, older than so many seconds; None: any.
 
-    :raises TwctlError: if no table is pinned, or its namespaces cannot be entered.
+    owner: as `twctl blame` names it. dry: nothing is destroyed, only counted.
+    """
+
+    classes: Sequence[Class] = tuple(Class)
+    older_than: float = 0.0
+    remote: Network | None = None
+    local_port: int | None = None
+    owner: str | None = None
+    dry: bool = False
+
+
+def drain_now(pins: Path, wanted: Wanted) -> dict[Class, int]:
+    """Destroy TIME_WAIT sockets; returns how many of each class.
+
+    :raises TwctlError: if no table is pinned, its namespaces cannot be entered, or no owner has that name.
     """
     table = Table(pins / "current", writable=True)
+    owned = _owned(table, wanted.owner) if wanted.owner else None
+    selection = Selection(wanted.remote, wanted.local_port, owned)
     with contextlib.ExitStack() as opened:
         diags = {index: SockDiag(name or None) for index, name in reachable(table).items()}
         for diag in diags.values():
             opened.callback(diag.close)
         opened.enter_context(table.exclusive())
-        return drain(Reaper(table, diags, Reason.DRAINED), classes, older_than)
+        reaper = Reaper(table, diags, Reason.DRAINED, takes=selection.takes, dry=wanted.dry)
+        return drain(reaper, wanted.classes, wanted.older_than)
+
+
+def _owned(table: Table, name: str) -> Callable[[str, int], bool]:
+    """Whether the session of a family and a slot is that owner's."""
+    names, known = Names(table), owners(table)
+    if name not in {names.owner(owner) for owner in (*known.values(), OTHER)}:
+        raise TwctlError(f"no owner is named {name}", "'twctl blame --by owner' shows the names")
+    number_of = {family: table.owner_numbers(family) for family in FAMILIES}
+    return lambda family, slot: names.owner(known.get(number_of[family](slot), OTHER)) == name
+
+
+def told(drained: Mapping[Class, int], *, dry: bool, json_: bool) -> str:
+    """What was drained, or would have been, as a line."""
+    by_class = {class_.label: count for class_, count in drained.items()}
+    if json_:
+        return json.dumps({"dry_run": dry, "drained": by_class})
+    counts = ", ".join(f"{label} {count}" for label, count in by_class.items())
+    return f"{'would drain' if dry else 'drained'} {sum(by_class.values())}: {counts}"
 
 
 def release(pins: Path) -> tuple[bool, list[str]]:

@@ -84,16 +84,21 @@ class Reaper:
 
     diags: sock_diag sockets by index of the namespace, as they are now. reason: what the ends are counted as.
     fin_timeout: tcp_fin_timeout (s) of the namespace of an index. lateness: by class; errors: sockets that the kernel
-    did not destroy, for they were gone or another connection's.
+    did not destroy, for they were gone or another connection's. takes: whether a session of a family is wanted at all.
+    dry: only count what would be destroyed.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the last two are `drain`'s alone
         self,
         table: Table,
         diags: Mapping[int, SockDiag],
         reason: Reason,
         fin_timeout: Callable[[int], float] = lambda _: KERNEL_TIME_WAIT,
+        *,
+        takes: Callable[[str, Due], bool] = lambda *_: True,
+        dry: bool = False,
     ) -> None:
+        self._takes, self._dry = takes, dry
         self._table = table
         self._diags = diags
         self._reason = reason
@@ -166,7 +171,7 @@ class Reaper:
         return destroyed
 
     def _handle(self, class_: Class, family: str, dues: list[Due], limits: Limits) -> int:
-        destroyed = 0
+        destroyed, dues = 0, [due for due in dues if self._takes(family, due)]
         for netns in {due.netns for due in dues}:
             mine = [due for due in dues if due.netns == netns]
             if netns in self._diags:
@@ -186,7 +191,7 @@ class Reaper:
             elif self._end(family, due, self._reason):
                 condemned.append(destroy_request(due.request, answer.cookie))
                 late.append(over)
-        refused = diag.destroy(condemned)
+        refused = 0 if self._dry else diag.destroy(condemned)
         self.errors += refused
         for over in late:
             self.lateness[class_].add(max(0.0, over))
@@ -209,7 +214,7 @@ class Reaper:
             heapq.heappush(self._waiting[class_], (time.monotonic() + wait, family, due))
 
     def _end(self, family: str, due: Due, reason: Reason) -> bool:
-        return self._finish.run(FAMILIES.index(family), due.line, due.position, due.word, reason) == 1
+        return self._dry or self._finish.run(FAMILIES.index(family), due.line, due.position, due.word, reason) == 1
 
 
 def drain(reaper: Reaper, classes: Sequence[Class], older_than: float) -> dict[Class, int]:

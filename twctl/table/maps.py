@@ -2,7 +2,7 @@
 
 import mmap
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -133,6 +133,10 @@ class Table(Pinned):
     def batches(self, family: str) -> Iterator[list[Batch]]:
         """Walk the index as `vestiges` does, without decoding; see Records.batches."""
         return self._records(family).batches()
+
+    def owner_numbers(self, family: str) -> Callable[[int], int]:
+        """What gives the number of the owner of a slot's session."""
+        return self._records(family).owner
 
     def steps(self, family: str) -> int:
         """How many lists `batches` yields."""
