@@ -28,15 +28,6 @@
 #include "guard/sockets.h"
 #include "insert.h"
 
-/* Copies the record of the vestige that was found; false if it changed meanwhile. */
-ALWAYS_INLINE bool read_vestige(struct work *w)
-{
-	struct line *line = line_at(w, w->home);
-
-	read_record(w, slot_of(w->word));
-	return line && *(volatile u64 *)&line->word[in_line(w, w->spare)] == w->word;
-}
-
 ALWAYS_INLINE void finish_session(struct work *w, u32 reason)
 {
 	struct line *line = line_at(w, w->home);
@@ -45,21 +36,18 @@ ALWAYS_INLINE void finish_session(struct work *w, u32 reason)
 		vestige_end(w, &line->word[in_line(w, w->spare)], w->word, reason);
 }
 
-/* The timer is started anew at most once a tick: a flood for one session must not drive the others out of the ring. */
+/* What the segment changes, where the vestige lies. The timer's start is known by the tick: once in each is enough. */
 ALWAYS_INLINE void change_session(struct work *w, const struct decision *v)
 {
-	u32 class = class_of(w, slot_of(w->word)), zero = 0;
-	struct meta *m = meta.lookup(&zero);
-	u64 left = remaining(w->word, w->now);
+	u32 class = class_of(w, slot_of(w->word));
+	struct meta *m = the_meta();
 
 	if (!m || class >= CLASSES)
 		return;
-	if (v->restart && (v->changed || left < life_ticks(m->time_wait[class]))) {
-		vestige_restart(w, m->time_wait[class]);
-	} else if (v->changed) {
-		w->expiry = w->now + left;
-		vestige_move(w, class);
-	}
+	if (v->restart && (v->changed || remaining(w->word, w->now) < life_ticks(m->time_wait[class])) &&
+	    !vestige_restart(w, 0, m->time_wait[class]))
+		return;
+	renew_timestamp(w, slot_of(w->word));
 }
 
 ALWAYS_INLINE int execute(struct __sk_buff *skb, struct work *w, struct segment *s, const struct decision *v)
@@ -96,7 +84,7 @@ ALWAYS_INLINE int handle_vestige(struct __sk_buff *skb, struct work *w, struct s
 		count(ACTION_DAMAGED);
 		return TC_ACT_SHOT;
 	}
-	if (!read_vestige(w)) {
+	if (!vestige_read(w)) {
 		count(ACTION_RACED);
 		return TC_ACT_SHOT;
 	}
@@ -116,9 +104,9 @@ ALWAYS_INLINE bool is_safe(struct __sk_buff *skb, const struct work *w, struct s
 	u64 age = age_of(w), unit = w->session.bits & VESTIGE_USEC ? NANOSECONDS_A_MICROSECOND : NANOSECONDS_A_MILLISECOND;
 	u32 last;
 
-	if (w->session.bits & VESTIGE_FIN_WAIT2)
+	if (w->session.fin_wait2)
 		return false;
-	if (w->session.bits & VESTIGE_SILENT || after(bpf_ntohl(s->in.tcp.seq), w->session.snd_nxt))
+	if (w->session.bits & VESTIGE_UNKNOWN || after(bpf_ntohl(s->in.tcp.seq), w->session.snd_nxt))
 		return true;
 	if (!(w->session.bits & VESTIGE_TIMESTAMPS) || age < 2 || !read_rest(skb, s) || !s->has_timestamp)
 		return false;
@@ -129,7 +117,7 @@ ALWAYS_INLINE bool is_safe(struct __sk_buff *skb, const struct work *w, struct s
 /* A local SYN that has a vestige. */
 ALWAYS_INLINE int let_out_or_hold(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
-	if (!read_vestige(w) || !is_safe(skb, w, s)) {
+	if (!vestige_read(w) || !is_safe(skb, w, s)) {
 		count(ACTION_HELD);
 		return TC_ACT_SHOT;
 	}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* A vestige enters the table, moves to a newer slot, or makes room for another. */
+/* A vestige enters the table, has its timer started anew, or makes room for another. */
 #ifndef TWCTL_INSERT_H
 #define TWCTL_INSERT_H
 
@@ -37,44 +37,36 @@ ALWAYS_INLINE void raise_expiry(u64 *latest, u64 expiry)
 	__sync_fetch_and_add(latest, HORIZON_TICKS); /* two lost races: too late is safe, it only costs a look */
 }
 
+/* The latest expiry of those that lie in one block of a ring with a slot, in the same turn. */
+ALWAYS_INLINE u64 *block_of(struct ring *ring, u32 slot, u64 turn)
+{
+	return &ring->expiry[(turn * (BLOCKS / 2) + ((slot - ring->base) >> ring->block_shift)) % BLOCKS];
+}
+
 /* Takes the next slot of a class's ring. */
 ALWAYS_INLINE struct ring *take_slot(struct work *w, u32 class)
 {
 	struct ring *ring = ring_of(w, class);
 	u64 entry, lap;
-	u32 offset;
 
 	if (!ring)
 		return NULL;
 	entry = __sync_fetch_and_add(&ring->head, 1);
 	lap = entry / ring->capacity;
-	offset = entry - lap * ring->capacity;
-	w->block = lap * (BLOCKS / 2) + (offset >> ring->block_shift);
-	w->slot = ring->base + offset;
+	w->turn = lap + 1;
+	w->slot = ring->base + entry - lap * ring->capacity;
 	return ring;
 }
 
 /* Writes the session's record into the slot that was taken, and plans its life. */
-ALWAYS_INLINE void occupy_slot(struct work *w, struct ring *ring, u32 class)
+ALWAYS_INLINE void occupy_slot(struct work *w, struct ring *ring, struct starts *starts, u32 class)
 {
-	struct starts *starts;
-
-	if (ring->expiry[(w->block - BLOCKS / 2) % BLOCKS] >= w->now)
+	if (*block_of(ring, w->slot, w->turn - 1) >= w->now)
 		evict_slot(w, w->slot);
 	write_record(w, w->slot);
-	starts = starts_at(w, w->slot / STARTS);
-	if (starts) {
-		starts->tick[w->slot % STARTS] = w->now;
-		starts->owner[w->slot % STARTS] = w->owner;
-	}
-	raise_expiry(&ring->expiry[w->block % BLOCKS], w->expiry);
+	starts->start[w->slot % STARTS] = start_in_order(w, w->start == w->now);
+	raise_expiry(block_of(ring, w->slot, w->turn), w->expiry);
 	plan_life(w, class);
-}
-
-/* The word that names the slot just occupied. */
-ALWAYS_INLINE u64 fresh_word(const struct work *w)
-{
-	return (w->expiry & TICK_MASK) << EXPIRY_SHIFT | (w->hash & TAG_MASK) << 24 | w->slot;
 }
 
 /* Publishes a word in its line: over the tuple's older vestige, else over free space, else over the oldest. Another CPU
@@ -83,12 +75,12 @@ ALWAYS_INLINE bool publish(struct work *w, struct line *line, u64 fresh)
 {
 	u64 *at, old;
 
-	scan_line(w, line);
+	scan_line(w, line, true);
 	w->reason = match_tuple(w, line) ? REASON_REUSED : REASON_EVICTED;
 	at = &line->word[in_line(w, w->spare)];
 	old = w->reason == REASON_REUSED ? w->word : *at;
 	if (__sync_val_compare_and_swap(at, old, fresh) != old) {
-		scan_line(w, line);
+		scan_line(w, line, true);
 		at = &line->word[in_line(w, w->spare)];
 		old = *at;
 		w->reason = REASON_EVICTED;
@@ -100,67 +92,73 @@ ALWAYS_INLINE bool publish(struct work *w, struct line *line, u64 fresh)
 	return true;
 }
 
-/* w->session enters the table, for so long. */
-ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 nanoseconds)
+/* w->session enters the table: it began `age` ticks ago and lasts so much longer. */
+ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 age, u64 nanoseconds)
 {
+	struct starts *starts;
 	struct ring *ring;
 	struct line *line;
+	bool published;
 	u64 fresh;
 
-	set_expiry(w, nanoseconds);
+	set_life(w, age, nanoseconds);
 	ring = take_slot(w, class);
 	line = find_line(w, &w->session.tuple);
-	if (!ring || !line)
+	starts = starts_at(w, w->slot / STARTS);
+	if (!ring || !line || !starts)
 		return false;
 	/* On its way from memory while the record is written. No locked instruction may come before that: it would wait. */
 	*(volatile u64 *)&line->word[0];
 	w->home = w->line;
 	w->own_hash = w->hash;
-	occupy_slot(w, ring, class);
+	occupy_slot(w, ring, starts, class);
 	w->hash = w->own_hash;
 	line = line_at(w, w->home);
 	if (!line)
 		return false;
-	fresh = fresh_word(w);
-	if (publish(w, line, fresh))
+	fresh = word_of_life(w) | (w->hash & TAG_MASK) << TAG_SHIFT | w->slot;
+	published = publish(w, line, fresh);
+	starts->owner[w->slot % STARTS] = (w->turn & 1) << TURN_SHIFT | (w->owner & OWNER_MASK); /* the last thing written */
+	if (published)
 		return true;
 	withdraw_life(w, class, fresh);
 	COUNT(w->worker, dropped[DROPPED_CONTENTION]);
 	return false;
 }
 
-/* The vestige that vestige_find found moves to the newest slot of its ring, in the same word of the index, and expires at
- * w->expiry. w->session is what its record will hold: a record is never changed where others read it. */
-ALWAYS_INLINE bool vestige_move(struct work *w, u32 class)
+/* The timer of the vestige that vestige_read copied starts anew, where it lies: as if it had begun `age` ticks ago, and lasting so
+ * much longer. It is in FIN_WAIT2 from now on if w->session says so. False if it has ended meanwhile. */
+ALWAYS_INLINE bool vestige_restart(struct work *w, u64 age, u64 nanoseconds)
 {
-	struct ring *ring = take_slot(w, class);
-	u64 ended = w->word, fresh;
-	struct line *line;
-	bool moved = false;
+	u32 slot = slot_of(w->word), class = class_of(w, slot);
+	struct line *line = line_at(w, w->home);
+	struct ring *ring = ring_of(w, class);
+	u64 old = w->word, fresh, *at;
+	u16 *start;
 
-	if (!ring)
+	if (!ring || !line || class >= CLASSES)
 		return false;
-	w->owner = owner_at(w, slot_of(ended));
-	occupy_slot(w, ring, class);
-	line = line_at(w, w->home);
-	fresh = (w->expiry & TICK_MASK) << EXPIRY_SHIFT | (ended & TAG_MASK << 24) | w->slot;
-	w->word = fresh; /* if it ended meanwhile, the new slot's life is taken back */
-	if (line && __sync_val_compare_and_swap(&line->word[in_line(w, w->spare)], ended, fresh) == ended) {
-		w->word = ended;
-		moved = true;
+	set_life(w, age, nanoseconds);
+	fresh = word_of_life(w) | (old & (TAG_MASK << TAG_SHIFT | SLOT_MASK));
+	at = &line->word[in_line(w, w->spare)];
+	raise_expiry(block_of(ring, slot, w->turn), w->expiry);
+	plan_life(w, class);
+	if (__sync_val_compare_and_swap(at, old, fresh) != old) {
+		withdraw_life(w, class, fresh);
+		return false;
 	}
-	withdraw_life(w, class, w->word);
-	return moved;
-}
-
-/* The timer starts anew. */
-ALWAYS_INLINE void vestige_restart(struct work *w, u64 nanoseconds)
-{
-	u32 class = class_of(w, slot_of(w->word));
-
-	set_expiry(w, nanoseconds);
-	if (vestige_move(w, class) && class < CLASSES)
-		COUNT(w->worker, restarted[class]);
+	withdraw_life(w, class, old);
+	w->word = fresh;
+	/* The slot may have been given away just before, by a clock on which the old word had expired. */
+	if (turn_of(ring, slot) != w->turn) {
+		vestige_end(w, at, fresh, REASON_EVICTED);
+		return false;
+	}
+	start = start_at(w, slot);
+	if (start)
+		*start = start_in_order(w, false);
+	COUNT(w->worker, restarted[class]);
+	return true;
 }
 
 #endif

@@ -34,46 +34,53 @@ ALWAYS_INLINE void count_living(u64 *cell, u64 period)
 	__sync_fetch_and_add(cell, 1);
 }
 
+/* Before the word that says so: nobody may take it out of the living before it is among them. */
 ALWAYS_INLINE void plan_life(const struct work *w, u32 class)
 {
 	struct counters *c = counters_of(w->worker);
-	u64 life = w->expiry - w->now, period = w->expiry >> PERIOD_SHIFT;
-	u32 lane = lane_of(life);
+	u64 period = w->expiry >> PERIOD_SHIFT;
+	u32 lane = w->lane % LANES;
 	u64 *cell = cell_of(w, class, lane, period);
 
 	if (!c || !cell || class >= CLASSES)
 		return;
 	count_living(cell, period);
-	c->planned[class][lane % LANES]++;
-	c->planned_ticks[class][lane % LANES] += life;
+	c->planned[class][lane]++;
+	c->planned_ticks[class][lane] += w->expiry - w->start;
 }
 
-/* Takes a live word's vestige out of the living. Returns its age in ticks. */
-ALWAYS_INLINE u64 withdraw_life(const struct work *w, u32 class, u64 word)
+/* Takes a word's vestige out of the living. The word may have expired since w->now. */
+ALWAYS_INLINE void withdraw_life(const struct work *w, u32 class, u64 word)
 {
 	struct counters *c = counters_of(w->worker);
-	u16 *start = start_at(w, slot_of(word));
-	u64 left = remaining(word, w->now);
-	u64 age = start ? (u16)(w->now - *start) : 0;
-	u64 period = (w->now + left) >> PERIOD_SHIFT;
-	u32 lane = lane_of(age + left);
+	u64 period = expiry_of(word, w->now) >> PERIOD_SHIFT;
+	u32 lane = word >> LANE_SHIFT & LANE_MASK;
 	u64 *cell = cell_of(w, class, lane, period);
 
 	if (!c || !cell || class >= CLASSES)
-		return age;
+		return;
 	/* In this order, as the readers look at the living first: what left them for no known reason has expired. */
-	c->withdrawn[class][lane % LANES]++;
+	c->withdrawn[class][lane]++;
 	if (*cell >> 32 == period)
 		__sync_fetch_and_add(cell, -1ULL);
-	return age;
+}
+
+/* Ticks since the vestige in a slot entered, or its timer was restarted; it must be one that lives. */
+ALWAYS_INLINE u64 age_at(const struct work *w, u32 slot)
+{
+	u16 *start = start_at(w, slot);
+	u64 age = start ? (w->now - *start) & START_MASK : 0;
+
+	return age <= HORIZON_TICKS ? age : 0; /* another CPU started it after we looked at the clock */
 }
 
 ALWAYS_INLINE void count_end(struct work *w, u64 word)
 {
 	struct counters *c = counters_of(w->worker);
 	u32 class = class_of(w, slot_of(word));
-	u64 age = withdraw_life(w, class, word);
+	u64 age = age_at(w, slot_of(word));
 
+	withdraw_life(w, class, word);
 	if (!c || class >= CLASSES)
 		return;
 	c->ended[class][w->reason % REASONS]++;
@@ -97,8 +104,8 @@ ALWAYS_INLINE u64 life_ticks(u64 nanoseconds)
 	return (nanoseconds >> TICK_SHIFT) + 2;
 }
 
-/* When the life that begins now ends. */
-ALWAYS_INLINE void set_expiry(struct work *w, u64 nanoseconds)
+/* A life that began some ticks ago and lasts so much longer. */
+ALWAYS_INLINE void set_life(struct work *w, u64 age, u64 nanoseconds)
 {
 	u64 ticks = life_ticks(nanoseconds);
 
@@ -107,7 +114,21 @@ ALWAYS_INLINE void set_expiry(struct work *w, u64 nanoseconds)
 		ticks = HORIZON_TICKS;
 	}
 	w->now = tick_now();
+	w->start = w->now - age;
 	w->expiry = w->now + ticks;
+	w->lane = lane_of(age + ticks);
+}
+
+/* What a word says of the life that was set. */
+ALWAYS_INLINE u64 word_of_life(const struct work *w)
+{
+	return (w->expiry & TICK_MASK) << EXPIRY_SHIFT | w->lane << LANE_SHIFT | (w->session.fin_wait2 ? WORD_FIN_WAIT2 : 0);
+}
+
+/* What a slot's start is to be. */
+ALWAYS_INLINE u16 start_in_order(const struct work *w, bool in_order)
+{
+	return (w->start & START_MASK) | (in_order ? 0 : OUT_OF_ORDER);
 }
 
 #endif

@@ -120,10 +120,11 @@ int finish(struct bpf_raw_tracepoint_args *ctx)
 	return finish_vestige(ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3], ctx->args[4]);
 }
 
-/* Arguments: family, class, number of the entry to begin at, least age in ticks. Returns how many slots it looked at. */
+/* Arguments: family, class, numbers of the entry to begin at and of that to end before, least age in ticks, 1: stop at the first
+ * that is younger, where all behind it are. Returns how many entries it looked at. */
 int collect(struct bpf_raw_tracepoint_args *ctx)
 {
-	return collect_due(ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3]);
+	return collect_due(ctx->args[0], ctx->args[1], ctx->args[2], ctx->args[3], ctx->args[4], ctx->args[5]);
 }
 
 /* Arguments: family, offset of a message in the inbox, namespace index, reason. 1: this ended the vestige. */

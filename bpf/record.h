@@ -5,6 +5,13 @@
 
 #include "table.h"
 
+/* FIN_WAIT2 ends with the peer's FIN, which takes one number of its sequence. */
+ALWAYS_INLINE void set_substate(struct session *s, bool fin_wait2)
+{
+	s->rcv_nxt += s->fin_wait2 - fin_wait2;
+	s->fin_wait2 = fin_wait2;
+}
+
 /* All differences at once: one branch instead of one for each field. */
 ALWAYS_INLINE bool record_has4(u32 slot, const struct tuple *t)
 {
@@ -38,12 +45,17 @@ ALWAYS_INLINE bool record_has(const struct work *w, u32 slot, const struct tuple
 #define COPY_STATE(to, from)                         \
 	do {                                         \
 		(to)->snd_nxt = (from)->snd_nxt;     \
-		(to)->rcv_nxt = (from)->rcv_nxt;     \
 		(to)->ts_recent = (from)->ts_recent; \
 		(to)->ts_offset = (from)->ts_offset; \
 		(to)->window = (from)->window;       \
 		(to)->bits = (from)->bits;           \
 	} while (0)
+
+/* The sequence number of the peer's FIN: awaited in FIN_WAIT2, taken in TIME_WAIT. So the word alone tells the two apart. */
+ALWAYS_INLINE u32 peer_fin(const struct session *s)
+{
+	return s->rcv_nxt - !s->fin_wait2;
+}
 
 ALWAYS_INLINE void write_record(const struct work *w, u32 slot)
 {
@@ -59,6 +71,7 @@ ALWAYS_INLINE void write_record(const struct work *w, u32 slot)
 		v->local_port = s->tuple.local_port;
 		v->remote_port = s->tuple.remote_port;
 		v->netns = s->tuple.netns;
+		v->peer_fin = peer_fin(s);
 		COPY_STATE(v, s);
 	} else {
 		struct vestige6 *v = records_ipv6.lookup(&slot);
@@ -72,6 +85,7 @@ ALWAYS_INLINE void write_record(const struct work *w, u32 slot)
 		v->netns = s->tuple.netns;
 		v->scope = s->tuple.scope ? s->tuple.scope : s->device;
 		v->marking = s->marking;
+		v->peer_fin = peer_fin(s);
 		COPY_STATE(v, s);
 	}
 }
@@ -103,22 +117,53 @@ ALWAYS_INLINE void read_tuple(const struct work *w, u32 slot, struct tuple *t)
 	}
 }
 
-/* The sequence state that a slot's record holds, into the session of the same tuple. */
+/* The state of the session that was found, from its word and its slot's record. */
 ALWAYS_INLINE void read_record(struct work *w, u32 slot)
 {
+	struct session *s = &w->session;
+
+	s->fin_wait2 = (w->word & WORD_FIN_WAIT2) != 0;
 	if (is_ipv4(w)) {
 		struct vestige4 *v = records_ipv4.lookup(&slot);
 
-		if (v)
-			COPY_STATE(&w->session, v);
+		if (!v)
+			return;
+		s->rcv_nxt = v->peer_fin + !s->fin_wait2;
+		COPY_STATE(s, v);
 	} else {
 		struct vestige6 *v = records_ipv6.lookup(&slot);
 
 		if (!v)
 			return;
-		COPY_STATE(&w->session, v);
-		w->session.marking = v->marking;
-		w->session.device = v->scope;
+		s->rcv_nxt = v->peer_fin + !s->fin_wait2;
+		COPY_STATE(s, v);
+		s->marking = v->marking;
+		s->device = v->scope;
+	}
+	w->ts_recent = s->ts_recent;
+}
+
+/* Puts the session's ts_recent into the record that was read; in that of another session, to whom the slot may have gone
+ * meanwhile, the two numbers differ. */
+ALWAYS_INLINE void renew_timestamp(const struct work *w, u32 slot)
+{
+	u32 old[2] = { peer_fin(&w->session), w->ts_recent }, new[2] = { peer_fin(&w->session), w->session.ts_recent };
+	u64 was, is;
+
+	__builtin_memcpy(&was, old, sizeof(was));
+	__builtin_memcpy(&is, new, sizeof(is));
+	if (is == was)
+		return;
+	if (is_ipv4(w)) {
+		struct vestige4 *v = records_ipv4.lookup(&slot);
+
+		if (v)
+			__sync_val_compare_and_swap((u64 *)&v->peer_fin, was, is);
+	} else {
+		struct vestige6 *v = records_ipv6.lookup(&slot);
+
+		if (v)
+			__sync_val_compare_and_swap((u64 *)&v->peer_fin, was, is);
 	}
 }
 

@@ -33,6 +33,7 @@ struct session {
 	u32 ts_recent, ts_offset;
 	u16 window;
 	u8 bits;
+	u8 fin_wait2;
 	u32 marking;
 	u32 device;	/* IPv6: interface index of the route that its socket had; 0: not known */
 };
@@ -41,12 +42,15 @@ struct work {
 	struct session session;	/* what is inserted or looked for */
 	struct tuple other;	/* whose record lies in the way */
 	u64 family;
-	u64 now, expiry;	/* ticks, not cut to 24 bits */
+	u64 now, start, expiry;	/* ticks, not cut to 24 bits */
+	u64 lane;		/* of the life from start to expiry */
 	u64 hash, own_hash;	/* of the tuple last looked at; of the session that is inserted */
 	u64 tagged;		/* a bit for each live word of a line with the tag */
 	u64 candidate, spare;	/* indexes into a line: in_line's own, chosen */
 	u64 line, home;		/* lines by number: last looked at; the found word's */
-	u64 word, slot, block;	/* found; taken, and its block of the ring */
+	u64 word;		/* found */
+	u64 slot, turn;		/* taken, or read */
+	u32 ts_recent;		/* as it was read */
 	u32 reason, worker;
 	struct party parties[KINDS + 1]; /* room for what two bits can say */
 	u64 keys[KINDS + 1];	/* their hashes */
@@ -138,14 +142,14 @@ ALWAYS_INLINE u16 *start_at(const struct work *w, u32 slot)
 {
 	struct starts *starts = starts_at(w, slot / STARTS);
 
-	return starts ? &starts->tick[slot % STARTS] : NULL;
+	return starts ? &starts->start[slot % STARTS] : NULL;
 }
 
-ALWAYS_INLINE u16 owner_at(const struct work *w, u32 slot)
+ALWAYS_INLINE u16 *owner_at(const struct work *w, u32 slot)
 {
 	struct starts *starts = starts_at(w, slot / STARTS);
 
-	return starts ? starts->owner[slot % STARTS] : OWNER_UNKNOWN;
+	return starts ? &starts->owner[slot % STARTS] : NULL;
 }
 
 ALWAYS_INLINE struct ring *ring_of(const struct work *w, u32 class)
@@ -155,14 +159,31 @@ ALWAYS_INLINE struct ring *ring_of(const struct work *w, u32 class)
 	return rings.lookup(&i);
 }
 
-/* From jiffies, which the kernel derives from CLOCK_MONOTONIC (tick_do_update_jiffies64). The coarse clock would be as cheap,
- * but tracing programs may not read it. */
-ALWAYS_INLINE u64 tick_now(void)
+ALWAYS_INLINE struct meta *the_meta(void)
 {
 	u32 zero = 0;
-	struct meta *m = meta.lookup(&zero);
 
-	return m ? (bpf_jiffies64() * JIFFY_NANOSECONDS + m->epoch) >> TICK_SHIFT : 0;
+	return meta.lookup(&zero);
+}
+
+/* From jiffies, which the kernel derives from CLOCK_MONOTONIC (tick_do_update_jiffies64). The coarse clock would be as cheap,
+ * but tracing programs may not read it. */
+ALWAYS_INLINE u64 tick_by(const struct meta *m)
+{
+	return (bpf_jiffies64() * JIFFY_NANOSECONDS + m->epoch) >> TICK_SHIFT;
+}
+
+ALWAYS_INLINE u64 tick_now(void)
+{
+	struct meta *m = the_meta();
+
+	return m ? tick_by(m) : 0;
+}
+
+/* Whether all lines were swept in the last so many ticks. (The daemon's clock may be a tick ahead.) */
+ALWAYS_INLINE bool is_swept(const struct work *w, const struct meta *m, s64 within)
+{
+	return (s64)(w->now - m->swept) <= within;
 }
 
 /* 1 if a < b, for values below 2^63. Arithmetic instead of a branch: eight words a line are eight doublings of the paths
@@ -175,12 +196,25 @@ ALWAYS_INLINE u64 less(u64 a, u64 b)
 	return difference >> 63;
 }
 
-/* Ticks until a word expires; 0 if it has, or was never used. */
+/* All bits if a word lives, none if it has expired, or is free: a word of zero, which would live where the ticks come round. */
+ALWAYS_INLINE u64 alive(u64 word, u64 now)
+{
+	u64 left = ((word >> EXPIRY_SHIFT) - now - 1) & TICK_MASK, both = (left - HORIZON_TICKS) & -(word >> 1);
+
+	asm("" : "+r"(both)); /* two signs at once; as in less() */
+	return (s64)both >> 63;
+}
+
+/* Ticks until a word expires; 0 if it does not live. */
 ALWAYS_INLINE u64 remaining(u64 word, u64 now)
 {
-	u64 left = ((word >> EXPIRY_SHIFT) - now) & TICK_MASK;
+	return ((word >> EXPIRY_SHIFT) - now) & TICK_MASK & alive(word, now);
+}
 
-	return left & -less(left, HORIZON_TICKS + 1);
+/* The tick of a word's expiry, not cut to 24 bits: half of them lie before now. */
+ALWAYS_INLINE u64 expiry_of(u64 word, u64 now)
+{
+	return now + ((s64)((word >> EXPIRY_SHIFT) - now) << EXPIRY_SHIFT >> EXPIRY_SHIFT);
 }
 
 ALWAYS_INLINE u32 slot_of(u64 word)
@@ -196,6 +230,20 @@ ALWAYS_INLINE u32 class_of(const struct work *w, u32 slot)
 	if (!local || !remote)
 		return CLASS_LOOPBACK;
 	return CLASS_REMOTE - less(slot, local->base) - less(slot, remote->base);
+}
+
+/* How often a slot of a ring was given away until now: the record in it is that of the last time. */
+ALWAYS_INLINE u64 turn_of(const struct ring *ring, u32 slot)
+{
+	return (*(volatile u64 *)&ring->head + ring->capacity - 1 - (slot - ring->base)) / ring->capacity;
+}
+
+/* Whether the record of a slot's turn is written. */
+ALWAYS_INLINE bool is_written(const struct work *w, u32 slot, u64 turn)
+{
+	volatile u16 *owner = owner_at(w, slot);
+
+	return owner && *owner >> TURN_SHIFT == (turn & 1);
 }
 
 ALWAYS_INLINE u64 mix(u64 hash, u64 value)

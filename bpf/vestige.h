@@ -15,33 +15,43 @@
  *            entry by one fetch-and-add. The slot after the newest is the oldest: a full ring discards its oldest.
  *   line     64 bytes, one cache line, of eight 64-bit index words. A tuple's hash names its line, so a look-up that
  *            finds nothing costs one cache miss.
- *   word     expiry tick 24 | tag 16 | slot 24, from the top bit down. The tag is 16 more bits of the hash; eight words
- *            give 8 wrong matches in 65,536 misses, and the record's tuple settles those.
+ *   word     expiry tick 24 | lane 3 | FIN_WAIT2 1 | tag 12 | slot 24, from the top bit down. The tag is 12 more bits of the
+ *            hash; eight words give 8 wrong matches in 4,096 misses, and the record's tuple settles those.
  *
  * LIFE OF A VESTIGE. vestige_insert takes a slot, writes the record, then publishes it with one compare-and-swap
  * of a word. Nothing runs when it expires: a word whose tick has passed is free space. It ends earlier when
  * vestige_end swaps its word for 0 (reused, reset, destroyed, ...), when its ring comes round to its slot or when its
- * line is full (evicted: the oldest word of the line goes). vestige_restart moves it to the newest slot of its ring, as
- * NetBSD's vtw_restart does, so that each ring stays in order of age. A tuple that enters again replaces its older
- * vestige (reused).
+ * line is full (evicted: the oldest word of the line goes). A tuple that enters again replaces its older vestige (reused).
  *
- * WHY NO TORN OR STALE RECORD IS TAKEN FOR A LIVE ONE. A record is written only while no live word names its slot: the
- * writer that comes round to a slot first swaps the live word of the old record for 0, and a record becomes visible
- * only by the compare-and-swap that follows its last byte (both are full barriers). A reader looks at the word, copies
- * the record, compares the tuple, and looks at the word again: if the word is unchanged, nobody wrote to the slot in
- * between, for the same word can only come back after a whole lap of the ring. The smallest ring has 256 slots and an
- * entry costs some 100 ns, so a lap takes at least a hundred times longer than a look. Whoever ends a vestige does so by
- * compare-and-swap from the very word it checked: of two enders one wins, and the end is counted once.
+ * A TIMER THAT STARTS ANEW does so where the vestige lies, by one compare-and-swap of its word: expiry, lane, and FIN_WAIT2
+ * that becomes TIME_WAIT with the peer's FIN. No slot is taken for it, so no segment can turn a ring: only entries do. The
+ * peer's timestamp is swapped in the record, together with the sequence number beside it (renew_timestamp). The price is
+ * that a ring is not in order of starts: a start that is not the time of its entry says so (OUT_OF_ORDER).
+ *
+ * WHY NO TORN OR STALE RECORD IS TAKEN FOR A LIVE ONE. A slot's record is written by one program alone, the one that its ring
+ * gave the slot to last, and it tells when it has done so. How often a slot was given away, its TURN, follows from the ring's
+ * head, 64 bits that only grow; the lowest bit of the turn that was written last stands beside the record. So a reader
+ * (vestige_read) finds a word, looks at the turn and whether that is written, compares the tuple, copies the record, and looks
+ * at the turn again. If it is the same, nobody wrote the slot meanwhile, however long the reader was held up. The word itself
+ * is looked at by locked instructions, which keep the steps in order on every CPU (BPF has no barriers). A program that writes
+ * a slot ends what lives there first; one that starts a timer anew looks at the turn after it has changed the word. Both
+ * change one thing and then look at the other's, with a locked instruction in between, so that at least one of them sees it
+ * and ends the vestige: no word that lives names a slot of somebody else's.
+ * Whoever ends a vestige does so by compare-and-swap from the very word it checked: of two enders one wins, and the end is
+ * counted once. User space, which only shows, looks at the words again and leaves the turns out.
  *
  * TIME. A tick is 2^26 ns (67 ms) of CLOCK_MONOTONIC, as jiffies tell it: they count the same time in steps of a few ms,
  * and reading them takes 2 ns instead of 35. An expiry is rounded up to a tick: never early. 24 bits wrap after
  * 13 days; a word counts as live only if it expires within HORIZON_TICKS (18 minutes), so a word that nobody touched for
- * 13 days could live again for at most that long: the sweep (observe/compare.h), which runs every few minutes, zeroes such
- * words long before. Longer lives are cut to the horizon, counted, and prolonged by the next reconciliation.
+ * 13 days would live again for that long. The daemon's sweep (observe/compare.h), every few minutes, zeroes expired words
+ * long before, and says when (meta.swept). Where no daemon has done so for days, each entry sweeps some lines (sweep_some):
+ * 4,608 entries go through those of the default capacity. If that is not done either, until before the first word could
+ * have come round, no word is believed (is_swept) until somebody has swept: there was hardly a session then.
+ * Longer lives are cut to the horizon, counted, and prolonged by the next reconciliation.
  *
  * COUNTING THE LIVING. Nothing runs at expiry, so no counter can be decremented there. Instead each entry is counted in
- * the cell of its class, family, lane (length of life) and expiry period (8 ticks, 537 ms); an early end takes it out
- * again. The living are the sum of the cells whose period has not passed; what has expired is what was inserted, less
+ * the cell of its class, family, lane (length of life) and expiry period (8 ticks, 537 ms); an early end or a timer that starts
+ * anew takes it out again: the word says of which cell. The living are the sum of the cells whose period has not passed; what has expired is what was inserted, less
  * the living, less what ended early. A cell's upper half says which period it counts, so that it can be used again.
  *
  * WHAT ELSE A SEGMENT IN THE NAME OF A SESSION NEEDS. An IPv4 record has no room for its TOS, which hardly any session
@@ -75,10 +85,10 @@ enum reason {
 };
 
 /* Flags of a record: four bits. */
-#define VESTIGE_FIN_WAIT2 1	/* substate: the peer's FIN has not come yet; without it: TIME_WAIT */
+#define VESTIGE_UNKNOWN 1	/* adopted: nobody saw its sequence numbers */
 #define VESTIGE_TIMESTAMPS 2	/* ts_recent is valid (the kernel's ts_recent_stamp is not 0) */
 #define VESTIGE_USEC 4		/* the TSval clock runs in microseconds, not milliseconds */
-#define VESTIGE_SILENT 8	/* cannot be answered for: TCP-MD5 or TCP-AO, or adopted without sequence numbers */
+#define VESTIGE_SIGNED 8	/* TCP-MD5 or TCP-AO: cannot be answered for */
 
 /* What a session is known by. IPv4 uses the first word of each address. */
 struct tuple {
@@ -92,8 +102,9 @@ struct tuple {
 struct vestige4 {
 	u32 local, remote;		/* addresses */
 	u16 local_port, remote_port;
-	u32 snd_nxt, rcv_nxt;
-	u32 ts_recent, ts_offset;	/* the peer's last TSval; what is added to the clock for ours */
+	u32 snd_nxt;
+	u32 peer_fin, ts_recent;	/* of the peer: its FIN's sequence number, its last TSval; swapped as one */
+	u32 ts_offset;			/* what is added to the clock for our TSval */
 	u16 window;
 	u8 netns;			/* index of the enrolled network namespace */
 	u8 bits;			/* window scale << VESTIGE_SCALE_SHIFT | flags */
@@ -102,8 +113,9 @@ struct vestige4 {
 struct vestige6 {
 	u32 local[4], remote[4];
 	u16 local_port, remote_port;
-	u32 snd_nxt, rcv_nxt;
-	u32 ts_recent, ts_offset;
+	u32 snd_nxt;
+	u32 peer_fin, ts_recent;
+	u32 ts_offset;
 	u16 window;
 	u8 netns;
 	u8 bits;
@@ -119,19 +131,29 @@ struct line {
 #define TICK_SHIFT 26
 #define TICK_MASK 0xffffffULL
 #define EXPIRY_SHIFT 40	/* of the tick in a word */
+#define SWEPT_TICKS (1 << 22)	/* 3 days: without a sweep by then there is no daemon */
+#define BELIEVED_TICKS 0xff8000	/* 13 days, less the horizon twice: without a sweep by then words are not believed */
+#define LANE_SHIFT 37
+#define LANE_MASK 7ULL
+#define WORD_FIN_WAIT2 (1ULL << 36)	/* the peer's FIN has not come yet; without it: TIME_WAIT */
+#define TAG_SHIFT 24
 #define HORIZON_TICKS 16383
-#define TAG_MASK 0xffffULL
+#define TAG_MASK 0xfffULL
 #define SLOT_MASK 0xffffffULL
 
-/* When the vestige in a slot entered, or its timer was last restarted: ticks modulo 2^16. And whose it is: the owner's place
- * among the tallies + 1. */
+/* When the vestige in a slot entered, or its timer was last restarted: of one that lives, which is no longer than the horizon
+ * ago, 15 bits of the tick tell it. And whose it is: the owner's place among the tallies + 1. */
 #define STARTS 16
 struct starts {
-	u16 tick[STARTS];
-	u16 owner[STARTS];
+	u16 start[STARTS];	/* OUT_OF_ORDER | tick modulo 2^15 */
+	u16 owner[STARTS];	/* lowest bit of the turn whose record is written | owner */
 };
+#define START_MASK 0x7fff
+#define OUT_OF_ORDER 0x8000	/* the start is not the time of its entry */
+#define OWNER_MASK 0x7fff
+#define TURN_SHIFT 15
 #define OWNER_UNKNOWN 0		/* nobody saw the session enter */
-#define OWNER_OTHER 0xffff	/* there was no place for its owner */
+#define OWNER_OTHER 0x7fff	/* there was no place for its owner */
 
 /* A ring's slots lie at base .. base + capacity - 1 of the record array. Its laps are cut into up to 16 blocks, and the latest
  * expiry (full ticks) written into a block is kept for two laps: when the ring comes round to a slot whose block has
@@ -159,10 +181,11 @@ enum close { CLOSE_PASSIVE, CLOSE_RESET, CLOSE_ABORT, CLOSE_TIMEOUT, CLOSE_ORPHA
 
 enum dropped {
 	DROPPED_CONTENTION,	/* an entry lost its line's compare-and-swap twice: no vestige */
-	DROPPED_COLLISION,	/* three words of a line had the tag: an older vestige of the tuple may have stayed */
+	DROPPED_COLLISION,	/* four words of a line had the tag: an older vestige of the tuple may have stayed */
 	DROPPED_HORIZON,	/* a life was cut to the horizon */
 	DROPPED_UNREADABLE,	/* a field of the socket could not be read: no vestige */
 	DROPPED_SIGNED,		/* a session with TCP-MD5 or TCP-AO that the guard cannot answer for */
+	DROPPED_UNSWEPT,	/* a word that may have come round from 13 days ago, as nobody had swept: a vestige, perhaps */
 	DROPPED_UNATTRIBUTED,	/* an entry or a connection without port lost its place among the tallies to others */
 	DROPPED,
 };
@@ -234,6 +257,8 @@ struct meta {
 	u32 probe;	/* enum seen_by */
 	u32 mode;	/* enum mode: the daemon's, as it was last */
 	u64 time_wait[CLASSES + 1], fin_wait2[CLASSES + 1]; /* ns; room for what two bits can say */
+	u64 swept;	/* tick at which the last complete sweep of all lines began */
+	u64 next_line, sweeping; /* where there is no daemon: the next line to sweep, of both families, and when that sweep began */
 };
 
 /* The configuration of the daemon that runs, for the commands: UTF-8 JSON. No program reads it. */

@@ -23,7 +23,7 @@ BPF_TABLE("lru_hash", u64, u64, answered, 65536);
 struct decision {
 	u32 action;
 	u32 restart;	/* the timer starts anew */
-	u32 changed;	/* the record is to hold what w->session then holds */
+	u32 changed;	/* FIN_WAIT2 has become TIME_WAIT */
 	u32 reply;	/* TCP flags of the answer; 0: none */
 	u32 ends;	/* the session is over, for this reason */
 	u32 reason;
@@ -38,10 +38,7 @@ ALWAYS_INLINE bool after(u32 a, u32 b)
 
 ALWAYS_INLINE u64 age_of(const struct work *w)
 {
-	u16 *start = start_at(w, slot_of(w->word));
-	u64 age = start ? (u16)(w->now - *start) : 0;
-
-	return age <= HORIZON_TICKS ? age : 0; /* another CPU started it after we looked at the clock */
+	return age_at(w, slot_of(w->word));
 }
 
 /* tcp_paws_reject(): the timestamp is older than the last one. */
@@ -95,12 +92,10 @@ ALWAYS_INLINE void end_session(struct decision *v, u32 action, u32 reason)
 	v->reason = reason;
 }
 
-ALWAYS_INLINE void take_timestamp(struct work *w, const struct segment *s, struct decision *v)
+ALWAYS_INLINE void take_timestamp(struct work *w, const struct segment *s)
 {
-	if (!s->has_timestamp)
-		return;
-	v->changed |= w->session.ts_recent != s->tsval;
-	w->session.ts_recent = s->tsval;
+	if (s->has_timestamp)
+		w->session.ts_recent = s->tsval;
 }
 
 /* The first half of tcp_timewait_state_process(): the peer's FIN has not come yet. */
@@ -121,9 +116,8 @@ ALWAYS_INLINE void decide_in_fin_wait2(struct work *w, const struct segment *s, 
 		end_session(v, ACTION_RESET, REASON_RESET);
 		v->reply = RST;
 	} else {
-		w->session.rcv_nxt = s->end;
-		w->session.bits &= ~VESTIGE_FIN_WAIT2;
-		take_timestamp(w, s, v);
+		set_substate(&w->session, false);
+		take_timestamp(w, s);
 		v->restart = v->changed = 1;
 		v->action = ACTION_ACKNOWLEDGED;
 		v->reply = ACK;
@@ -151,7 +145,7 @@ ALWAYS_INLINE void decide_in_time_wait(struct work *w, const struct segment *s, 
 			end_session(v, ACTION_KILLED, REASON_RESET);
 			return;
 		}
-		take_timestamp(w, s, v);
+		take_timestamp(w, s);
 		v->restart = !(s->flags & RST);
 	} else if (!rejected && reopens(w, s)) {
 		v->action = ACTION_ACKNOWLEDGED;
@@ -168,11 +162,15 @@ ALWAYS_INLINE void decide_in_time_wait(struct work *w, const struct segment *s, 
 	}
 }
 
-/* Nothing can be said in a session whose sequence numbers or keys are not known; a new one may begin. */
-ALWAYS_INLINE void decide_unanswerable(const struct segment *s, struct decision *v, enum presence presence)
+/* Nothing can be said in a session whose sequence numbers or keys are not known; a new one may begin, in a signed session where
+ * it may in any other. */
+ALWAYS_INLINE void decide_unanswerable(const struct work *w, const struct segment *s, struct decision *v, enum presence presence)
 {
+	bool opens = w->session.bits & VESTIGE_UNKNOWN ? (s->flags & (SYN | RST | ACK)) == SYN :
+							!w->session.fin_wait2 && !paws_rejects(w, s) && reopens(w, s);
+
 	v->action = ACTION_UNANSWERABLE;
-	if ((s->flags & (SYN | RST | ACK)) == SYN && presence == PRESENCE_LISTENER)
+	if (opens && presence == PRESENCE_LISTENER)
 		end_session(v, ACTION_REOPENED, REASON_REUSED);
 }
 
@@ -181,9 +179,9 @@ ALWAYS_INLINE void decide(struct work *w, struct segment *s, struct decision *v,
 	v->restart = v->changed = v->reply = v->ends = 0;
 	if (!(w->session.bits & VESTIGE_TIMESTAMPS)) /* what the connection does not have is not looked at */
 		s->has_timestamp = 0;
-	if (w->session.bits & VESTIGE_SILENT)
-		decide_unanswerable(s, v, presence);
-	else if (w->session.bits & VESTIGE_FIN_WAIT2)
+	if (w->session.bits & (VESTIGE_UNKNOWN | VESTIGE_SIGNED))
+		decide_unanswerable(w, s, v, presence);
+	else if (w->session.fin_wait2)
 		decide_in_fin_wait2(w, s, v);
 	else
 		decide_in_time_wait(w, s, v, presence);

@@ -49,20 +49,29 @@ ALWAYS_INLINE bool newer_than_round(const struct work *w, u32 slot)
 	u32 i = class_of(w, slot) * FAMILIES + w->family;
 	struct ring *ring = rings.lookup(&i);
 	u64 *mark = marks.lookup(&i);
-	u64 next, entries_ago;
 
-	if (!ring || !mark)
-		return true;
-	next = ring->head % ring->capacity;
-	entries_ago = (next + 2 * ring->capacity - 1 - (slot - ring->base)) % ring->capacity;
-	return entries_ago < ring->head - *mark;
+	return !ring || !mark || (turn_of(ring, slot) - 1) * ring->capacity + (slot - ring->base) >= *mark;
+}
+
+#define TIME_WAIT_MILLISECONDS 60000
+
+ALWAYS_INLINE bool in_fin_wait2(const struct diag_message *m)
+{
+	return m->state != TCP_TIME_WAIT;
 }
 
 /* The kernel's timer differs from the table's by more than rounding (4 ticks, 268 ms): it was restarted meanwhile, or the
  * FIN has come and FIN_WAIT2 is TIME_WAIT now. */
-ALWAYS_INLINE bool moved_on(u64 left, u64 nanoseconds, u8 flags, u8 known)
+ALWAYS_INLINE bool moved_on(const struct work *w, const struct diag_message *m, u64 nanoseconds)
 {
-	return less(left + 4, nanoseconds >> TICK_SHIFT) | ((flags ^ known) & VESTIGE_FIN_WAIT2);
+	return less(remaining(w->word, w->now) + 4, nanoseconds >> TICK_SHIFT) || w->session.fin_wait2 != in_fin_wait2(m);
+}
+
+/* Ticks since the kernel started the timer; 0 in FIN_WAIT2, where nothing tells how long it was to be. */
+ALWAYS_INLINE u64 age_of_timer(const struct diag_message *m)
+{
+	return in_fin_wait2(m) || m->expires >= TIME_WAIT_MILLISECONDS ?
+		       0 : (u64)(TIME_WAIT_MILLISECONDS - m->expires) * 1000000 >> TICK_SHIFT;
 }
 
 /* What the kernel's list tells of a session goes into w->session; returns how long its timer will still run. */
@@ -97,17 +106,13 @@ ALWAYS_INLINE bool concerns(const struct work *w, const struct diag_message *m)
 }
 
 /* Nobody saw its sequence state. */
-ALWAYS_INLINE void adopted_session(struct session *s, u8 substate)
+ALWAYS_INLINE void adopted_session(struct session *s, bool fin_wait2)
 {
 	s->snd_nxt = s->rcv_nxt = s->ts_recent = s->ts_offset = 0;
 	s->window = 0;
 	s->device = 0;
-	s->bits = VESTIGE_SILENT | substate;
-}
-
-ALWAYS_INLINE u8 substate_of(const struct diag_message *m)
-{
-	return m->state == TCP_TIME_WAIT ? 0 : VESTIGE_FIN_WAIT2;
+	s->bits = VESTIGE_UNKNOWN;
+	s->fin_wait2 = fin_wait2;
 }
 
 ALWAYS_INLINE struct diag_message *message_at(u64 offset)
@@ -135,14 +140,12 @@ ALWAYS_INLINE int compare_message(u64 family, u64 offset, u64 netns)
 	nanoseconds = read_message(w, m, netns);
 	if (!vestige_find(w))
 		return 1;
-	read_record(w, slot_of(w->word));
-	if (!moved_on(remaining(w->word, w->now), nanoseconds, substate_of(m), w->session.bits)) {
-		see(w, slot_of(w->word));
+	see(w, slot_of(w->word));
+	if (!vestige_read(w) || !moved_on(w, m, nanoseconds))
 		return 0;
-	}
-	w->session.bits = (w->session.bits & ~VESTIGE_FIN_WAIT2) | substate_of(m);
-	vestige_restart(w, nanoseconds);
-	out->restarted++;
+	set_substate(&w->session, in_fin_wait2(m));
+	if (vestige_restart(w, age_of_timer(m), nanoseconds))
+		out->restarted++;
 	return 0;
 }
 
@@ -159,27 +162,24 @@ ALWAYS_INLINE int adopt_message(u64 family, u64 offset, u64 netns)
 		return 0;
 	w->family = family;
 	nanoseconds = read_message(w, m, netns);
-	adopted_session(&w->session, substate_of(m));
+	adopted_session(&w->session, in_fin_wait2(m));
 	w->owner = OWNER_UNKNOWN;
 	class = classify(w);
-	if (vestige_insert(w, class, nanoseconds) && class < CLASSES) {
+	if (vestige_insert(w, class, age_of_timer(m), nanoseconds) && class < CLASSES) {
 		COUNT(WORKER_RECONCILE, adopted[class][w->family % FAMILIES]);
 		out->adopted++;
 	}
 	return 0;
 }
 
-ALWAYS_INLINE void sweep_word(struct work *w, struct outbox *out, struct line *line, u32 number, u32 i)
+ALWAYS_INLINE void sweep_word(struct work *w, struct outbox *out, struct line *line, u32 number, u32 i, bool believed)
 {
 	u64 word = line->word[i], *bits, n = out->unseen_count;
 	u32 slot = slot_of(word);
 
-	if (!word)
+	clear_word(w, &line->word[i], believed);
+	if (!word || !believed || !remaining(word, w->now))
 		return;
-	if (!remaining(word, w->now)) {
-		__sync_val_compare_and_swap(&line->word[i], word, 0);
-		return;
-	}
 	bits = seen_at(w, slot);
 	if (!bits || (*bits >> slot % 64 & 1) || newer_than_round(w, slot))
 		return;
@@ -197,12 +197,15 @@ ALWAYS_INLINE int sweep_lines(u64 family, u64 first_line)
 {
 	struct work *w = work_of(WORKER_RECONCILE);
 	struct outbox *out = the_outbox();
+	struct meta *m = the_meta();
 	u32 first = first_line;
+	bool believed;
 
-	if (!out || !w)
+	if (!out || !w || !m)
 		return 0;
 	w->family = family;
 	w->now = tick_now();
+	believed = is_swept(w, m, BELIEVED_TICKS);
 	out->unseen_count = 0;
 #pragma clang loop unroll(disable)
 	for (u32 n = 0; n < SWEEP_LINES; n++) {
@@ -212,7 +215,7 @@ ALWAYS_INLINE int sweep_lines(u64 family, u64 first_line)
 			return 0;
 #pragma clang loop unroll(disable)
 		for (u32 i = 0; i < LINE_WORDS; i++)
-			sweep_word(w, out, line, first + n, i);
+			sweep_word(w, out, line, first + n, i, believed);
 	}
 	return first + SWEEP_LINES;
 }
@@ -236,8 +239,7 @@ ALWAYS_INLINE int finish_vestige(u64 family, u64 number, u64 index, u64 word, u6
 ALWAYS_INLINE int look_at_epoch(u64 begin)
 {
 	u64 seen = bpf_ktime_get_ns() - bpf_jiffies64() * JIFFY_NANOSECONDS;
-	u32 zero = 0;
-	struct meta *m = meta.lookup(&zero);
+	struct meta *m = the_meta();
 
 	if (m && (begin || (s64)(seen - m->epoch) < 0))
 		m->epoch = seen;

@@ -2,9 +2,11 @@
 /*
  * What is due in mode truncate: a walk along a class's ring from its oldest end.
  *
- * The rings are in order of entry (a restart moves a vestige to the newest slot), so the walk stops at the first slot that is
- * too young, and its work is proportional to what is due. Each vestige that is due goes into the dues as the sock_diag request
- * that asks the kernel for exactly this socket: what the daemon sends needs no further copying.
+ * A ring is in order of entry, and so of starts, but for those vestiges whose timer was started anew or that were adopted, and
+ * they say so (OUT_OF_ORDER). So a walk in order stops at the first vestige that is too young and has its start from its entry:
+ * all behind it are younger. What it meets before that is due, or is told with the time that is left, as somebody else is to
+ * come back to it; so its work is proportional to what is due. Each vestige that is due goes into the dues as the sock_diag
+ * request that asks the kernel for exactly this socket: what the daemon sends needs no further copying.
  */
 #ifndef TWCTL_OBSERVE_DUE_H
 #define TWCTL_OBSERVE_DUE_H
@@ -35,38 +37,73 @@ ALWAYS_INLINE void fill_request(const struct work *w, struct diag_request *r)
 	r->cookie[0] = r->cookie[1] = ~0U; /* INET_DIAG_NOCOOKIE */
 }
 
-/* If the slot's vestige is alive, its request goes into the dues. False if it is not, or not yet. */
-ALWAYS_INLINE bool add_due(struct work *w, struct dues *dues, u32 slot)
+/* Looks for the word of the slot's vestige; false if none lives there. */
+ALWAYS_INLINE bool find_by_slot(struct work *w, u32 slot)
 {
-	u64 at, n = dues->count, word;
 	struct line *line;
-	struct due *due;
 
 	read_tuple(w, slot, &w->other);
 	line = find_line(w, &w->other);
 	if (!line)
 		return false;
-	at = word_of_slot(w, line, slot);
-	word = line->word[at];
-	if (slot_of(word) != slot || !remaining(word, w->now))
-		return false;
+	w->spare = word_of_slot(w, line, slot);
+	w->word = line->word[in_line(w, w->spare)];
+	return slot_of(w->word) == slot && remaining(w->word, w->now);
+}
+
+ALWAYS_INLINE void add_due(const struct work *w, struct dues *dues, u64 entry, u32 wait)
+{
+	u64 n = dues->count;
+	struct due *due;
+
 	asm("" : "+r"(n)); /* clang knows that it is in bounds, the verifier has to see it */
 	due = &dues->due[n % DUE_SLOTS];
-	fill_request(w, &due->request);
-	due->word = word;
-	due->line = w->line;
-	due->index = at;
-	due->netns = w->other.netns;
+	due->entry = entry;
+	due->wait = wait;
 	dues->count = n + 1;
+	if (wait)
+		return;
+	fill_request(w, &due->request);
+	due->word = w->word;
+	due->line = w->line;
+	due->index = w->spare;
+	due->netns = w->other.netns;
+}
+
+/* Of an entry whose record is just being written nothing is known yet. */
+#define WRITING_TICKS 1
+
+/* Puts an entry's vestige into the dues, if it lives. False: it is too young, and so are all behind it. */
+ALWAYS_INLINE bool look_at_entry(struct work *w, struct dues *dues, const struct ring *ring, u64 entry, u64 least_age, u64 in_order)
+{
+	u64 turn = entry / ring->capacity + 1, age;
+	u32 slot = ring->base + entry % ring->capacity;
+	u16 *start = start_at(w, slot);
+
+	if (!start || turn_of(ring, slot) != turn) /* the ring has come round to it */
+		return true;
+	if (!is_written(w, slot, turn)) {
+		add_due(w, dues, entry, WRITING_TICKS);
+		return true;
+	}
+	/* Not to be looked at before that: a locked instruction keeps the two in order on every CPU. */
+	if (__sync_val_compare_and_swap(&dues->next, entry, entry) != entry || !find_by_slot(w, slot))
+		return true;
+	age = age_at(w, slot);
+	if (age >= least_age) {
+		add_due(w, dues, entry, 0);
+	} else if (in_order && !(*start & OUT_OF_ORDER)) {
+		dues->wait = least_age - age;
+		return false;
+	} else {
+		add_due(w, dues, entry, least_age - age);
+	}
 	return true;
 }
 
-/* A slot that was just handed out may still hold an old record and its old start: not to be passed over. */
-#define IN_FLIGHT (WORKERS * CPUS)
-
-/* Puts what is due into the dues, beginning at this entry's number. least_age: ticks. Returns how many slots it looked at, which
- * are as many as dues or more. */
-ALWAYS_INLINE int collect_due(u64 family, u64 class, u64 first, u64 least_age)
+/* Looks at a ring's entries from one number up to another, and puts those that live and are of this age (ticks), or will be, into
+ * the dues. Returns how many it looked at, which are as many as dues or more. */
+ALWAYS_INLINE int collect_due(u64 family, u64 class, u64 first, u64 last, u64 least_age, u64 in_order)
 {
 	struct work *w = work_of(WORKER_RECONCILE);
 	u32 zero = 0, looked = 0;
@@ -79,24 +116,15 @@ ALWAYS_INLINE int collect_due(u64 family, u64 class, u64 first, u64 least_age)
 	w->now = tick_now();
 	dues->next = first;
 	dues->count = 0;
-	dues->age = 0;
+	dues->wait = 0;
 	ring = ring_of(w, class);
 	if (!ring)
 		return 0;
 #pragma clang loop unroll(disable)
 	for (; looked < DUE_SLOTS; looked++) {
-		u64 entry = *(volatile u64 *)&dues->next, age;
-		u32 slot = ring->base + entry % ring->capacity;
-		u16 *start = start_at(w, slot);
+		u64 entry = *(volatile u64 *)&dues->next;
 
-		if (entry >= ring->head || !start)
-			break;
-		age = (u16)(w->now - *start);
-		if (age < least_age) {
-			dues->age = age + 1;
-			break;
-		}
-		if (!add_due(w, dues, slot) && ring->head - entry <= IN_FLIGHT)
+		if (entry >= *(volatile u64 *)&ring->head || entry >= last || !look_at_entry(w, dues, ring, entry, least_age, in_order))
 			break;
 		dues->next = entry + 1;
 	}

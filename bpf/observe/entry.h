@@ -12,8 +12,7 @@
 ALWAYS_INLINE u64 life_of(u32 netns, u32 class, int state, u64 jiffies)
 {
 	u64 kernel = timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS, least;
-	u32 zero = 0;
-	struct meta *m = meta.lookup(&zero);
+	struct meta *m = the_meta();
 
 	if (!(netns & NETNS_GUARDED) || !m || class >= CLASSES)
 		return kernel;
@@ -29,7 +28,7 @@ ALWAYS_INLINE void remember(struct work *w)
 	u64 key = w->own_hash;
 	u32 marking = w->session.marking;
 
-	if (w->session.bits & VESTIGE_SILENT)
+	if (w->session.bits & VESTIGE_SIGNED)
 		COUNT(w->worker, dropped[DROPPED_SIGNED]);
 	if (is_ipv4(w) && marking)
 		tos.update(&key, &marking);
@@ -54,14 +53,15 @@ ALWAYS_INLINE void enter_table(u32 worker, const void *sk, struct view *v, const
 	}
 	read_tuple_from(w, common, OF_SOCK(v, u16, inet_sock_inet_sport), netns);
 	prepare_attribution(w);
-	w->session.bits |= state == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
+	w->session.fin_wait2 = state == TCP_FIN_WAIT2;
 	class = classify(w);
 	if (class < CLASSES)
 		COUNT(worker, entered[class][w->family % FAMILIES]);
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, v) : 0;
 	w->session.device = netns & NETNS_GUARDED ? read_device(w, sk) : 0;
 	attribute(w, v, true);
-	vestige_insert(w, class, life_of(netns, class, state, jiffies));
+	vestige_insert(w, class, 0, life_of(netns, class, state, jiffies));
+	sweep_some(w);
 	if (netns & NETNS_GUARDED)
 		remember(w);
 }

@@ -58,18 +58,20 @@ struct diag_request {
 	u32 cookie[2];
 };
 
+/* An entry, by its number, that is due; or that is to be looked at again: then no more is said of it. */
 struct due {
 	struct diag_request request;
+	u64 entry;
 	u64 word;
 	u32 line, index;
 	u32 netns;
-	u32 unused;
+	u32 wait;	/* ticks until it is to be looked at again; 0: it is due */
 };
 
 struct dues {
 	u64 next;	/* entry number at which to go on */
 	u64 count;
-	u64 age;	/* ticks, of the slot at which the walk stopped for being too young; 0: it did not */
+	u64 wait;	/* ticks until the entry at which the walk stopped is due; 0: it did not stop for that */
 	struct due due[DUE_SLOTS];
 };
 

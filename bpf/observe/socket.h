@@ -249,7 +249,7 @@ ALWAYS_INLINE bool read_state(struct session *s, struct view *v, const void *sk)
 	READ(usec, sk, tcp_sock_tcp_usec_ts);
 	flags |= bitfield(usec, BIT_tcp_sock_tcp_usec_ts, BITS_tcp_sock_tcp_usec_ts) ? VESTIGE_USEC : 0;
 #endif
-	flags |= is_signed(sk) ? VESTIGE_SILENT : 0;
+	flags |= is_signed(sk) ? VESTIGE_SIGNED : 0;
 	s->bits = scale << VESTIGE_SCALE_SHIFT | flags;
 	return true;
 }

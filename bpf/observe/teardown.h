@@ -83,21 +83,19 @@ ALWAYS_INLINE void end_mini(const void *tw, u32 reason)
 		vestige_end(w, &line->word[in_line(w, w->spare)], w->word, reason);
 }
 
-/* The mini-socket's own state is newer than the record's: the FIN moves rcv_nxt, segments move ts_recent. */
+/* The mini-socket's own state is newer than the record's: the FIN ends FIN_WAIT2, segments move ts_recent. */
 ALWAYS_INLINE void restart_mini(const void *tw, u64 jiffies)
 {
 	struct work *w = work_of(WORKER_RESTART);
 	u8 substate = 0;
 
-	if (!w || !find_mini(w, tw))
+	if (!w || !find_mini(w, tw) || !vestige_read(w))
 		return;
-	read_record(w, slot_of(w->word));
 	READ(substate, tw, inet_timewait_sock_tw_substate);
-	READ(w->session.rcv_nxt, tw, sock_common_skc_tw_rcv_nxt);
 	READ(w->session.ts_recent, tw, tcp_timewait_sock_tw_ts_recent);
-	w->session.bits &= ~VESTIGE_FIN_WAIT2;
-	w->session.bits |= substate == TCP_FIN_WAIT2 ? VESTIGE_FIN_WAIT2 : 0;
-	vestige_restart(w, timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS);
+	set_substate(&w->session, substate == TCP_FIN_WAIT2);
+	if (vestige_restart(w, 0, timer_nanoseconds(jiffies, jiffies) + LATE_NANOSECONDS))
+		renew_timestamp(w, slot_of(w->word));
 }
 
 ALWAYS_INLINE void enter_by_call(const void *sk, int state, int timeo)

@@ -14,7 +14,7 @@ from typing import Any
 from tests.load.closes import run as close
 from tests.load.closes import serving
 from tests.load.netns import link
-from tests.load.programs import ring_bytes
+from tests.load.programs import set_up
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import btf, libbpf, netns
@@ -40,8 +40,7 @@ class Probe:
         with contextlib.closing(btf.Btf()) as types:
             layout = Layout({family: dict.fromkeys(Class, 65536) for family in FAMILIES})
             self._bpf: Any = bcc.BPF(text=text.encode(), cflags=compile_flags(layout, fields.macros(types)))
-        for i, (class_, family) in enumerate((class_, family) for class_ in Class for family in FAMILIES):
-            libbpf.map_update(self._map("rings"), i.to_bytes(4, "little"), ring_bytes(layout.ring(family, class_)))
+        set_up(self._map, layout)
         libbpf.map_update(self._map("namespaces"), cookie.to_bytes(8, "little"), bytes(4))
 
     def _map(self, name: str) -> int:

@@ -68,7 +68,7 @@ ALWAYS_INLINE int insert_for(u32 which, u64 nanoseconds)
 	if (!w)
 		return 0;
 	session_of(w, next_of(which));
-	return vestige_insert(w, CLASS_REMOTE, nanoseconds);
+	return vestige_insert(w, CLASS_REMOTE, 0, nanoseconds);
 }
 
 int insert_evicting(struct __sk_buff *skb) { return insert_for(1, 60000000000ULL); }

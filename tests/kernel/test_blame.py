@@ -293,34 +293,6 @@ def test_an_owner_keeps_its_place_while_its_vestiges_may_live(zipf: tuple[Counte
     assert all(entries <= drawn[n] for n, (entries, _) in found.items())
 
 
-# Two programs in one: what an entry does, and then what the FIN's arrival does on another CPU.
-MOVED = r"""
-#define MINUTE 60000000000ULL
-int moved(struct __sk_buff *skb)
-{
-    struct work *entry = work_of(WORKER_ENTRY), *fin = work_of(WORKER_RECONCILE);
-
-    if (!entry || !fin)
-        return 1001;
-    entry->family = fin->family = FAMILY_IPV4;
-    entry->session.tuple.remote_port = 443;
-    entry->owner = 23;
-    if (!vestige_insert(entry, CLASS_REMOTE, MINUTE))
-        return 1002;
-    fin->session.tuple = entry->session.tuple;
-    if (!vestige_find(fin))
-        return 1003;
-    vestige_restart(fin, MINUTE);
-    return fin->slot == entry->slot ? 1004 : owner_at(fin, fin->slot);
-}
-"""
-
-
-def test_a_vestige_that_moves_has_its_owner() -> None:
-    """As the FIN moves one in FIN_WAIT2."""
-    assert 23 == Programs(MOVED, 256).result("moved")
-
-
 def test_the_worst_of_all_is_found_while_all_cpus_count(both: Link) -> None:
     """Eight threads at once: what all of them do is counted exactly, or known to be missed by the probe."""
     with (

@@ -79,7 +79,7 @@ def test_the_compiler_agrees_with_every_number_and_layout() -> None:
     ("number", "other"),
     [
         ("#define HORIZON_TICKS 16383", "#define HORIZON_TICKS 16382"),
-        ("u32 snd_nxt, rcv_nxt;", "u64 snd_nxt, rcv_nxt;"),
+        ("u32 peer_fin, ts_recent;", "u64 peer_fin, ts_recent;"),
     ],
 )
 def test_a_number_that_is_changed_on_one_side_fails(number: str, other: str) -> None:

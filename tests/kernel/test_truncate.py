@@ -116,7 +116,9 @@ def test_sessions_from_before_the_start_go_at_their_own_age(ns: Namespace) -> No
 @pytest.mark.alone("it measures when sockets go")
 def test_a_comparison_in_between_makes_no_session_late(ns: Namespace) -> None:
     """A session whose FIN came late moves to the newest place when a comparison finds that; its time does not."""
-    with daemon(ns, mode="truncate", config="reconcile_interval = 4\n[time_wait]\nloopback = 6\n") as one:
+    with daemon(
+        ns, mode="truncate", config="capacity = 1021\nreconcile_interval = 4\n[time_wait]\nloopback = 6\n"
+    ) as one:
         compared = partial(one.metric, "twctl_reconciliations_total")
         wait_until(lambda: compared() == 1, what="a comparison", timeout=20)
         with paths.orphan_fin_wait2(paths.over_lo(ns), N, CLIENT):

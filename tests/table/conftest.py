@@ -3,6 +3,7 @@
 import mmap
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -34,4 +35,6 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Table:
         rings[i * RING.size : (i + 1) * RING.size] = RING.pack(i, 0, size, 4, *range(32))
     memory["meta"] = mmap.mmap(-1, META.size)
     memory["meta"][META.slice("seed")] = (4711).to_bytes(8, sys.byteorder)
-    return Table(tmp_path, writable=True)
+    made = Table(tmp_path, writable=True)
+    made.swept(time.monotonic_ns())
+    return made

@@ -11,7 +11,7 @@ from twctl.table.counters import TICK
 from twctl.table.records import as_json, decode, remaining
 
 IPV4 = struct.pack(
-    "=4s4s2s2sIIIIHBB", bytes([10, 0, 0, 1]), bytes([192, 0, 2, 7]), b"\x9c\x40", b"\x01\xbb", 1, 2, 3, 4, 509, 5, 0x72
+    "=4s4s2s2sIIIIHBB", bytes([10, 0, 0, 1]), bytes([192, 0, 2, 7]), b"\x9c\x40", b"\x01\xbb", 1, 2, 4, 5, 509, 5, 0x72
 )
 
 
@@ -35,11 +35,11 @@ def test_a_record_of_32_bytes_is_decoded_field_by_field() -> None:
         "age": 2.5,
         "netns": "blue",
         "snd_nxt": 1,
-        "rcv_nxt": 2,
+        "rcv_nxt": 3,
         "window": 509,
         "window_scale": 7,
-        "ts_recent": 3,
-        "ts_offset": 4,
+        "ts_recent": 4,
+        "ts_offset": 5,
         "known": True,
     }
 
@@ -48,9 +48,19 @@ def test_a_record_of_64_bytes_is_decoded_with_its_flags() -> None:
     """FIN_WAIT2 without timestamps, and no sequence numbers: a session that was taken over."""
     local, remote = ipaddress.ip_address("2001:db8::1"), ipaddress.ip_address("2001:db8::2")
     raw = struct.pack("=16s16s2s2sIIIIHBBI4x", local.packed, remote.packed, b"\0\1", b"\0\2", 0, 0, 9, 0, 0, 3, 0x09, 0)
-    found = decode("ipv6", raw, class_=Class.LOCAL, expires_in=0, age=0, names={})
+    found = decode("ipv6", raw, class_=Class.LOCAL, fin_wait2=True, expires_in=0, age=0, names={})
     assert (local, 1, remote, 2) == (found.local, found.local_port, found.remote, found.remote_port)
     assert ("FIN_WAIT2", None, False, "#3") == (found.substate, found.ts_recent, found.known, found.netns)
+
+
+def test_the_peer_s_fin_is_the_next_that_is_expected_until_it_has_come() -> None:
+    """FIN_WAIT2 or TIME_WAIT stands in the word, and the record is the same: it has the FIN's sequence number."""
+    raw = IPV4[:16] + struct.pack("=I", 0xFFFFFFFF) + IPV4[20:]
+    found = [
+        decode("ipv4", raw, class_=Class.REMOTE, fin_wait2=waits, expires_in=0, age=0, names={}).rcv_nxt
+        for waits in (True, False)
+    ]
+    assert [0xFFFFFFFF, 0] == found
 
 
 @pytest.mark.parametrize(("ticks", "expected"), [(1, 1), (16383, 16383), (0, 0), (-1, 0), (16384, 0)])

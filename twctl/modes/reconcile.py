@@ -88,7 +88,7 @@ class Reconciler:
         self._adopting = not (end and self._is_full())
         for index in self._diags:
             self._read(index)
-        stale = sum(self._walk(family, end=end) for family in (IPV4, IPV6))
+        stale = self._walk(end=end)
         adopted, restarted, _ = OUTBOX_HEADER.unpack_from(self._outbox)
         return Drift(adopted, restarted, stale, time.thread_time() - started)
 
@@ -119,8 +119,7 @@ class Reconciler:
     def sweep(self) -> float:
         """Zero the expired words, without asking the kernel for anything; returns seconds of CPU time."""
         started = time.thread_time()
-        for family in (IPV4, IPV6):
-            self._walk(family, end=False)
+        self._walk(end=False)
         return time.thread_time() - started
 
     def _is_full(self) -> bool:
@@ -133,6 +132,8 @@ class Reconciler:
         )
 
     def _begin(self) -> None:
+        if not self._table.is_believed():
+            self.sweep()
         self._outbox[:UNSEEN_AT] = bytes(UNSEEN_AT)
         for memory in self._seen.values():
             memory[:] = bytes(len(memory))
@@ -145,7 +146,13 @@ class Reconciler:
             if offset + MESSAGE_BYTES <= size and self._take.run(family, offset, index) and self._adopting:
                 self._adopt.run(family, offset, index)
 
-    def _walk(self, family: int, *, end: bool) -> int:
+    def _walk(self, *, end: bool) -> int:
+        began_ns = time.monotonic_ns()
+        ended = sum(self._walk_lines(family, end=end) for family in (IPV4, IPV6))
+        self._table.swept(began_ns)
+        return ended
+
+    def _walk_lines(self, family: int, *, end: bool) -> int:
         line, ended, asked = 0, 0, 0
         while True:
             line = self._sweep.run(family, line)

@@ -22,39 +22,47 @@ from twctl.table.maps import Table
 from twctl.table.shared import STRUCTS
 
 DUES_BYTES, DUES_AT = STRUCTS["dues"].size, STRUCTS["dues"].fields["due"].offset
-DUES_HEADER = STRUCTS["dues"].packer(("next", "count", "age"))
-DUE = STRUCTS["due"].packer(("request", "word", "line", "index", "netns"), raw=("request",))
+DUES_HEADER = STRUCTS["dues"].packer(("next", "count", "wait"))
+DUE = STRUCTS["due"].packer(("request", "entry", "word", "line", "index", "netns", "wait"), raw=("request",))
+END = 2**64 - 1  # of a ring: no entry has this number
 # The walk waits for one tick more than a class's time: the start of a session is rounded down to a tick (TICK s).
 ROUNDING_TICKS = 1
 # The kernel tells what is left of a timer in whole jiffies (at most 10 ms). s
 TOLERANCE = 0.01
-# How often a FIN_WAIT2 socket is looked at again where nothing tells that its FIN has come. s
+# How often a FIN_WAIT2 socket is looked at again: its own time is not yet over, and its FIN makes it another. s
 FIN_WAIT2_POLL = 1.0
 # Sockets destroyed in one go, some 10 ms of work.
 DRAIN_BATCH = 1024
+# So many entries of a class, 120 bytes each, can wait for another look; what is beyond that is left to the kernel.
+WAITING = 65_536
 LATENESS_EDGES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # s
 
 
 class Due(NamedTuple):
-    """struct due: the request for exactly this socket, and where the index word of its vestige stands."""
+    """struct due: number of an entry, the request for exactly this socket, and where its vestige's index word stands.
+
+    wait: ticks until it is to be looked at again; 0: it is due.
+    """
 
     request: bytes
+    entry: int
     word: int
     line: int
     position: int
     netns: int
+    wait: int
 
 
 class Walked(NamedTuple):
-    """What `collect` found in some slots of a ring, from the oldest on.
+    """What `collect` found among some entries of a ring, from the oldest on.
 
-    looked: slots looked at; next: number of the entry at which to go on; too_young: age (ticks) of the session at which
-    the walk stopped, None: it did not; dues: the sessions that are old enough.
+    looked: entries looked at; next: number of the entry at which to go on; wait: ticks until the one at which the walk
+    stopped is due, 0: it did not stop; dues: those that are, or that somebody is to come back to.
     """
 
     looked: int
     next: int
-    too_young: int | None
+    wait: int
     dues: list[Due]
 
 
@@ -84,8 +92,8 @@ class Reaper:
 
     diags: sock_diag sockets by index of the namespace, as they are now. reason: what the ends are counted as.
     fin_timeout: tcp_fin_timeout (s) of the namespace of an index. lateness: by class; errors: sockets that the kernel
-    did not destroy, for they were gone or another connection's. takes: whether a session of a family is wanted at all.
-    dry: only count what would be destroyed.
+    did not destroy, for they were gone or another connection's; passed_over: sessions that nobody comes back to, as
+    too many others wait. takes: whether a session of a family is wanted at all. dry: only count, destroy nothing.
     """
 
     def __init__(  # noqa: PLR0913 - the last two are `drain`'s alone
@@ -106,20 +114,23 @@ class Reaper:
         self._collect, self._finish = table.program("collect"), table.program("finish")
         self._dues = table.map("dues_map", DUES_BYTES)
         self._tails: dict[tuple[Class, str], int] = {}
-        # Sockets that were not due when the walk passed them: when to look again (monotonic), and what at. Heaps.
-        self._waiting: dict[Class, list[tuple[float, str, Due]]] = {class_: [] for class_ in Class}
+        # What was not due when the walk passed it: when to look again (monotonic), and at which entry. Heaps.
+        self._waiting: dict[Class, list[tuple[float, str, int]]] = {class_: [] for class_ in Class}
         self.lateness = {class_: Lateness() for class_ in Class}
-        self.errors = 0
+        self.errors = self.passed_over = 0
 
-    def reap(self, class_: Class, limits: Limits, most: int) -> tuple[int, float]:
+    def reap(self, class_: Class, limits: Limits, most: int, *, in_order: bool = True) -> tuple[int, float]:
         """Destroy what is due of a class, at most about `most` sockets.
 
-        Returns how many were destroyed, and seconds until the next can be due.
+        Returns how many were destroyed, and seconds until the next can be due. in_order: a session that is too young
+        ends the walk; without it each one is looked at, wherever it stands.
         """
         least = min(limits.time_wait[class_], limits.fin_wait2[class_])
-        destroyed, wait = self._revisit(class_, limits), max(least, TICK)
+        destroyed, wait = self._revisit(class_, limits, least, most), max(least, TICK)
         for family in FAMILIES:
-            for dues, until in self._walk(class_, family, least):
+            if destroyed >= most:
+                return destroyed, 0.0
+            for dues, until in self._walk(class_, family, least, in_order=in_order):
                 wait = min(wait, until)
                 destroyed += self._handle(class_, family, dues, limits)
                 if destroyed >= most:
@@ -128,17 +139,15 @@ class Reaper:
             wait = min(wait, max(0.0, self._waiting[class_][0][0] - time.monotonic()))
         return destroyed, wait
 
-    def _walk(self, class_: Class, family: str, limit: float) -> Iterator[tuple[list[Due], float]]:
+    def _walk(self, class_: Class, family: str, limit: float, *, in_order: bool) -> Iterator[tuple[list[Due], float]]:
         """Yield what is older than `limit` (s), oldest first, and seconds until the next one will be (inf: unknown)."""
-        least = math.ceil(limit / TICK) + ROUNDING_TICKS if limit else 0
         head, _, capacity = self._table.ring(class_, family)[:3]
         tail = max(self._tails.get((class_, family), 0), head - capacity)
         while tail < head:
-            walked = self._collect_dues(class_, family, tail, least)
+            walked = self._collect_dues(class_, family, (tail, END), _ticks(limit), in_order=in_order)
             self._tails[class_, family] = tail = walked.next
-            young = walked.too_young
-            yield walked.dues, math.inf if young is None else (least - young) * TICK
-            if young is not None or not walked.looked:
+            yield walked.dues, walked.wait * TICK or math.inf
+            if walked.wait or not walked.looked:
                 return
 
     def take_up(self, marks: Mapping[tuple[Class, str], int], limits: Limits) -> None:
@@ -148,30 +157,42 @@ class Reaper:
         the ring say, so the walk would come to them too late.
         """
         for (class_, family), mark in marks.items():
-            if min(limits.time_wait[class_], limits.fin_wait2[class_]) >= KERNEL_TIME_WAIT:
+            least = min(limits.time_wait[class_], limits.fin_wait2[class_])
+            if least >= KERNEL_TIME_WAIT:
                 continue
             head, tail, looked = self._table.ring(class_, family)[0], mark, 1
             while tail < head and looked:
-                looked, tail, _, dues = self._collect_dues(class_, family, tail, 0)
+                looked, tail, _, dues = self._collect_dues(class_, family, (tail, END), _ticks(least), in_order=False)
                 self._handle(class_, family, dues, limits)
 
-    def _collect_dues(self, class_: Class, family: str, tail: int, least: int) -> Walked:
-        """Run the program `collect` (bpf/observe/due.h) from an entry on. least: age of what is due, in ticks."""
-        looked = self._collect.run(FAMILIES.index(family), class_, tail, least)
-        following, count, age_and_one = DUES_HEADER.unpack_from(self._dues)
+    def _collect_dues(
+        self, class_: Class, family: str, entries: tuple[int, int], least: int, *, in_order: bool
+    ) -> Walked:
+        """Run the program `collect` (bpf/observe/due.h) from an entry on, up to another. least: age, in ticks."""
+        looked = self._collect.run(FAMILIES.index(family), class_, *entries, least, in_order)
+        following, count, wait = DUES_HEADER.unpack_from(self._dues)
         dues = [Due._make(DUE.unpack_from(self._dues, DUES_AT + i * DUE.size)) for i in range(count)]
-        return Walked(looked, following, age_and_one - 1 if age_and_one else None, dues)
+        return Walked(looked, following, wait, dues)
 
-    def _revisit(self, class_: Class, limits: Limits) -> int:
-        """Look again at the sockets that were not due."""
+    def _revisit(self, class_: Class, limits: Limits, least: float, most: int) -> int:
+        """Look again at what was not due."""
         waiting, now, destroyed = self._waiting[class_], time.monotonic(), 0
-        while waiting and waiting[0][0] <= now:
-            _, family, due = heapq.heappop(waiting)
-            destroyed += self._handle(class_, family, [due], limits)
+        while waiting and waiting[0][0] <= now and destroyed < most:
+            dues: dict[str, list[Due]] = {family: [] for family in FAMILIES}
+            for _ in range(DRAIN_BATCH):
+                if not waiting or waiting[0][0] > now:
+                    break
+                _, family, entry = heapq.heappop(waiting)
+                at = entry, entry + 1
+                dues[family] += self._collect_dues(class_, family, at, _ticks(least), in_order=False).dues
+            destroyed += sum(self._handle(class_, family, found, limits) for family, found in dues.items())
         return destroyed
 
     def _handle(self, class_: Class, family: str, dues: list[Due], limits: Limits) -> int:
-        destroyed, dues = 0, [due for due in dues if self._takes(family, due)]
+        for due in dues:
+            if due.wait:
+                self._come_back(class_, family, due.entry, due.wait * TICK)
+        destroyed, dues = 0, [due for due in dues if not due.wait and self._takes(family, due)]
         for netns in {due.netns for due in dues}:
             mine = [due for due in dues if due.netns == netns]
             if netns in self._diags:
@@ -204,14 +225,17 @@ class Reaper:
         return KERNEL_TIME_WAIT - answer.left - limits.time_wait[class_]
 
     def _keep(self, class_: Class, family: str, due: Due, answer: Answer, over: float) -> None:
-        """Come back to a mini-socket that is not due: its timer was restarted, or it is still in FIN_WAIT2.
-
-        Where the probe sees restarts, the vestige moves with them, and a walk will find it in its new place.
-        """
-        unseen = answer.state == TCP_FIN_WAIT2 and self._table.probe != "fentry"
-        wait = min(-over, FIN_WAIT2_POLL) if unseen else -over
+        """Come back to a mini-socket that is not due: its timer was restarted, or it is still in FIN_WAIT2."""
+        wait = min(-over, FIN_WAIT2_POLL) if answer.state == TCP_FIN_WAIT2 else -over
         if wait < KERNEL_TIME_WAIT:
-            heapq.heappush(self._waiting[class_], (time.monotonic() + wait, family, due))
+            self._come_back(class_, family, due.entry, wait)
+
+    def _come_back(self, class_: Class, family: str, entry: int, seconds: float) -> None:
+        waiting = self._waiting[class_]
+        if len(waiting) < WAITING:
+            heapq.heappush(waiting, (time.monotonic() + seconds, family, entry))
+        else:
+            self.passed_over += 1
 
     def _end(self, family: str, due: Due, reason: Reason) -> bool:
         return self._dry or self._finish.run(FAMILIES.index(family), due.line, due.position, due.word, reason) == 1
@@ -225,8 +249,13 @@ def drain(reaper: Reaper, classes: Sequence[Class], older_than: float) -> dict[C
     limits = Limits(dict.fromkeys(Class, older_than), dict.fromkeys(Class, math.inf))
     drained = dict.fromkeys(classes, 0)
     for class_ in classes:
-        wait = 0.0
-        while not wait:
-            destroyed, wait = reaper.reap(class_, limits, DRAIN_BATCH)
+        destroyed = DRAIN_BATCH
+        while destroyed >= DRAIN_BATCH:
+            destroyed, _ = reaper.reap(class_, limits, DRAIN_BATCH, in_order=False)
             drained[class_] += destroyed
     return drained
+
+
+def _ticks(limit: float) -> int:
+    """The least age, in ticks, of what is older than so many seconds."""
+    return math.ceil(limit / TICK) + ROUNDING_TICKS if limit else 0

@@ -17,7 +17,6 @@ REQUIRED = (
     "sock_common.skc_v6_daddr",
     "sock_common.skc_v6_rcv_saddr",
     "sock_common.skc_flags",
-    "sock_common.skc_tw_rcv_nxt",
     "sock.sk_protocol",
     "sock.sk_err",
     "sock.sk_uid",

@@ -26,6 +26,7 @@ from twctl.table import fields
 from twctl.table.compiled import GUARDS, MAPS, Probes, compiled, map_descriptor
 from twctl.table.layout import BLOCKS, LATE_SECONDS, Layout
 from twctl.table.maps import META, PROBES, RING, Table
+from twctl.table.records import TICK_SHIFT
 from twctl.table.sources import (
     CLOCK_MONOTONIC_COARSE,
     compile_flags,
@@ -128,12 +129,13 @@ def _prepare(maps: dict[str, int], request: Request, probe: str, seed: int) -> N
         ring = layout.ring(family, class_)
         value = RING.pack(0, ring.base, ring.capacity, ring.block_shift, *(0 for _ in range(BLOCKS)))
         libbpf.map_update(maps["rings"], struct.pack("=I", i), value)
-    meta = bytearray(META.size)
+    meta, now_ns = bytearray(META.size), time.monotonic_ns()
     for name, number in {
         "identity": table_identity(layout, request.probe),
-        "loaded": time.monotonic_ns(),
+        "loaded": now_ns,
         "seed": seed,
         "probe": PROBES.index(probe),
+        "swept": now_ns >> TICK_SHIFT,
     }.items():
         struct.pack_into(f"={META.fields[name].format}", meta, META.fields[name].offset, number)
     libbpf.map_update(maps["meta"], bytes(4), bytes(meta))

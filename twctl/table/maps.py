@@ -2,6 +2,7 @@
 
 import mmap
 import struct
+import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +13,15 @@ from twctl.table.cheader import Field
 from twctl.table.counters import ACTIONS, LANES, NUMBERS, WORKERS, Counters, actions, living, summed
 from twctl.table.layout import LINE_BYTES, NAMESPACES, RECORD_BYTES, START_BYTES, Layout, possible_cpus
 from twctl.table.pinned import Pinned
-from twctl.table.records import STARTS, STEP, Batch, Records, Vestige
-from twctl.table.shared import HEADER, STRUCTS
+from twctl.table.records import STARTS, STEP, TICK_SHIFT, Batch, Records, Vestige
+from twctl.table.shared import CONSTANTS, HEADER, STRUCTS
 
 MODES = HEADER.labels("mode", "MODE_")
 PROBES = HEADER.labels("seen_by", "SEEN_BY_")
 META = STRUCTS["meta"]
 RING = STRUCTS["ring"].packer(("head", "base", "capacity", "block_shift", "expiry"))
 ENROLMENT = STRUCTS["enrolment"].packer(raw=("name",))
+BELIEVED_TICKS = CONSTANTS["BELIEVED_TICKS"]
 NAME_BYTES = STRUCTS["enrolment"].fields["name"].size
 
 
@@ -79,6 +81,14 @@ class Table(Pinned):
         field = META.fields[name]
         struct.pack_into(f"={field.format}", self._meta, _element(field, index), value)
 
+    def is_believed(self) -> bool:
+        """Whether all words were swept lately: an old one cannot be taken for one that lives."""
+        return (time.monotonic_ns() >> TICK_SHIFT) - self._get_meta("swept") <= BELIEVED_TICKS
+
+    def swept(self, since_ns: int) -> None:
+        """Say that a sweep of all words began then, and is complete."""
+        self._set_meta("swept", since_ns >> TICK_SHIFT)
+
     def ring(self, class_: Class, family: str) -> tuple[int, ...]:
         """Read a ring: head, base, capacity, block_shift, then the latest expiry (ticks) of each block."""
         return RING.unpack_from(self._rings, RING.size * (class_ * len(FAMILIES) + FAMILIES.index(family)))
@@ -126,13 +136,13 @@ class Table(Pinned):
 
     def vestiges(self, families: tuple[str, ...] = FAMILIES) -> Iterator[Vestige]:
         """Walk the index and yield each live session; one that changes meanwhile may be skipped or seen twice."""
-        for family in families:
+        for family in families if self.is_believed() else ():
             names = {i: name for i, (_, name) in self.enrolments().items()}
             yield from self._records(family).vestiges(names)
 
     def batches(self, family: str) -> Iterator[list[Batch]]:
         """Walk the index as `vestiges` does, without decoding; see Records.batches."""
-        return self._records(family).batches()
+        return self._records(family).batches() if self.is_believed() else iter(())
 
     def owner_numbers(self, family: str) -> Callable[[int], int]:
         """What gives the number of the owner of a slot's session."""

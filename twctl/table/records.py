@@ -16,15 +16,16 @@ from twctl.table.shared import CONSTANTS, STRUCTS
 TICK_SHIFT, HORIZON_TICKS = CONSTANTS["TICK_SHIFT"], CONSTANTS["HORIZON_TICKS"]
 SLOT_MASK, TICK_MASK = CONSTANTS["SLOT_MASK"], CONSTANTS["TICK_MASK"]
 EXPIRY_SHIFT = CONSTANTS["EXPIRY_SHIFT"]  # of the tick in an index word
+WORD_FIN_WAIT2 = CONSTANTS["WORD_FIN_WAIT2"]
 STEP = 8192  # words of the index that are looked at in one go: 2 ms
 STARTS = CONSTANTS["STARTS"]
-START_MASK = 2 ** (8 * STRUCTS["starts"].fields["tick"].size // STARTS) - 1  # a start is a tick modulo this + 1
+START_MASK, OWNER_MASK = CONSTANTS["START_MASK"], CONSTANTS["OWNER_MASK"]  # a start is a tick modulo START_MASK + 1
 RECORDS = {"ipv4": STRUCTS["vestige4"], "ipv6": STRUCTS["vestige6"]}
 _BYTES = ("local", "remote", "local_port", "remote_port")
-_NUMBERS = ("snd_nxt", "rcv_nxt", "ts_recent", "ts_offset", "window", "netns", "bits")
+_NUMBERS = ("snd_nxt", "peer_fin", "ts_recent", "ts_offset", "window", "netns", "bits")
 VESTIGE = {family: record.packer(_BYTES + _NUMBERS, raw=_BYTES) for family, record in RECORDS.items()}
 SCALE_SHIFT = CONSTANTS["VESTIGE_SCALE_SHIFT"]
-FIN_WAIT2, TIMESTAMPS = CONSTANTS["VESTIGE_FIN_WAIT2"], CONSTANTS["VESTIGE_TIMESTAMPS"]
+UNKNOWN, TIMESTAMPS = CONSTANTS["VESTIGE_UNKNOWN"], CONSTANTS["VESTIGE_TIMESTAMPS"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ class Batch:
 class Records:
     """One family's part of the table, mapped into memory.
 
-    words: the index, 64 bits each. starts: of STARTS slots their ticks modulo 2^16, then their owners, 16 bits each.
+    words: the index, 64 bits each. starts: of STARTS slots their starts, then their owners, 16 bits each.
     """
 
     family: str
@@ -93,7 +94,8 @@ class Records:
             age = ticks * TICK if ticks <= HORIZON_TICKS else 0.0  # it began after we looked at the clock
             if words[i] == word:
                 class_ = max(class_ for base, class_ in bases if slot >= base)
-                yield decode(self.family, raw, class_=class_, expires_in=left, age=age, names=names)
+                waits = bool(word & WORD_FIN_WAIT2)
+                yield decode(self.family, raw, class_=class_, fin_wait2=waits, expires_in=left, age=age, names=names)
 
     def owner(self, slot: int) -> int:
         """Number of the owner of a slot's session, as batches have it."""
@@ -120,19 +122,27 @@ class Records:
     def _batch(self, class_: Class, found: Mapping[int, bytes]) -> Batch:
         ring, starts = self.layout.ring(self.family, class_), self.starts
         slots = [slot for slot in found if ring.base <= slot < ring.base + ring.capacity]
-        owners = [starts[slot + slot // STARTS * STARTS + STARTS] for slot in slots]
+        owners = [starts[slot + slot // STARTS * STARTS + STARTS] & OWNER_MASK for slot in slots]
         return Batch(self.family, class_, slots, owners, [found[slot] for slot in slots])
 
 
 def decode(  # noqa: PLR0913 - keywords
-    family: str, raw: bytes, *, class_: Class, expires_in: float, age: float, names: Mapping[int, str]
+    family: str,
+    raw: bytes,
+    *,
+    class_: Class,
+    fin_wait2: bool = False,
+    expires_in: float,
+    age: float,
+    names: Mapping[int, str],
 ) -> Vestige:
     """Decode a record (32 or 64 bytes) into a Vestige."""
-    local, remote, local_port, remote_port, snd, rcv, recent, offset, window, netns, bits = VESTIGE[family].unpack(raw)
+    local, remote, local_port, remote_port, snd, fin, recent, offset, window, netns, bits = VESTIGE[family].unpack(raw)
+    known = not bits & UNKNOWN
     return Vestige(
         family=family,
         class_=class_,
-        substate="FIN_WAIT2" if bits & FIN_WAIT2 else "TIME_WAIT",
+        substate="FIN_WAIT2" if fin_wait2 else "TIME_WAIT",
         local=ipaddress.ip_address(local),
         local_port=int.from_bytes(local_port, "big"),
         remote=ipaddress.ip_address(remote),
@@ -141,12 +151,12 @@ def decode(  # noqa: PLR0913 - keywords
         age=age,
         netns=names.get(netns, f"#{netns}"),
         snd_nxt=snd,
-        rcv_nxt=rcv,
+        rcv_nxt=fin + (not fin_wait2) & 0xFFFFFFFF if known else 0,
         window=window,
         window_scale=bits >> SCALE_SHIFT,
         ts_recent=recent if bits & TIMESTAMPS else None,
         ts_offset=offset,
-        known=snd != 0 or rcv != 0,
+        known=known,
     )
 
 
