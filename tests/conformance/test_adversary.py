@@ -6,7 +6,6 @@ told, and what a segment costs is bounded. With --long it is tried again and aga
 
 import random
 import struct
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,7 +24,6 @@ from tests.load.segments import ACK, RST, Seen, Segment, build, capture, inject,
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux import libbpf
-from twctl.table.counters import TICK
 from twctl.table.maps import Table
 
 pytestmark = pytest.mark.skipif(NO_VESTIGIAL is not None, reason=f"{NO_VESTIGIAL}")
@@ -37,8 +35,8 @@ SYSCTLS = {
     "net.ipv4.conf.all.rp_filter": 0,
     "net.ipv4.conf.default.rp_filter": 0,
 }
-# Room for all sessions of a minute, and for each start of their timers.
-ROOMY = CONFIG.replace("257", "8191")
+# Room for all sessions of a minute.
+ROOMY = CONFIG.replace("257", "509")
 EACH = 3
 SOMEBODY = b"\2\0\0\0\0\x99"  # hardware address of a neighbour on the peer's link
 HALF = 2**31
@@ -274,29 +272,22 @@ def test_a_flood_ends_nothing_and_takes_no_room(hosts: dict[str, Attacked], turn
         host.cross.host.sysctl("net.ipv4.tcp_invalid_ratelimit", 500)
         frames = list(_flood(host, turn))
         heads, kept, actions = _heads(table), _kept(table), sum(table.actions().values())
-        sent, seconds = _send(frames, FLOOD_FRAMES if len(turns) == 1 else LONG_FLOOD_FRAMES)
-        assert_turned_little(sum(_heads(table)) - sum(heads), host, seconds)
-        assert kept == _kept(table)
+        sent = _send(frames, FLOOD_FRAMES if len(turns) == 1 else LONG_FLOOD_FRAMES)
+        assert (heads, kept) == (_heads(table), _kept(table))
         assert sent / 2 < sum(table.actions().values()) - actions <= sent
         assert_on_duty(host)
 
 
-def assert_turned_little(turned: int, host: Attacked, seconds: float) -> None:
-    """A timer starts anew, as the kernel's does, but once a tick, however much comes."""
-    assert turned <= len(host.victims) * (seconds / TICK + 2)
-
-
-def _send(frames: list[tuple[Namespace, bytes]], least: int) -> tuple[int, float]:
-    """All of them again and again, as fast as can be; how many were sent, and how long it took (s)."""
+def _send(frames: list[tuple[Namespace, bytes]], least: int) -> int:
+    """All of them again and again, as fast as can be; how many were sent."""
     sent = 0
     with ExitStack() as stack:
         sockets = {ns: stack.enter_context(packet_socket(ns, "veth0", protocol=0)) for ns in {ns for ns, _ in frames}}
-        started = time.monotonic()
         while sent < least:
             for ns, frame in frames:
                 sockets[ns].send(frame)
             sent += len(frames)
-        return sent, time.monotonic() - started
+        return sent
 
 
 def _flood(host: Attacked, turn: int) -> Iterator[tuple[Namespace, bytes]]:

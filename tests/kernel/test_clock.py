@@ -1,20 +1,26 @@
 """The table after hours, days and weeks: walks, sweeps, expiry, ages, lanes and counters still say the same."""
 
 import dataclasses
+import errno
 import itertools
 import os
 import random
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from tests.load.clock import Machine, machine
+from tests.load.clock import Batch, Machine, machine
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands.status import freed
 from twctl.linux.procfs import SocketBytes
+from twctl.linux.sockdiag import SockDiag
+from twctl.linux.sockdiag_messages import NLMSG_ERROR
 from twctl.modes.reconcile import Reconciler
+from twctl.modes.truncate import Limits, Reaper, drain
 from twctl.table.counters import DROPPED, TICK, Reason
 
 pytestmark = pytest.mark.skipif(
@@ -26,6 +32,7 @@ N = 23
 HOUR, DAY = 3600, 86_400
 TIMES = {Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0}
 EVERYWHERE = list(itertools.product(Class, FAMILIES))
+NOT_THERE = struct.pack("=IHHIIi", 20, NLMSG_ERROR, 0, 0, 0, -errno.ENOENT)
 CENTURY = 2**24 * TICK  # what 24 bits of a tick can tell, 13 days
 
 
@@ -85,6 +92,67 @@ def test_a_sweep_leaves_no_word_of_those_who_have_expired(clock: Machine) -> Non
     assert [29, 0] == [sum(word != 0 for word in clock.table.words(family)) for family in FAMILIES]
     clock.look()
     clock.forward(60)
+
+
+class Nobody:
+    """A sock_diag socket of a kernel that has none of the sockets asked for (ENOENT)."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def ask(self, requests: Sequence[bytes]) -> list[bytes]:
+        """Each is not there."""
+        self.asked += len(requests)
+        return [NOT_THERE] * len(requests)
+
+    def destroy(self, requests: Sequence[bytes]) -> int:
+        """Nothing is to be destroyed."""
+        assert not requests
+        return 0
+
+
+def asked(clock: Machine, limit: float, *, draining: bool) -> int:
+    """How many sockets mode truncate, or a drain of what is older than that (s), asks the kernel for."""
+    nobody = Nobody()
+    reaper = Reaper(clock.table, {0: cast("SockDiag", nobody)}, Reason.DRAINED)
+    if draining:
+        drain(reaper, list(Class), limit)
+    for class_ in () if draining else Class:
+        reaper.reap(class_, Limits(dict.fromkeys(Class, limit), dict.fromkeys(Class, limit)), 10_000)
+    return nobody.asked
+
+
+@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize("ticks", [2**15, 2**16, 2**24])
+def test_a_walk_passes_over_the_dead_of_long_ago(clock: Machine, ticks: int, *, draining: bool) -> None:
+    """Those whose start, as far as its bits can tell, is younger than what is due."""
+    clock.enter(Class.LOOPBACK, 0.1, 97)
+    clock.forward(ticks * TICK - 1)
+    living = clock.enter(Class.LOOPBACK, 60, N)
+    clock.forward(2)
+    assert asked(clock, 1.5, draining=draining) == N
+    finish(clock, living)
+
+
+@pytest.mark.parametrize("draining", [False, True])
+def test_a_walk_passes_over_those_who_have_just_ended(clock: Machine, *, draining: bool) -> None:
+    """However few have entered since."""
+    ended = clock.enter(Class.LOOPBACK, 60, 97)
+    for _ in range(97):
+        clock.end(ended, Reason.RESET)
+    living = clock.enter(Class.LOOPBACK, 60, 5)
+    clock.forward(2)
+    assert asked(clock, 1.5, draining=draining) == 5
+    finish(clock, living)
+
+
+def finish(clock: Machine, batch: Batch) -> None:
+    """Those that nobody knows have ended; all others are over."""
+    clock.ended[batch.class_, Reason.UNKNOWN] += batch.count
+    clock.batches.remove(batch)
+    clock.look_closely()
+    clock.forward(70)
+    clock.look()
 
 
 def heads(clock: Machine) -> list[int]:
