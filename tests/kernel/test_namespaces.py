@@ -118,7 +118,7 @@ def test_one_namespace_joins_under_one_name(namespaces: Namespaces, ns: Namespac
 
 def test_a_full_table_has_no_index_left(namespaces: Namespaces, ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says what to do, and nothing of the namespace stays open."""
-    monkeypatch.setattr("twctl.daemon.namespaces.free_index", lambda _: None)
+    monkeypatch.setattr("twctl.daemon.namespaces.index_for", lambda *_: None)
     before = descriptors()
     with pytest.raises(FullError, match="name those that matter"):
         namespaces.join(ns.name)
