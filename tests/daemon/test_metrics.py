@@ -128,7 +128,7 @@ def registry(table: FakeTable, kernel_sockets: Callable[[], int] = lambda: 23, b
     config = load(None, {}, default_file=Path("/nowhere")).config
     config = dataclasses.replace(config, blame=dataclasses.replace(config.blame, metrics=blamed))
     idle = SimpleNamespace(rounds=0, errors=0, missing=0, drift={"missing": 0, "stale": 0})
-    reaper = SimpleNamespace(errors=0, lateness={class_: Lateness() for class_ in Class})
+    reaper = SimpleNamespace(errors=0, passed_over=0, lateness={class_: Lateness() for class_ in Class})
     discovery = FakeDiscovery(FakeNamespaces(kernel_sockets))
     work = Work(cast("Reconciling", idle), cast("Discovery", discovery), cast("Reaper", reaper))
     made = CollectorRegistry()

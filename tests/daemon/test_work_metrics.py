@@ -36,7 +36,7 @@ def rows(families: Iterable[Metric], name: str) -> dict[tuple[str, ...], float]:
 def work(**parts: Any) -> Work:  # noqa: ANN401 - fakes have no types
     """What a daemon does that was given these parts."""
     idle = SimpleNamespace(rounds=0, errors=0, missing=13, drift={"missing": 0, "stale": 0})
-    reaper = SimpleNamespace(errors=3, lateness={class_: Lateness() for class_ in Class})
+    reaper = SimpleNamespace(errors=3, passed_over=5, lateness={class_: Lateness() for class_ in Class})
     reaper.lateness[Class.LOCAL].add(0.07)
     return dataclasses.replace(
         Work(idle, SimpleNamespace(), reaper),  # type: ignore[arg-type]
@@ -82,6 +82,11 @@ def test_what_the_kernel_refused_to_destroy_is_summed() -> None:
     pressure = SimpleNamespace(refused=4)
     assert {(): 3} == rows(task_metrics(work()), "twctl_destroy_refused_total")
     assert {(): 7} == rows(task_metrics(work(port_pressure=pressure)), "twctl_destroy_refused_total")
+
+
+def test_sessions_left_to_the_kernel_are_told() -> None:
+    """Those that mode truncate cannot come back to."""
+    assert {(): 5} == rows(task_metrics(work()), "twctl_truncate_passed_over_total")
 
 
 def test_unseen_entries_are_the_kernels_count_where_there_is_one() -> None:

@@ -146,6 +146,29 @@ def test_a_walk_passes_over_those_who_have_just_ended(clock: Machine, *, drainin
     finish(clock, living)
 
 
+def test_nobody_comes_back_to_more_than_there_is_room_for(clock: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer can have timers started anew: what waits for another look is bounded, and what is left out counted."""
+    monkeypatch.setattr("twctl.modes.truncate.WAITING", 5)
+    living = clock.enter(Class.LOOPBACK, 60, N)
+    clock.forward(1)
+    again = [clock.restart(living, 60) for _ in range(11)]
+    nobody = Nobody()
+    reaper = Reaper(clock.table, {0: cast("SockDiag", nobody)}, Reason.TRUNCATED)
+    limits = Limits(dict.fromkeys(Class, 1.5), dict.fromkeys(Class, 1.5))
+    reaper.reap(Class.LOOPBACK, limits, 10_000)
+    clock.forward(0.8)
+    reaper.reap(Class.LOOPBACK, limits, 10_000)
+    assert (N - 11, 6) == (nobody.asked, reaper.passed_over)
+    clock.forward(1)
+    reaper.reap(Class.LOOPBACK, limits, 10_000)
+    assert N - 6 == nobody.asked
+    clock.ended[Class.LOOPBACK, Reason.UNKNOWN] += N - 6
+    clock.batches = again[5:]
+    clock.look_closely()
+    clock.forward(70)
+    clock.look()
+
+
 def finish(clock: Machine, batch: Batch) -> None:
     """Those that nobody knows have ended; all others are over."""
     clock.ended[batch.class_, Reason.UNKNOWN] += batch.count

@@ -56,6 +56,8 @@ def task_metrics(work: Work) -> Iterator[Metric]:
     yield _lateness(work.reaper)
     text = "Sockets that were gone, or another's, when the kernel was told to destroy them."
     yield counter("twctl_destroy_refused", text, single(work.refused()))
+    text = "Sessions that mode truncate left to the kernel, as too many others waited for another look."
+    yield counter("twctl_truncate_passed_over", text, single(work.reaper.passed_over))
 
 
 def _lateness(reaper: Reaper) -> Metric:
