@@ -232,6 +232,7 @@ def test_who_knows_the_numbers_of_a_session_within_the_host_has_no_use_for_them(
         assert_on_duty(host)
 
 
+@pytest.mark.vm("tracepoint")
 def test_a_peer_ends_its_own_session_alone(hosts: dict[str, Attacked]) -> None:
     """Its RST does that; all others are as they were."""
     for host in map(with_victims, hosts.values()):

@@ -122,6 +122,7 @@ def asked(clock: Machine, limit: float, *, draining: bool) -> int:
     return nobody.asked
 
 
+@pytest.mark.vm("tracepoint")
 @pytest.mark.parametrize("draining", [False, True])
 @pytest.mark.parametrize("ticks", [2**15, 2**16, 2**24])
 def test_a_walk_passes_over_the_dead_of_long_ago(clock: Machine, ticks: int, *, draining: bool) -> None:
@@ -183,6 +184,7 @@ def heads(clock: Machine) -> list[int]:
     return [clock.table.ring(class_, family)[0] for class_, family in EVERYWHERE]
 
 
+@pytest.mark.vm("tracepoint")
 def test_a_timer_that_starts_anew_takes_no_slot_and_is_counted_once(clock: Machine) -> None:
     """A session whose timer starts 1009 times, in one tick and in others, stays in its slot, and so do the others."""
     clock.enter(Class.LOCAL, 10, 101, "ipv6")
@@ -204,6 +206,7 @@ def test_a_timer_that_starts_anew_takes_no_slot_and_is_counted_once(clock: Machi
     clock.look()
 
 
+@pytest.mark.vm("tracepoint")
 def test_a_ring_that_comes_round_to_a_slot_whose_timer_was_restarted_evicts_it(clock: Machine) -> None:
     """However long ago the block of its entry has expired."""
     mine = clock.enter(Class.LOOPBACK, 2)
@@ -239,6 +242,7 @@ def test_a_fin_that_ends_fin_wait2_changes_the_word_alone(clock: Machine) -> Non
     clock.look()
 
 
+@pytest.mark.vm("tracepoint")
 def test_without_a_daemon_entries_sweep(deserted: Machine) -> None:
     """Forty days of a session every two hours: nobody lives longer than his time, and each is found again."""
     for _ in range(40 * 12):
