@@ -167,7 +167,7 @@ class Machine:
         self._set_clock()
 
     def to_the_next_period(self) -> None:
-        """Go on until a period of the cells begins: then they hold exactly those that live."""
+        """Go on until a period of the cells begins: they hold those that live, and those that expire right then."""
         periods = -(-self.ns >> TICK_SHIFT + PERIOD_SHIFT)
         self.ns = periods << TICK_SHIFT + PERIOD_SHIFT
         self._set_clock()
@@ -222,35 +222,37 @@ class Machine:
     def _done(self, count: int) -> None:
         assert count == ORDER.unpack_from(self._orders)[-1]
 
-    def living(self) -> Counter[tuple[Class, str]]:
-        """What should live: sessions by class and family."""
+    def living(self, tick: int | None = None) -> Counter[tuple[Class, str]]:
+        """What should live, now or at another tick: sessions by class and family."""
         found: Counter[tuple[Class, str]] = Counter()
         for batch in self.batches:
-            if batch.lives(self.tick):
+            if batch.lives(self.tick if tick is None else tick):
                 found[batch.class_, batch.family] += batch.count
         return found
 
-    def forget_the_dead(self) -> None:
-        """Count those that have expired, and drop their batches."""
+    def forget_the_dead(self, tick: int) -> None:
+        """Count those that have expired by then, and drop their batches."""
         for batch in self.batches:
-            if not batch.lives(self.tick):
+            if not batch.lives(tick):
                 self.ended[batch.class_, Reason.EXPIRED] += batch.count
-        self.batches = [batch for batch in self.batches if batch.lives(self.tick) and batch.count]
+        self.batches = [batch for batch in self.batches if batch.lives(tick) and batch.count]
 
     def look(self) -> None:
         """Table, cells and counters say what they should: how many live, entered, ended and why."""
         self.to_the_next_period()
-        self.forget_the_dead()
-        expected = self.living()
-        assert expected == self.walked()
+        assert self.living() == self.walked()
+        self.forget_the_dead(self.tick - 1)
         sums = Sums.read(self.table)
-        assert expected == +Counter({key: sums.sessions(*key) for key in itertools.product(Class, FAMILIES)})
+        assert self.living(self.tick - 1) == +Counter(
+            {key: sums.sessions(*key) for key in itertools.product(Class, FAMILIES)}
+        )
         reasons = itertools.product(Class, Reason)
         assert +self.ended == +Counter({(class_, each): sums.ended(class_, each) for class_, each in reasons})
         assert self.restarted == sum(sums.counters.values["restarted"])
         lanes = sum(sum(sums.lifetimes(class_)[0]) for class_ in Class)
         assert lanes == sum(self.ended.values())
         assert not any(sums.counters.values["dropped"])
+        self.forget_the_dead(self.tick)
 
     def walked(self) -> Counter[tuple[Class, str]]:
         """What a walk of the index finds."""
