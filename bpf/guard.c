@@ -114,9 +114,11 @@ ALWAYS_INLINE bool is_safe(struct __sk_buff *skb, const struct work *w, struct s
 	return (s32)(s->tsval - last) > 0;
 }
 
-/* A local SYN that has a vestige. */
+/* A SYN that has a vestige. One without a socket is only forwarded: of IPv6 the kernel takes it from whoever has our name. */
 ALWAYS_INLINE int let_out_or_hold(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
+	if (!skb->sk)
+		return TC_ACT_UNSPEC;
 	if (!vestige_read(w) || !is_safe(skb, w, s)) {
 		count(ACTION_HELD);
 		return TC_ACT_SHOT;

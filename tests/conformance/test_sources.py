@@ -14,7 +14,7 @@ from tests.load.netns import Namespace
 from tests.load.paths import CLIENT, IPV4, IPV6, Route, fin_wait2
 from tests.load.peer import TunPeer, tun_peer
 from tests.load.scripts import SCRIPTS
-from tests.load.segments import ACK, FIN, Capture, Segment, build, capture, inject
+from tests.load.segments import ACK, FIN, SYN, Capture, Segment, build, capture, inject
 
 FAMILIES = (IPV4, IPV6)
 # A RST of the peer's kernel, which knows nothing of what a test sends, must not end the session.
@@ -198,3 +198,22 @@ def test_the_loose_filter_asks_for_any_route(cross: Crossing, everywhere: int, t
         cross.from_stranger(build(fin))
         wait_until(lambda: bool(answers(peer, fin)), what="an answer to the last")
         assert [ACK] == [one.flags for one in answers(peer, fin)]
+
+
+# ---- what is not the host's ----
+
+
+def test_a_syn_that_is_only_forwarded_ends_nothing(cross: Crossing) -> None:
+    """An IPv6 router passes on what comes from a stranger in its own name: its session is not the stranger's."""
+    fin = session(cross.route(IPV6))
+    cross.host.sysctl("net.ipv6.conf.all.forwarding", 1)
+    syn = Segment(*fin.tuple[2:], *fin.tuple[:2], seq=(fin.ack + 1_000_000) % 2**32, ack=0, flags=SYN)
+    try:
+        with capture(cross.peer, "veth0") as peer:
+            cross.from_stranger(build(syn))
+            wait_until(lambda: SYN in {one.flags for one in peer.segments() if one.tuple == syn.tuple}, what="the SYN")
+        with capture(cross.peer, "veth0") as peer:
+            cross.from_peer(build(fin))
+            assert [ACK] == [one.flags for one in answers(peer, fin)]
+    finally:
+        cross.host.sysctl("net.ipv6.conf.all.forwarding", 0)
