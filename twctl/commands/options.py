@@ -23,11 +23,13 @@ ClassLabel = Annotated[str | None, typer.Option("--class", metavar="CLASS", help
 Remote = Annotated[str | None, typer.Option(metavar="CIDR", help="Prefix that the remote address lies in.")]
 LocalPort = Annotated[int | None, typer.Option(min=1, max=65535, help="Port on this host.")]
 
+MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses as sockets of IPv6 have them
+
 
 def class_of(label: str | None) -> Class | None:
     """The class that --class names."""
     labels = [each.label for each in Class]
-    return Class(labels.index(one_of("--class", label, labels))) if label else None
+    return Class(labels.index(one_of("--class", label, labels))) if label is not None else None
 
 
 def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
@@ -38,8 +40,15 @@ def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
 
 
 def network_of(text: str | None) -> Network | None:
-    """The prefix that --remote gives."""
+    """The prefix that --remote gives; a mapped one (::ffff:192.0.2.1) is IPv4, as its sessions are."""
+    if text is None:
+        return None
+    if "%" in text:  # ipaddress would take it, and nobody look at the device
+        raise typer.BadParameter(f"{text!r} names a device: give the prefix alone", param_hint="--remote")
     try:
-        return ipaddress.ip_network(text) if text else None
+        network = ipaddress.ip_network(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--remote") from None
+    if not isinstance(network, ipaddress.IPv6Network) or not network.subnet_of(MAPPED):
+        return network
+    return ipaddress.IPv4Network((network.network_address.packed[-4:], network.prefixlen - MAPPED.prefixlen))

@@ -43,7 +43,7 @@ def drain_now(pins: Path, wanted: Wanted) -> dict[Class, int]:
     :raises TwctlError: if no table is pinned, its namespaces cannot be entered, or no owner has that name.
     """
     table = Table(pins / "current", writable=True)
-    owned = _owned(table, wanted.owner) if wanted.owner else None
+    owned = _owned(table, wanted.owner) if wanted.owner is not None else None
     selection = Selection(wanted.remote, wanted.local_port, owned)
     with contextlib.ExitStack() as opened:
         diags = {index: SockDiag(name or None) for index, name in reachable(table).items()}
