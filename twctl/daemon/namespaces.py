@@ -26,7 +26,7 @@ from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import Journal
 from twctl.modes import guard as guards
 from twctl.modes.guard import Guard
-from twctl.modes.sysctls import FIN_TIMEOUT, fin_timeout_of, sysctls_of
+from twctl.modes.sysctls import FIN_TIMEOUT, LO_FORWARDING, fin_timeout_of, sysctls_of
 from twctl.routes.watcher import RouteWatcher
 from twctl.table.enrolments import enrol, index_for, withdraw
 from twctl.table.maps import NAME_BYTES, Table
@@ -222,10 +222,13 @@ class Namespaces:
                 log.warning("%s", error)
 
     def suspend(self, namespace: Namespace) -> list[str]:
-        """Have the kernel do TIME_WAIT's duty; the guard stays for the vestiges it has. Returns what was left alone."""
+        """Have the kernel do TIME_WAIT's duty; the guard stays for the vestiges it has, and asks for routes.
+
+        Returns what was left alone.
+        """
         reports = self._journal.leave(namespace.cookie, namespace.path)
         enrol(self._table, namespace.index, namespace.cookie, namespace.name or "")
-        self._journal.set(self._config.sysctl, namespace.name, namespace.path)
+        self._journal.set({**self._config.sysctl, LO_FORWARDING: 1}, namespace.name, namespace.path)
         self.suspended.add(namespace)
         return reports
 
