@@ -52,6 +52,7 @@ def test_the_version_is_the_package_s() -> None:
         ("drain", "--all", "--local-port", "80"),
         ("drain", "--class", "near"),
         ("drain", "--older-than", "-1"),
+        ("drain", "--older-than", "inf"),
         ("drain", "--remote", "nowhere"),
         ("classify",),
         ("classify", "nowhere"),

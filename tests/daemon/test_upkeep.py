@@ -139,8 +139,15 @@ def test_only_namespaces_that_joined_are_taken_over() -> None:
 
 def test_the_guard_looks_at_one_namespace_after_the_other() -> None:
     """At each within ten seconds, also when one leaves meanwhile."""
-    names, looked = ["a", "b", "c"], list[str]()
-    discovery = SimpleNamespace(namespaces=names, attend=lambda name, _work: looked.append(name))
+    looked = list[str]()
+
+    class Names(list[str]):
+        """The namespaces, and what is done in each."""
+
+        mend_guard = looked.append
+
+    names = Names("abc")
+    discovery = SimpleNamespace(namespaces=names, attend=lambda name, work: work(name))
     task = Guarding(cast("Discovery", discovery))
     assert GUARD_SECONDS / 3 == task.run()
     names.remove("b")

@@ -65,6 +65,17 @@ def test_nat_that_comes_later_suspends_the_guard_until_it_goes(ns: Namespace) ->
         assert before == sysctls(ns)
 
 
+def test_whoever_turns_forwarding_off_leaves_the_guard_its_own(ns: Namespace) -> None:
+    """Writing ip_forward writes lo's, too; the guard, which asks for routes by that, has it again soon."""
+    with daemon(ns, mode="vestigial", config=TIMES) as one:
+        for value in (1, 0):
+            ns.sysctl("net.ipv4.ip_forward", value)
+        assert "0" == ns.sysctl(SYSCTLS[2])
+        wait_until(lambda: "1" == ns.sysctl(SYSCTLS[2]), what="lo forwards again", timeout=20)
+        assert one.stop() == 0
+        assert "0" == ns.sysctl(SYSCTLS[2])
+
+
 def test_what_comes_before_the_guard_in_its_own_namespace_suspends_it(ns: Namespace) -> None:
     """XDP on lo, in the namespace that the daemon was started in; and it stops as it always does."""
     before = sysctls(ns)

@@ -227,7 +227,9 @@ def drain(  # noqa: PLR0913, PLR0917 - each is an option
     config: ConfigFile = None,
     pins: PinsFolder = None,
     class_: ClassLabel = None,
-    older_than: Annotated[float | None, typer.Option(min=0, metavar="SECONDS", help="Only sessions this old.")] = None,
+    older_than: Annotated[
+        float | None, typer.Option(min=0, max=86_400, metavar="SECONDS", help="Only sessions this old.")
+    ] = None,
     remote: Remote = None,
     local_port: LocalPort = None,
     owner: Annotated[str | None, typer.Option(metavar="NAME", help="Owner, as 'twctl blame' names it.")] = None,

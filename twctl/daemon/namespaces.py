@@ -228,16 +228,29 @@ class Namespaces:
         """
         reports = self._journal.leave(namespace.cookie, namespace.path)
         enrol(self._table, namespace.index, namespace.cookie, namespace.name or "")
-        self._journal.set({**self._config.sysctl, LO_FORWARDING: 1}, namespace.name, namespace.path)
         self.suspended.add(namespace)
+        self._journal.set({**self._config.sysctl, LO_FORWARDING: 1}, namespace.name, namespace.path)
         return reports
 
     def resume(self, namespace: Namespace) -> None:
         """Have the guard do it again, in the order of a start. Raises TwctlError, and then it is the kernel's still."""
         namespace.guard_all_devices()
         enrol(self._table, namespace.index, namespace.cookie, namespace.name or "", guarded=True)
-        self._journal.set(self._sysctls, namespace.name, namespace.path)
+        try:
+            self._journal.set(self._sysctls, namespace.name, namespace.path)
+        except TwctlError:
+            enrol(self._table, namespace.index, namespace.cookie, namespace.name or "")
+            raise
         self.suspended.discard(namespace)
+
+    def mend_guard(self, namespace: Namespace) -> None:
+        """Put back what somebody has taken from the guard: filters, and what it asks for routes by. Raises TwctlError.
+
+        Whoever writes ip_forward changes lo's as well (inet_forward_change).
+        """
+        namespace.guard_all_devices()
+        with contextlib.suppress(OSError):
+            self._journal.set_again(LO_FORWARDING, 1, namespace.name, namespace.path)
 
     def leave(self, namespace: Namespace) -> list[str]:
         """Undo what was done in a namespace and let go of it; its vestiges expire. Returns what was left alone."""

@@ -112,7 +112,7 @@ class Guarding:
         namespaces = list(self._discovery.namespaces)
         self._due = [namespace for namespace in self._due if namespace in namespaces] or namespaces.copy()
         if self._due:
-            self._discovery.attend(self._due.pop(), Namespace.guard_all_devices)
+            self._discovery.attend(self._due.pop(), self._discovery.namespaces.mend_guard)
         return max(GUARD_SECONDS / max(1, len(namespaces)), (time.thread_time() - started) / GUARD_SHARE)
 
 

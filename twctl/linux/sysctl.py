@@ -138,6 +138,11 @@ class Journal:
                 f"cannot set {entry.name}: {error.strerror}", "run as root, or leave it out of [sysctl]"
             ) from error
 
+    def set_again(self, name: str, value: int, netns: str | None, through: str | None = None) -> None:
+        """Set a sysctl, unless it has this value. Raises OSError, TwctlError."""
+        if value != self._access.read(through or netns, name):
+            self.set({name: value}, netns, through)
+
     def leave(self, cookie: int, through: str | None = None) -> list[str]:
         """Put back what was set in a namespace; returns what was left alone, a line each.
 
