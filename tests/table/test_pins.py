@@ -1,4 +1,4 @@
-"""The lock of the pins' folder, without a kernel."""
+"""The pins' folder and its lock, without a kernel."""
 
 import fcntl
 import os
@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from twctl.errors import TwctlError
-from twctl.table.pins import Pins
+from twctl.table import loader
+from twctl.table.pins import Pins, mount_of
+
+REQUEST = loader.Request("", {}, "auto")
 
 
 def test_a_folder_that_is_not_there_is_not_locked(tmp_path: Path) -> None:
@@ -39,6 +42,7 @@ def test_nothing_is_left_of_a_folder_that_is_removed(tmp_path: Path) -> None:
     for part in ("current/links", "current/maps", "next/programs"):
         (tmp_path / "twctl" / part).mkdir(parents=True)
     (tmp_path / "twctl/current/maps/meta").touch()
+    (tmp_path / "twctl").chmod(0o700)
     assert Pins(tmp_path / "twctl").remove()
     assert not (tmp_path / "twctl").exists()
     assert not Pins(tmp_path / "twctl").remove()
@@ -47,9 +51,92 @@ def test_nothing_is_left_of_a_folder_that_is_removed(tmp_path: Path) -> None:
 def test_what_a_daemon_uses_is_not_removed(tmp_path: Path) -> None:
     """Another process is refused; the daemon itself may."""
     daemon = Pins(tmp_path / "twctl")
-    daemon.root.mkdir()
     daemon.lock()
+    (daemon.root / "current").mkdir()
     with pytest.raises(TwctlError, match="another twctl uses"):
         Pins(daemon.root).remove()
     assert daemon.root.exists()
     assert daemon.remove()
+
+
+def test_no_file_system_is_mounted_over_a_folder(tmp_path: Path) -> None:
+    """Where there is no bpffs the start is refused, and what lies there stays to be seen."""
+    (tmp_path / "letter").touch()
+    before = mount_of(tmp_path)
+    with pytest.raises(TwctlError, match="there is no bpffs at"):
+        Pins(tmp_path / "twctl").open()
+    assert ([tmp_path / "letter"], before) == ([*tmp_path.iterdir()], mount_of(tmp_path))
+
+
+@pytest.mark.parametrize(("mode", "user"), [(0o755, 0), (0o720, 0), (0o700, 1)])
+def test_a_folder_that_others_can_write_to_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, user: int
+) -> None:
+    """Made before us by somebody else, or open to others: neither used nor removed."""
+    squatted = tmp_path / "twctl"
+    squatted.mkdir()
+    squatted.chmod(mode)
+    ours = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: ours + user)
+    for use in (Pins(squatted).lock, Pins(squatted).remove):
+        with pytest.raises(TwctlError, match=f"not ours alone: it belongs to user {ours} and has mode {mode:04o}"):
+            use()
+    assert mode == squatted.stat().st_mode & 0o777
+
+
+def test_a_link_is_no_folder(tmp_path: Path) -> None:
+    """It would lead where its owner wants."""
+    (tmp_path / "twctl").symlink_to(tmp_path)
+    with pytest.raises(TwctlError, match="cannot make"):
+        Pins(tmp_path / "twctl").lock()
+
+
+def test_a_start_that_pins_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    """Without root it would be one that root's own daemon has to refuse."""
+    pins = Pins(tmp_path / "twctl")
+    pins.lock()
+    assert pins.root.exists()
+    pins.unlock()
+    assert not pins.root.exists()
+
+
+def test_a_folder_that_is_removed_before_it_is_locked_is_made_again(tmp_path: Path) -> None:
+    """A lock on what has no name any more would keep nobody away."""
+    before = Pins(tmp_path / "twctl")
+    before.lock()
+    timer = threading.Timer(0.05, before.unlock)
+    timer.start()
+    after = Pins(before.root)
+    after.lock()
+    timer.join()
+    assert before.root.exists()
+    with pytest.raises(TwctlError, match="another twctl uses"):
+        Pins(before.root).lock()
+    after.unlock()
+
+
+def test_what_is_pinned_stays_until_the_new_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If that cannot be loaded, for good; what an earlier loader left half done goes."""
+    pins = Pins(tmp_path / "twctl")
+    pins.lock()
+    for part in ("current/maps/old", "next/maps/half"):
+        (pins.root / part).parent.mkdir(parents=True)
+        (pins.root / part).touch()
+
+    def refused(_: loader.Request) -> loader.Loaded:
+        raise TwctlError("the kernel does not take it", "")
+
+    def loaded(_: loader.Request) -> loader.Loaded:
+        assert (pins.current / "maps/old").exists()
+        (pins.root / "next/maps").mkdir()
+        (pins.root / "next/maps/new").touch()
+        return loader.Loaded("tracepoint", "")
+
+    monkeypatch.setattr(loader, "load", refused)
+    with pytest.raises(TwctlError, match="does not take it"):
+        pins.load(REQUEST)
+    assert ["old"] == [file.name for file in pins.root.rglob("*") if file.is_file()]
+    monkeypatch.setattr(loader, "load", loaded)
+    pins.load(REQUEST)
+    assert [pins.current / "maps/new"] == [file for file in pins.root.rglob("*") if file.is_file()]
+    pins.remove()

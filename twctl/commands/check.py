@@ -17,7 +17,7 @@ from twctl.linux import btf, sockdiag
 from twctl.modes.feasible import can_destroy
 from twctl.modes.obstacles import obstacles
 from twctl.table import fields, loader
-from twctl.table.pins import Pins, mount_of
+from twctl.table.pins import Pins, refuse_to_mount
 
 
 class Verdict(enum.StrEnum):
@@ -74,7 +74,8 @@ def _btf() -> str:
 
 
 def _bpffs(pins: Path) -> str:
-    if mount_of(pins.parent)[0] != "bpf":
+    if not Pins(pins).on_bpffs():
+        refuse_to_mount(pins.parent)
         return f"not mounted at {pins.parent}; 'twctl run' mounts it and 'twctl release' unmounts it"
     return f"mounted at {pins.parent}"
 

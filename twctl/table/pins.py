@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import stat
 import subprocess
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from twctl.errors import TwctlError
 from twctl.table import loader
 
+BPFFS = Path("/sys/fs/bpf")
 MOUNTED_BY_US = "twctl"  # the source name of a bpffs that we mounted
 # `locked` holds the lock for some microseconds; `twctl top` asks each second, and must keep no daemon from starting.
 LOCK_TRIES, LOCK_PAUSE = 20, 0.01  # s
@@ -24,22 +26,16 @@ class Pins:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.current = root / "current"
+        self._next = root / "next"
         self._lock: int | None = None
 
     def open(self) -> None:
         """Make the folder, mounting bpffs if need be, and lock it for a daemon until the process ends.
 
-        :raises TwctlError: if another daemon holds the lock, or there can be no bpffs here.
+        :raises TwctlError: if another daemon holds the lock, or there can be no such folder here.
         """
-        try:
-            if mount_of(self.root.parent)[0] != "bpf":
-                _mount_bpffs(self.root.parent)
-            self.root.mkdir(mode=0o700, exist_ok=True)
-            self.root.chmod(0o700)
-        except OSError as error:
-            raise TwctlError(
-                f"cannot make {self.root}: {error}", "run as root; pins must be a folder under bpffs"
-            ) from error
+        if not self.on_bpffs():
+            _mount_bpffs(self.root.parent)
         self.lock()
 
     @property
@@ -47,48 +43,61 @@ class Pins:
         """Whether the bpffs that they lie on was mounted for them."""
         return mount_of(self.root.parent)[1] == MOUNTED_BY_US
 
-    def lock(self) -> None:
-        """Take the lock that a daemon holds as long as it lives.
+    def on_bpffs(self) -> bool:
+        """Whether anything can be pinned here."""
+        return mount_of(self.root.parent)[0] == "bpf"
 
-        :raises TwctlError: if another process has it.
+    def lock(self) -> None:
+        """Take the lock that a daemon holds as long as it lives; the folder is made if it is not there.
+
+        :raises TwctlError: if another process has it, or the folder is not ours alone.
         """
-        folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
         for _ in range(LOCK_TRIES):
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._lock = folder
+            try:
+                self._lock = self._try()
+            except OSError as error:
+                raise TwctlError(f"cannot make {self.root}: {error.strerror}", "run as root") from error
+            if self._lock is not None:
                 return
             time.sleep(LOCK_PAUSE)
-        os.close(folder)
         raise TwctlError(f"another twctl uses {self.root}", "stop it first, or choose another folder with pins")
 
+    def _try(self) -> int | None:
+        """Descriptor of the folder, which holds the lock; None if another process has it. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            self.root.mkdir(mode=0o700)
+        with contextlib.ExitStack() as undo, contextlib.suppress(BlockingIOError, FileNotFoundError):
+            folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY | os.O_NOFOLLOW)
+            undo.callback(os.close, folder)
+            _refuse_others(self.root, os.fstat(folder))
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(folder), self.root.stat()):  # else who had the lock has just removed it
+                undo.pop_all()
+                return folder
+        return None
+
     def load(self, request: loader.Request) -> loader.Loaded:
-        """Load anew and put the result in place of what is there.
+        """Load anew, then put the result in place of what is there.
 
-        The old objects go first: two probes would count each session twice, in two tables.
+        The new probes see nothing before a namespace is enrolled: the old ones can stay until the new ones are there.
 
-        :raises TwctlError: if this kernel does not take the probes; then nothing is pinned any more.
+        :raises TwctlError: if this kernel does not take the probes; then what is pinned is what was.
         """
-        self.unpin()
-        (self.root / "next").mkdir(mode=0o700)
+        _unpin(self._next)
+        self._next.mkdir(mode=0o700)
         try:
             loaded = loader.load(request)
         except TwctlError:
-            self.unpin()
+            _unpin(self._next)
             raise
-        (self.root / "next").rename(self.current)
+        _unpin(self.current)
+        self._next.rename(self.current)
         return loaded
 
     def unpin(self) -> None:
-        """Unpin everything: links first, so that no program runs on."""
-        for folder in (self.current, self.root / "next"):
-            for part in ("links", "programs", "maps"):
-                for pin in sorted((folder / part).glob("*")):
-                    pin.unlink()
-                if (folder / part).exists():
-                    (folder / part).rmdir()
-            if folder.exists():
-                folder.rmdir()
+        """Unpin everything."""
+        for folder in (self.current, self._next):
+            _unpin(folder)
 
     def locked(self) -> bool:
         """Whether a daemon holds the lock."""
@@ -105,8 +114,10 @@ class Pins:
         return False
 
     def unlock(self) -> None:
-        """Give the lock back."""
+        """Give the lock back. A folder with nothing in it goes: a start that fails leaves none."""
         if self._lock is not None:
+            with contextlib.suppress(OSError):
+                self.root.rmdir()
             os.close(self._lock)
             self._lock = None
 
@@ -120,10 +131,27 @@ class Pins:
             if self._lock is None:
                 self.lock()
             self.unpin()
-            self.root.rmdir()
             self.unlock()
         _unmount_unused(self.root.parent)
         return found
+
+
+def _refuse_others(root: Path, found: os.stat_result) -> None:
+    """Who else can write there could have us take over, or remove, what is not ours."""
+    if found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        whose = f"it belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):04o}"
+        raise TwctlError(f"{root} is not ours alone: {whose}", "remove it, or choose another folder with pins")
+
+
+def _unpin(folder: Path) -> None:
+    """Unpin what is in a folder: links first, so that no program runs on."""
+    for part in ("links", "programs", "maps"):
+        for pin in sorted((folder / part).glob("*")):
+            pin.unlink()
+        if (folder / part).exists():
+            (folder / part).rmdir()
+    if folder.exists():
+        folder.rmdir()
 
 
 def _unmount_unused(point: Path) -> None:
@@ -136,7 +164,7 @@ def _unmount_unused(point: Path) -> None:
 
 def mount_of(path: Path) -> tuple[str, str]:
     """Return file system type and source of the mount that a path lies on."""
-    best = ("", "", "")
+    path, best = path.resolve(), ("", "", "")
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
         point, kind, source = fields[4], *fields[fields.index("-") + 1 :][:2]
@@ -145,7 +173,16 @@ def mount_of(path: Path) -> tuple[str, str]:
     return best[1], best[2]
 
 
+def refuse_to_mount(point: Path) -> None:
+    """A bpffs belongs where the kernel has the place for it; elsewhere it would hide what is there. TwctlError."""
+    if point != BPFFS:
+        raise TwctlError(f"there is no bpffs at {point}", f"pins must be a folder below {BPFFS}, or on another bpffs")
+    if point.is_mount():
+        raise TwctlError(f"what is mounted at {point} is no bpffs", "mount -t bpf bpf DIR, and set pins to DIR/twctl")
+
+
 def _mount_bpffs(point: Path) -> None:
+    refuse_to_mount(point)
     done = subprocess.run(["mount", "-t", "bpf", MOUNTED_BY_US, point], check=False, capture_output=True, text=True)  # noqa: S603, S607
     if done.returncode:
         raise TwctlError(
