@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from twctl.errors import TwctlError
-from twctl.linux.sysctl import Journal, Raised
+from twctl.linux import sysctl
+from twctl.linux.sysctl import Journal, Raised, journal_of
 
 FIN, REUSE = "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_tw_reuse"
 
@@ -217,3 +218,28 @@ def test_the_journal_of_an_earlier_version_is_understood(kernel: FakeKernel, pat
     assert [(FIN, 60, 30)] == [(each.name, each.before, each.now) for each in Journal(path, kernel).changed()]
     assert Journal(path, kernel).restore() == []
     assert kernel.values[None, FIN] == 60
+
+
+def test_an_earlier_versions_journal_is_found_and_replaced(kernel: FakeKernel, path: Path) -> None:
+    """It was named otherwise; what it says is put back, and the first change puts a new one in its place."""
+    before, earlier = dict(kernel.values), path.with_name("earlier.json")
+    Journal(earlier, kernel).set({FIN: 30}, None)
+    journal = Journal(path, kernel, earlier)
+    journal.set({REUSE: 1}, None)
+    assert [path] == [*path.parent.iterdir()]
+    assert (30, 1) == (kernel.values[None, FIN], kernel.values[None, REUSE])
+    assert ([], before) == (journal.restore(), kernel.values)
+    Journal(earlier, kernel).set({FIN: 30}, None)
+    assert ([], before, []) == (journal.restore(), kernel.values, [*path.parent.iterdir()])
+
+
+def test_journals_of_two_folders_are_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also where their last names are the same; each is found by its whole path."""
+    monkeypatch.setattr(sysctl, "FOLDER", tmp_path)
+    monkeypatch.setattr(sysctl, "Kernel", FakeKernel)
+    folders = [Path("/sys/fs/bpf/twctl"), Path("/sys/fs/bpf/a b/twctl")]
+    for folder in folders:
+        journal_of(folder).set({FIN: 30}, None)
+    assert 2 == len([*tmp_path.iterdir()])
+    for folder in folders:
+        assert [FIN] == [each.name for each in journal_of(folder).changed()]

@@ -7,6 +7,7 @@ import os
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote
 
 from twctl.errors import TwctlError
 from twctl.linux.netns import cookie, inside
@@ -107,16 +108,22 @@ def _in_order(known: Known, fresh: Known) -> list[Entry]:
 
 
 class Journal:
-    """What is to be put back, in a file that is written before anything is changed."""
+    """What is to be put back, in a file that is written before anything is changed.
 
-    def __init__(self, path: Path, access: Access | None = None) -> None:
-        self._path = path
+    earlier: where an earlier version had it; its place is taken by the first change.
+    """
+
+    def __init__(self, path: Path, access: Access | None = None, earlier: Path | None = None) -> None:
+        self._path, self._earlier = path, earlier
         self._access: Access = access or Kernel()
 
-    def keep(self, wanted: Container[str], cookies: Container[int]) -> list[str]:
-        """Put everything back but these sysctls (full names) of these namespaces; returns what was left alone."""
+    def keep(self, wanted: Container[str], cookies: Container[int] | None = None) -> list[str]:
+        """Put everything back but these sysctls (full names) of these namespaces (None: of all).
+
+        Returns what was left alone, a line each.
+        """
         entries = self._load()
-        stays = [entry for entry in entries if entry.name in wanted and entry.cookie in cookies]
+        stays = [each for each in entries if each.name in wanted and (cookies is None or each.cookie in cookies)]
         return self._put_all_back([entry for entry in entries if entry not in stays], stays)
 
     def set(self, wanted: Wanted, netns: str | None, through: str | None = None) -> None:
@@ -204,24 +211,25 @@ class Journal:
             yield f"{entry.name} of network namespace {entry.namespace or '(own)'} is not put back: {error}"
 
     def _load(self) -> list[Entry]:
-        try:
-            return [_entry(**entry) for entry in json.loads(self._path.read_text())]
-        except FileNotFoundError:
-            return []
+        for path in (self._path, self._earlier):
+            with contextlib.suppress(FileNotFoundError):
+                if path:
+                    return [_entry(**entry) for entry in json.loads(path.read_text())]
+        return []
 
     def _save(self, entries: Sequence[Entry]) -> None:
         """Before anything is changed: a crash in between puts back what is there already, which changes nothing."""
-        if not entries:
-            if self._path.exists():  # where the file system is read-only, there is none, and no way to remove one
-                self._path.unlink()
-            return
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = self._path.with_suffix(".part")
-        with part.open("w") as file:
-            json.dump([dataclasses.asdict(entry) for entry in entries], file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._path)
+        if entries:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part = self._path.with_suffix(".part")
+            with part.open("w") as file:
+                json.dump([dataclasses.asdict(entry) for entry in entries], file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self._path)
+        for path in (self._earlier, None if entries else self._path):
+            if path and path.exists():  # where the file system is read-only, there is none, and no way to remove one
+                path.unlink()
 
 
 def _entry(written: int | Sequence[int], **others: Any) -> Entry:  # noqa: ANN401 - the fields of Entry
@@ -230,5 +238,5 @@ def _entry(written: int | Sequence[int], **others: Any) -> Entry:  # noqa: ANN40
 
 
 def journal_of(pins: Path) -> Journal:
-    """Return the journal of the daemon that pins there."""
-    return Journal(FOLDER / f"{pins.name}.json")
+    """Return the journal of the daemon that pins there; an earlier version named it after the folder's last name."""
+    return Journal(FOLDER / f"{quote(str(pins), safe='')}.json", earlier=FOLDER / f"{pins.name}.json")
