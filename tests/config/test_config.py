@@ -19,6 +19,7 @@ from twctl.config.config import (
     Tls,
     from_published,
     load,
+    pins_of,
 )
 from twctl.config.keys import Listen, Mode, Probe
 from twctl.errors import TwctlError
@@ -406,3 +407,23 @@ def test_what_another_version_publishes_is_refused_as_a_whole() -> None:
         from_published(own | {"mode.of_tomorrow": [1, "default"]})
     with pytest.raises(ValueError, match=r"^$"):
         from_published(own | {"mode": ["tomorrow", "default"]})
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "found"),
+    [
+        ('pins = "/bpf/one"\nmode = "none"\nunknown = 1\n', None, Path("/bpf/one")),
+        ('pins = "/bpf/one"\n', "/bpf/two", Path("/bpf/two")),
+        ("mode = 3\n", None, Path("/sys/fs/bpf/twctl")),
+        ("capacity = [\n 'pins' = '/bpf/one'  # as always\n", None, Path("/bpf/one")),
+        ("pins = [\n", None, Path("/sys/fs/bpf/twctl")),
+        ("pins = [\n", "/bpf/two", Path("/bpf/two")),
+    ],
+)
+def test_the_pins_are_told_where_the_rest_is_refused(tmp_path: Path, text: str, given: str | None, found: Path) -> None:
+    """Also where that is no TOML; there may be no file at all."""
+    file = tmp_path / "twctl.toml"
+    file.write_text(text)
+    assert found == pins_of(file, {"pins": given})
+    assert found == pins_of(None, {"pins": given}, default_file=file)
+    assert Path("/sys/fs/bpf/twctl") == pins_of(NOWHERE, {})

@@ -1,6 +1,6 @@
 """The configuration as one value, and what its keys demand of each other."""
 
-import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,6 @@ from twctl.addresses import Network
 from twctl.classes import Class
 from twctl.config.keys import KEYS, Listen, Mode, Probe
 from twctl.config.settings import COMMAND_LINE, DEFAULT, Setting, plain, read_toml, refusal, settle
-from twctl.errors import TwctlError
 from twctl.linux.sysctl import NAMES as SYSCTLS
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 
@@ -122,12 +121,14 @@ def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Pa
     return Effective(_config(settings), settings)
 
 
-def pins_of(path: Path | None, overrides: Mapping[str, object]) -> Path:
-    """The pins that a configuration names which is refused: arguments as of `load`. Never an error."""
-    said = overrides.get("pins")
-    with contextlib.suppress(TwctlError):
-        said = said or read_toml(path or DEFAULT_FILE).get("pins")
-    return Path(str(said or KEYS["pins"].default))
+def pins_of(path: Path | None, overrides: Mapping[str, object], *, default_file: Path = DEFAULT_FILE) -> Path:
+    """The pins of a configuration that is refused, and may not even be TOML: arguments as of `load`. Never an error."""
+    try:
+        text = (path or default_file).read_text(errors="replace")
+    except OSError:
+        text = ""
+    line = re.search(r"""^\s*["']?pins["']?\s*=\s*["']([^"']+)["']""", text, re.MULTILINE)
+    return Path(str(overrides.get("pins") or (line[1] if line else KEYS["pins"].default)))
 
 
 def from_published(published: Mapping[str, Sequence[Any]]) -> Effective:
