@@ -4,6 +4,8 @@ import math
 import os
 import signal
 import socket
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -35,13 +37,15 @@ class Pipe:
 
     ends: tuple[int, int] = field(default_factory=os.pipe)
     handled: list[bytes] = field(default_factory=list)
+    since: list[float] = field(default_factory=list)
 
     def fileno(self) -> int:
         """The reading end."""
         return self.ends[0]
 
-    def handle(self) -> None:
+    def handle(self, since: float) -> None:
         """Read."""
+        self.since.append(since)
         self.handled.append(os.read(self.ends[0], 64))
 
 
@@ -74,6 +78,14 @@ def test_hangup_goes_on_with_the_configuration_that_it_brings() -> None:
     assert [] == answers
 
 
+def test_a_task_can_bring_what_it_goes_on_with() -> None:
+    """As soon as it is done."""
+    task = Counting(7, never)
+    with signals() as asked:
+        found = loop(asked, [], [task], never, lambda: "another" if task.done == 7 else None)
+    assert ("another", 7) == (found, task.done)
+
+
 def test_a_source_is_handled_when_it_has_something() -> None:
     """And not before."""
     source = Pipe()
@@ -86,6 +98,35 @@ def test_a_source_is_handled_when_it_has_something() -> None:
             loop(asked, [source], tasks, never)
         assert [b"change"] == source.handled
     finally:
+        for end in source.ends:
+            os.close(end)
+
+
+def test_a_source_is_told_how_long_at_most_its_change_has_waited() -> None:
+    """Where the loop was asleep, since it woke up; where a task kept it busy, since it looked before that."""
+    source = Pipe()
+
+    class Slow(Counting):
+        def run(self) -> float:
+            if not self.done:
+                os.write(source.ends[1], b"change")
+                time.sleep(0.2)
+            return super().run() or 0.2
+
+    def later() -> None:
+        os.write(source.ends[1], b"change")
+
+    start, timer = time.monotonic(), threading.Timer(0.3, later)
+    tasks: list[Task] = [Slow(5, lambda: ask(signal.SIGTERM))]
+    try:
+        with signals() as asked:
+            timer.start()
+            loop(asked, [source], tasks, never)
+        busy, asleep = source.since
+        assert busy - start < 0.2
+        assert asleep - start >= 0.3
+    finally:
+        timer.join()
         for end in source.ends:
             os.close(end)
 

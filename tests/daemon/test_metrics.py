@@ -23,7 +23,9 @@ from twctl.daemon.upkeep import Reconciling
 from twctl.daemon.work import Work
 from twctl.daemon.work_metrics import STATES
 from twctl.linux.procfs import SocketBytes
-from twctl.modes.truncate import Lateness, Reaper
+from twctl.modes.guard import DELAY_EDGES
+from twctl.modes.histogram import Histogram
+from twctl.modes.truncate import LATENESS_EDGES, Reaper
 from twctl.table.counters import ACTIONS, LANES, Counters, Reason
 from twctl.table.layout import Layout
 from twctl.table.maps import Table
@@ -90,6 +92,7 @@ class FakeNamespaces:
 
     def __init__(self, kernel_sockets: Callable[[], int]) -> None:
         self.kernel_sockets = kernel_sockets
+        self.guard_delays = Histogram(DELAY_EDGES)
 
     def counts(self) -> TallyOf[str]:
         """Nothing has changed."""
@@ -128,7 +131,7 @@ def registry(table: FakeTable, kernel_sockets: Callable[[], int] = lambda: 23, b
     config = load(None, {}, default_file=Path("/nowhere")).config
     config = dataclasses.replace(config, blame=dataclasses.replace(config.blame, metrics=blamed))
     idle = SimpleNamespace(rounds=0, errors=0, missing=0, drift={"missing": 0, "stale": 0})
-    reaper = SimpleNamespace(errors=0, passed_over=0, lateness={class_: Lateness() for class_ in Class})
+    reaper = SimpleNamespace(errors=0, passed_over=0, lateness={class_: Histogram(LATENESS_EDGES) for class_ in Class})
     discovery = FakeDiscovery(FakeNamespaces(kernel_sockets))
     work = Work(cast("Reconciling", idle), cast("Discovery", discovery), cast("Reaper", reaper))
     made = CollectorRegistry()

@@ -13,6 +13,7 @@ from twctl.classes import Class
 from twctl.config.config import Config, load
 from twctl.daemon.discovery import Discovery
 from twctl.daemon.upkeep import GUARD_SECONDS, SWEEP_SECONDS, Guarding, Leaving, Reconciling
+from twctl.modes.filters import Ours
 from twctl.modes.reconcile import Drift, Reconciler
 from twctl.table.maps import Table
 
@@ -161,9 +162,9 @@ def test_a_guard_of_an_earlier_mode_goes_when_its_last_vestige_is_over(monkeypat
     now, table = [1000.0], FakeTable()
     monkeypatch.setattr("twctl.daemon.upkeep.time.monotonic", lambda: now[0])
     monkeypatch.setattr("twctl.daemon.upkeep.remove_guard", lambda *_: iter(()))
-    task = Leaving(cast("Table", table), Path("/nowhere"))
+    task = Leaving(cast("Table", table), Ours(frozenset(), frozenset()))
     assert 10 < task.run() < 11
-    assert 7 == table.guard
+    assert (7, False) == (table.guard, task.over)
     now[0] += task.seconds
     assert math.inf == task.run()
-    assert 0 == table.guard
+    assert (0, True) == (table.guard, task.over)

@@ -15,7 +15,8 @@ from twctl.daemon.families import Metric
 from twctl.daemon.work import Work
 from twctl.daemon.work_metrics import mode_metrics, port_metrics, task_metrics
 from twctl.modes.headroom import Use
-from twctl.modes.truncate import Lateness
+from twctl.modes.histogram import Histogram
+from twctl.modes.truncate import LATENESS_EDGES
 from twctl.table.maps import Table
 
 NOWHERE = Path("/nowhere/twctl.toml")
@@ -36,7 +37,7 @@ def rows(families: Iterable[Metric], name: str) -> dict[tuple[str, ...], float]:
 def work(**parts: Any) -> Work:  # noqa: ANN401 - fakes have no types
     """What a daemon does that was given these parts."""
     idle = SimpleNamespace(rounds=0, errors=0, missing=13, drift={"missing": 0, "stale": 0})
-    reaper = SimpleNamespace(errors=3, passed_over=5, lateness={class_: Lateness() for class_ in Class})
+    reaper = SimpleNamespace(errors=3, passed_over=5, lateness={class_: Histogram(LATENESS_EDGES) for class_ in Class})
     reaper.lateness[Class.LOCAL].add(0.07)
     return dataclasses.replace(
         Work(idle, SimpleNamespace(), reaper),  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from twctl.config.config import load
 from twctl.daemon.namespaces import FullError, Namespaces
 from twctl.errors import TwctlError
 from twctl.linux.sysctl import Journal
+from twctl.modes.filters import Ours
 from twctl.modes.sysctls import FIN_TIMEOUT
 from twctl.table.maps import NAME_BYTES, Table
 
@@ -38,7 +39,9 @@ def namespaces(folder: Path, tmp_path: Path) -> Iterator[Namespaces]:
     """Those of a daemon that sets a sysctl."""
     config = load(None, {"sysctl": {"tcp_tw_reuse": VALUE}}, default_file=NOWHERE).config
     table = Table(folder, writable=True)
-    with contextlib.closing(Namespaces(table, folder, config, Journal(tmp_path / "journal.json"))) as made:
+    with contextlib.closing(
+        Namespaces(table, folder, config, Journal(tmp_path / "journal.json"), Ours(frozenset(), frozenset()))
+    ) as made:
         made.keep(set())
         yield made
 
@@ -90,7 +93,7 @@ def test_what_counted_in_one_that_left_counts_on(namespaces: Namespaces, ns: Nam
     """A counter of the metrics never falls."""
     joined = namespaces.join(ns.name)
     ns.ip("link", "add", "veth7", "type", "veth", "peer", "name", "veth8")
-    joined.follow()
+    joined.follow(0.0)
     before = namespaces.counts()["changes"]
     assert before > 0
     namespaces.leave(joined)
@@ -103,7 +106,7 @@ def test_a_change_of_routes_makes_it_readable(namespaces: Namespaces, ns: Namesp
     assert [] == namespaces.changed()
     ns.ip("link", "add", "veth7", "type", "veth", "peer", "name", "veth8")
     assert [joined] == namespaces.changed()
-    joined.follow()
+    joined.follow(0.0)
     assert [] == namespaces.changed()
 
 

@@ -14,7 +14,7 @@ from tests.load.netns import Namespace, namespace
 from twctl.linux import libbpf, tc
 from twctl.linux.devices import Device, devices, find_device
 from twctl.linux.netlink import RouteNetlink
-from twctl.linux.tc import EGRESS, INGRESS, Filter
+from twctl.linux.tc import EGRESS, INGRESS, Filter, Program
 from twctl.table.shared import bpf_folder
 
 pytestmark = pytest.mark.skipif(
@@ -53,34 +53,35 @@ def shown(ns: Namespace, *words: str) -> list[dict[str, Any]]:
     return list(json.loads(printed or "[]"))
 
 
-def place(parent: int, name: str = "mine") -> Filter:
-    """The guard's own."""
-    return Filter(parent, 1, 0x7477, "bpf", name, 0, CLASS_ID)
+def placed(program: int, parent: int = INGRESS, name: str = "mine", class_id: int = CLASS_ID) -> Program:
+    """At the guard's own place."""
+    return Program(Filter(parent, 1, 0x7477, "bpf", name, libbpf.program_id(program), class_id), program)
 
 
 @pytest.mark.parametrize(("parent", "side"), [(INGRESS, "ingress"), (EGRESS, "egress")])
 def test_filter_stands_where_it_was_put(host: tuple[Namespace, IPRoute], program: int, parent: int, side: str) -> None:
     """Priority, handle, direct action, class ID, name and program are those asked for; putting it again is harmless."""
     ns, requests = host
-    assert tc.add_clsact(requests, LO)
+    wanted = placed(program, parent)
+    tc.attach(requests, LO, [], [wanted])
     for _ in range(2):
-        tc.put_filter(requests, LO, place(parent), program)
+        tc.put_filter(requests, LO, wanted)
         (found,) = (each for each in shown(ns, "filter", "show", "dev", "lo", side) if "options" in each)
         options = found["options"]
         assert (found["pref"], found["protocol"], found["kind"]) == (1, "all", "bpf")
         assert (options["handle"], options["bpf_name"], options["direct-action"]) == ("0x7477", "mine", True)
         assert options["flowid"] == "1:17"
         assert options["prog"]["id"] == libbpf.program_id(program)
-        assert tc.filters(requests, LO) == [place(parent)._replace(program=options["prog"]["id"])]
+        assert tc.filters(requests, LO) == [wanted.place]
 
 
 def test_only_the_filter_that_was_found_is_removed(host: tuple[Namespace, IPRoute], program: int) -> None:
     """Others on the same side stay, of whatever kind; the qdisc goes on its own."""
     ns, requests = host
-    tc.add_clsact(requests, LO)
+    subprocess.run(ns.command("tc", "qdisc", "add", "dev", "lo", "clsact"), check=True)
     other = ("filter", "add", "dev", "lo", "ingress", "pref", "7", "protocol", "ip", "u32", "match", "u32", "0", "0")
     subprocess.run(ns.command("tc", *other, "classid", "1:1"), check=True)
-    tc.put_filter(requests, LO, place(INGRESS), program)
+    tc.put_filter(requests, LO, placed(program))
     mine, theirs = tc.filters(requests, LO)[0], tc.filters(requests, LO)[1:]
     assert {each[1:2] + each[3:] for each in theirs} == {(7, "u32", "", 0, 0)}
     tc.remove_filter(requests, LO, mine)
@@ -92,16 +93,34 @@ def test_only_the_filter_that_was_found_is_removed(host: tuple[Namespace, IPRout
     )
 
 
-def test_clsact_is_made_once(host: tuple[Namespace, IPRoute]) -> None:
-    """The first time only it is ours; another kind of qdisc in its place is an error, as is no interface."""
+@pytest.mark.parametrize("before", [True, False])
+def test_qdisc_and_filters_are_made_in_one_request(
+    host: tuple[Namespace, IPRoute], program: int, *, before: bool
+) -> None:
+    """The filters tell whether the qdisc was there before; what stands at their place is left alone."""
     ns, requests = host
-    assert [tc.add_clsact(requests, LO), tc.add_clsact(requests, LO)] == [True, False]
-    tc.remove_clsact(requests, LO)
-    subprocess.run(ns.command("tc", "qdisc", "add", "dev", "lo", "ingress"), check=True)
-    with pytest.raises(FileExistsError):
-        tc.add_clsact(requests, LO)
+    if before:
+        subprocess.run(ns.command("tc", "qdisc", "add", "dev", "lo", "clsact"), check=True)
+    there, made = ([placed(program, side, class_id=number) for side in (INGRESS, EGRESS)] for number in (23, 29))
+    tc.attach(requests, LO, there, made)
+    assert [each.place for each in (there if before else made)] == tc.filters(requests, LO)
+    tc.attach(requests, LO, [placed(program, class_id=31)], [placed(program, class_id=31)])
+    assert [each.place for each in (there if before else made)] == tc.filters(requests, LO)
+
+
+def test_kinds_of_qdiscs_are_told(host: tuple[Namespace, IPRoute], program: int) -> None:
+    """Of all interfaces at once; where the device is not there nothing is made, and nothing raised."""
+    ns, requests = host
+    assert {} == tc.qdisc_kinds(requests)
+    ns.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    number = {each.name: each.number for each in devices(requests)}["veth0"]
+    tc.attach(requests, LO, [], [placed(program)])
+    subprocess.run(ns.command("tc", "qdisc", "add", "dev", "veth0", "ingress"), check=True)
+    assert {LO: "clsact", number: "ingress"} == tc.qdisc_kinds(requests)
+    tc.attach(requests, 999, [placed(program)], [placed(program)])
+    assert [] == tc.filters(requests, 999)
     with pytest.raises(OSError, match="No such device"):
-        tc.add_clsact(requests, 999)
+        tc.put_filter(requests, 999, placed(program))
 
 
 def test_devices_are_told_by_type_kind_port_and_xdp(host: tuple[Namespace, IPRoute]) -> None:

@@ -1,5 +1,6 @@
 """Network namespaces: a thread goes inside and brings back what it made, or what went wrong; mounts are heard of."""
 
+import itertools
 import os
 import select
 import socket
@@ -50,6 +51,30 @@ def test_only_what_is_made_inside_is_inside(name: str) -> None:
         assert int.from_bytes(sock.getsockopt(socket.SOL_SOCKET, netns.SO_NETNS_COOKIE, 8), sys.byteorder) == cookie(
             name
         )
+
+
+def descriptors() -> int:
+    """How many are open."""
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@needs_root
+def test_every_namespace_is_reached_once(name: str) -> None:
+    """Our own first, those with a name, and one that only a process has; whoever stops asking leaves nothing open."""
+    process = subprocess.Popen(["unshare", "--net", "sh", "-c", "echo; exec sleep infinity"], stdout=subprocess.PIPE)
+    try:
+        assert process.stdout
+        process.stdout.readline()
+        nameless = inode(f"/proc/{process.pid}/ns/net")
+        found = [inode(path) for path in netns.reachable()]
+        assert (where(), len(set(found))) == (found[0], len(found))
+        assert {inode(name), nameless} <= set(found)
+        before = descriptors()
+        assert [where()] == [inside(path, where) for path in itertools.islice(netns.reachable(), 1)]
+        assert before == descriptors()
+    finally:
+        process.kill()
+        process.communicate()
 
 
 @needs_root

@@ -9,7 +9,7 @@ from twctl.linux.rtnl import RTM_DELNEXTHOP, RTM_NEWNEXTHOP, NexthopMessage, Rou
 
 # include/uapi/linux/rtnetlink.h, pkt_cls.h
 RTM_NEWROUTE, RTM_NEWTFILTER, RTM_NEWLINK = 24, 44, 16
-TCA_KIND, TCA_OPTIONS, TCA_BPF_NAME, TCA_BPF_ID = 1, 2, 7, 11
+TCA_KIND, TCA_OPTIONS, TCA_BPF_CLASSID, TCA_BPF_NAME, TCA_BPF_ID = 1, 2, 3, 7, 11
 
 
 def raw(type_: int, body: bytes) -> bytes:
@@ -49,12 +49,17 @@ def test_nexthop_objects_have_a_class() -> None:
 
 
 def test_filter_tells_its_program() -> None:
-    """Name and id of a BPF filter; those of another kind have options that are not looked at."""
-    options = attribute(TCA_BPF_NAME, b"twctl_ingress\0") + attribute(TCA_BPF_ID, struct.pack("=I", 4711))
+    """Name, id and class ID of a BPF filter; those of another kind have options that are not looked at."""
+    options = (
+        attribute(TCA_BPF_CLASSID, struct.pack("=I", 0x20017))
+        + attribute(TCA_BPF_NAME, b"twctl_ingress\0")
+        + attribute(TCA_BPF_ID, struct.pack("=I", 4711))
+    )
     place = struct.pack("=BxHiIII", 0, 0, 2, 0x7477, 0xFFFFFFF2, 1 << 16)
     found = one(raw(RTM_NEWTFILTER, place + attribute(TCA_KIND, b"bpf\0") + attribute(TCA_OPTIONS, options)))
     bpf = found.get_attr("TCA_OPTIONS")
     assert (bpf.get_attr("TCA_BPF_NAME"), bpf.get_attr("TCA_BPF_ID")) == ("twctl_ingress", 4711)
+    assert 0x20017 == bpf.get_attr("TCA_BPF_CLASSID")
     assert (found["index"], found["handle"], found["parent"]) == (2, 0x7477, 0xFFFFFFF2)
     other = one(raw(RTM_NEWTFILTER, place + attribute(TCA_KIND, b"u32\0") + attribute(TCA_OPTIONS, b"\1\2\3")))
     assert other.get_attr("TCA_KIND") == "u32"

@@ -72,20 +72,18 @@ def told(drained: Mapping[Class, int], *, dry: bool, json_: bool) -> str:
     return f"{'would drain' if dry else 'drained'} {sum(by_class.values())}: {counts}"
 
 
-def release(pins: Path) -> tuple[bool, list[str]]:
+def release(root: Path) -> tuple[bool, list[str]]:
     """Put sysctls back, then take the guard away, then remove the pins; returns whether there were any, and complaints.
 
     In this order no host is ever left without TIME_WAIT sockets and without a guard.
 
     :raises TwctlError: if a daemon is running.
     """
-    complaints = [] if Pins(pins).locked() else [*journal_of(pins).restore(), *_remove_guard(pins)]
-    return Pins(pins).remove(), complaints
-
-
-def _remove_guard(pins: Path) -> list[str]:
-    with contextlib.suppress(TwctlError):
-        table = Table(pins / "current")
-        if table.guard:
-            return list(guard.remove(table.enrolments(), pins / "current"))
-    return []
+    pins, ours = Pins(root), guard.ours_at(root)
+    found = root.exists() or guard.is_left(ours)
+    if pins.on_bpffs():  # elsewhere nothing can be pinned
+        pins.lock()
+    complaints = [line for each in sorted(ours.names) for line in journal_of(Path(each)).restore()]
+    complaints += guard.remove(ours)
+    pins.remove()
+    return found, complaints

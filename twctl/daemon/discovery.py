@@ -75,7 +75,7 @@ class Discovery:
         """Readable when names may have come or gone."""
         return self._mounts.fileno()
 
-    def handle(self) -> None:
+    def handle(self, _: float) -> None:
         """Have those join and leave that have come and gone."""
         self._mounts.clear()
         self._look()
@@ -153,7 +153,7 @@ class FollowingNamespaces:
         """Readable when routes or devices of a namespace have changed."""
         return self._discovery.namespaces.fileno()
 
-    def handle(self) -> None:
+    def handle(self, since: float) -> None:
         """Follow in each namespace that has changed."""
         for namespace in self._discovery.namespaces.changed():
-            self._discovery.attend(namespace, Namespace.follow)
+            self._discovery.attend(namespace, lambda namespace: namespace.follow(since))

@@ -22,8 +22,8 @@ class Source(Protocol):
     def fileno(self) -> int:
         """Readable when something has changed."""
 
-    def handle(self) -> None:
-        """Act on what has changed, without waiting for more."""
+    def handle(self, since: float) -> None:
+        """Act on what has changed, without waiting for more; all of it changed after `since` (monotonic, s)."""
 
 
 class Task(Protocol):
@@ -67,26 +67,48 @@ def signals() -> Iterator[socket.socket]:
 
 
 def loop(
-    asked: socket.socket, sources: Sequence[Source], tasks: Sequence[Task], reread: Callable[[], Next | None]
+    asked: socket.socket,
+    sources: Sequence[Source],
+    tasks: Sequence[Task],
+    reread: Callable[[], Next | None],
+    following: Callable[[], Next | None] = lambda: None,
 ) -> Next | None:
-    """Go round until SIGINT or SIGTERM (returns None), or until SIGHUP brings a configuration to go on with.
+    """Go round until SIGINT or SIGTERM (returns None), or until there is a configuration to go on with.
 
     asked: what `signals` yields. reread: called on SIGHUP; None where the new configuration cannot be used, and then
-    the loop goes on.
+    the loop goes on. following: asked after tasks were done; None: not yet.
     """
     due = [time.monotonic()] * len(tasks)
     with selectors.DefaultSelector() as selector:
         selector.register(asked, selectors.EVENT_READ)
         for source in sources:
             selector.register(source, selectors.EVENT_READ, source)
+        looked = time.monotonic()
         while True:
-            for key, _ in selector.select(max(0.0, min(due) - time.monotonic())):
-                if key.data:
-                    key.data.handle()
+            ready, since, looked = _wait(selector, min(due), looked)
+            for told in ready:
+                if told:
+                    told.handle(since)
                 elif asked.recv(1)[0] != signal.SIGHUP:
                     return None
-                elif following := reread():
-                    return following
+                elif new := reread():
+                    return new
             for i, task in enumerate(tasks):
                 if time.monotonic() >= due[i]:
                     due[i] = time.monotonic() + task.run()
+            if new := following():
+                return new
+
+
+def _wait(selector: selectors.BaseSelector, until: float, looked: float) -> tuple[list[Source | None], float, float]:
+    """Who has something (None: a signal); since when, at most; when it was looked at. looked: the time before.
+
+    What is there at once came while the loop was busy; what comes while it sleeps wakes it.
+    """
+    now = since = time.monotonic()
+    if ready := selector.select(0):
+        since = looked
+    else:
+        ready = selector.select(max(0.0, until - now))
+        now = since = time.monotonic()
+    return [key.data for key, _ in ready], since, now

@@ -23,6 +23,7 @@ from twctl.linux import capabilities
 from twctl.linux.sysctl import journal_of
 from twctl.linux.systemd import Notifier, Reporting
 from twctl.modes import feasible
+from twctl.modes.guard import ours_at
 from twctl.table.pins import Pins
 from twctl.table.published import publish
 
@@ -56,7 +57,7 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         if config.mode is Mode.VESTIGIAL:
             load_guard(table, pins.current)
         table.set_lives(config.time_wait, config.fin_wait2)
-        namespaces = Namespaces(table, pins.current, config, journal)
+        namespaces = Namespaces(table, pins.current, config, journal, ours_at(pins.root))
         undo.callback(namespaces.close)
         work = start_work(table, namespaces, config, undo)
         publish(table, effective.published())

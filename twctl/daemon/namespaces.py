@@ -13,7 +13,6 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
@@ -25,21 +24,16 @@ from twctl.linux.procfs import EntryCount, FinTimeout, PortRange, Sockstat
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import Journal
 from twctl.modes import guard as guards
-from twctl.modes.guard import Guard
-from twctl.modes.sysctls import FIN_TIMEOUT, LO_FORWARDING, fin_timeout_of, sysctls_of
+from twctl.modes.filters import Ours
+from twctl.modes.guard import DELAY_EDGES, Guard
+from twctl.modes.histogram import Histogram
+from twctl.modes.sysctls import FIN_TIMEOUT, LO_FORWARDING, sysctls_of
 from twctl.routes.watcher import RouteWatcher
 from twctl.table.enrolments import enrol, index_for, withdraw
 from twctl.table.maps import NAME_BYTES, Table
 from twctl.table.tries import ClassTries
 
 log = logging.getLogger("twctl")
-
-
-class _Closes(Protocol):
-    def close(self) -> None: ...
-
-
-Made = TypeVar("Made", bound=_Closes)
 
 
 class FullError(TwctlError):
@@ -64,12 +58,12 @@ class Namespace:
     entry_count: EntryCount
     guard: Guard | None
 
-    def follow(self) -> None:
-        """Act on what has changed of its routes and devices. Raises TwctlError."""
+    def follow(self, since: float) -> None:
+        """Act on what has changed of its routes and devices since (monotonic, s). Raises TwctlError."""
         if self.routes.follow():
             self.tries.sync(self.routes.trie())
         if self.guard:
-            self.guard.follow()
+            self.guard.follow(since)
 
     def guard_all_devices(self) -> None:
         """Put the guard on devices that lack it. Raises TwctlError."""
@@ -78,23 +72,20 @@ class Namespace:
 
     def counts(self) -> Counter[str]:
         """What counts on when it has left."""
-        return Counter(
-            changes=self.routes.changes,
-            resyncs=self.routes.resyncs,
-            refused=self.tries.refused,
-            reattached=self.guard.reattached if self.guard else 0,
-        )
+        own = Counter(changes=self.routes.changes, resyncs=self.routes.resyncs, refused=self.tries.refused)
+        return own + (self.guard.counts() if self.guard else Counter())
 
 
 class Namespaces:
     """All that have joined. The daemon's one thread has them join and leave; a scrape's thread adds them up.
 
-    folder: the pinned table. diags: their sock_diag sockets by index, as it is now. suspended: where the kernel does
-    TIME_WAIT's duty for the time being, in mode vestigial.
+    folder: the pinned table. ours: how filters of our guard are told. diags: their sock_diag sockets by index, as it is
+    now. suspended: where the kernel does TIME_WAIT's duty for the time being, in mode vestigial. guard_delays: how long
+    new devices had no guard.
     """
 
-    def __init__(self, table: Table, folder: Path, config: Config, journal: Journal) -> None:
-        self._table, self.folder, self._config, self._journal = table, folder, config, journal
+    def __init__(self, table: Table, folder: Path, config: Config, journal: Journal, ours: Ours) -> None:
+        self._table, self.folder, self._config, self._journal, self._ours = table, folder, config, journal, ours
         self._guarded = config.mode is Mode.VESTIGIAL
         self._sysctls = sysctls_of(config, orphans_stay=True)
         self._before = table.mode
@@ -106,6 +97,7 @@ class Namespaces:
         self._poll = select.epoll()
         self.diags: dict[int, SockDiag] = {}
         self.suspended: set[Namespace] = set()
+        self.guard_delays = Histogram(DELAY_EDGES)
 
     def __iter__(self) -> Iterator[Namespace]:
         return iter(list(self._namespaces.values()))
@@ -133,10 +125,10 @@ class Namespaces:
         The sysctls come first: never a namespace without TIME_WAIT sockets and without a guard.
         """
         reports = self._journal.keep(self._sysctls, cookies)
-        gone = {index: each for index, each in self._table.enrolments().items() if each[0] not in cookies}
         if self._table.guard:
-            reports += guards.remove(gone, self.folder)
-        for index, (cookie, _) in gone.items():
+            reports += guards.remove(self._ours, {namespace.inode for namespace in self})
+        gone = {index: cookie for index, (cookie, _) in self._table.enrolments().items() if cookie not in cookies}
+        for index, cookie in gone.items():
             withdraw(self._table, index, cookie)
             with contextlib.closing(ClassTries(self._table, index)) as tries:
                 tries.sync({})
@@ -178,24 +170,21 @@ class Namespaces:
         if (index := index_for(self._table, cookie)) is None:
             raise FullError("there is no room for another network namespace", "name those that matter with netns")
 
-        def use(made: Made) -> Made:
-            opened.callback(made.close)
-            return made
-
+        enter, closing = opened.enter_context, contextlib.closing
         namespace = Namespace(
             index,
             name,
             cookie,
             os.fstat(handle).st_ino,
             f"/proc/self/fd/{handle}" if name else None,
-            use(RouteWatcher(self._config.classes, name)),
-            use(ClassTries(self._table, index)),
-            use(SockDiag(name)),
-            use(Sockstat(name)),
-            use(FinTimeout(name)),
-            use(PortRange(name)),
-            use(EntryCount(name)),
-            use(Guard(name, cookie, index, self.folder)) if self._guarded else None,
+            enter(closing(RouteWatcher(self._config.classes, name))),
+            enter(closing(ClassTries(self._table, index))),
+            enter(closing(SockDiag(name))),
+            enter(closing(Sockstat(name))),
+            enter(closing(FinTimeout(name))),
+            enter(closing(PortRange(name))),
+            enter(closing(EntryCount(name))),
+            enter(closing(Guard(name, index, self.folder, self._ours, self.guard_delays))) if self._guarded else None,
         )
         if netns.inode(name) != namespace.inode:
             raise TwctlError(f"network namespace {name} became another one just now", "try again")
@@ -214,18 +203,14 @@ class Namespaces:
     def let_orphans_stay(self, stay: bool) -> None:  # noqa: FBT001 - the new state
         """Have orphans in FIN_WAIT2 stay sockets of the kernel, or become vestiges, in all and in those to come."""
         self._sysctls = sysctls_of(self._config, orphans_stay=stay)
-        fin_timeout = fin_timeout_of(self._config, orphans_stay=stay)
         for namespace in set(self) - self.suspended:
             try:  # its name may be another's already
-                self._journal.set({FIN_TIMEOUT: fin_timeout}, namespace.name, namespace.path)
+                self._journal.set({FIN_TIMEOUT: self._sysctls[FIN_TIMEOUT]}, namespace.name, namespace.path)
             except TwctlError as error:
                 log.warning("%s", error)
 
     def suspend(self, namespace: Namespace) -> list[str]:
-        """Have the kernel do TIME_WAIT's duty; the guard stays for the vestiges it has, and asks for routes.
-
-        Returns what was left alone.
-        """
+        """Leave TIME_WAIT to the kernel; the guard stays for vestiges, and asks for routes. Returns what was left."""
         reports = self._journal.leave(namespace.cookie, namespace.path)
         enrol(self._table, namespace.index, namespace.cookie, namespace.name or "")
         self.suspended.add(namespace)
@@ -302,7 +287,7 @@ class Namespaces:
             return sum(map(number, self._namespaces.values()))
 
     def counts(self) -> Counter[str]:
-        """Sums over all that ever joined: changes, resyncs, refused, reattached."""
+        """Sums over all that ever joined: changes, resyncs, refused, reattached, late."""
         with self._lock:
             return sum((namespace.counts() for namespace in self._namespaces.values()), Counter(self._past))
 

@@ -5,13 +5,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 from twctl.classes import Class
 from twctl.config.config import Config
 from twctl.config.keys import Mode
 from twctl.daemon.discovery import Discovery
 from twctl.daemon.namespaces import Namespace
+from twctl.modes.filters import Ours
 from twctl.modes.guard import remove as remove_guard
 from twctl.modes.reconcile import Drift, Reconciler
 from twctl.table.counters import TICK
@@ -117,22 +117,25 @@ class Guarding:
 
 
 class Leaving:
-    """Take away the guard that an earlier mode left, once the last vestige that only the guard knows has expired.
+    """Take away the guard that an earlier mode or table left, once the last vestige that only it knows has expired.
 
-    seconds: from the start until then.
+    Made before other lives are set: until then the table has those of the guard's vestiges. seconds: from the start
+    until then; over: whether it is done.
     """
 
-    def __init__(self, table: Table, folder: Path) -> None:
-        self._table, self._folder = table, folder
+    def __init__(self, table: Table, ours: Ours) -> None:
+        self._table, self._ours = table, ours
         self.seconds: float = max(table.lives) / 1e9 + TICK
         self._end: float = time.monotonic() + self.seconds
+        self.over = False
 
     def run(self) -> float:
         """Wait, then take it away for good."""
         if (wait := self._end - time.monotonic()) > 0:
             return wait
-        for line in remove_guard(self._table.enrolments(), self._folder):
+        for line in remove_guard(self._ours):
             log.warning("%s", line)
-        log.info("the guard of mode vestigial is gone: all its sessions are over")
+        log.info("the earlier guard is gone: all its sessions are over")
         self._table.guard = 0
+        self.over = True
         return math.inf

@@ -17,6 +17,7 @@ from twctl.daemon.suspending import Suspending
 from twctl.daemon.unseen import CountingUnseen, is_counted
 from twctl.daemon.upkeep import Guarding, Leaving, Reconciling
 from twctl.linux.pressure import Pressure
+from twctl.modes.guard import ours_at
 from twctl.modes.port_pressure import PortPressure
 from twctl.modes.reconcile import Reconciler
 from twctl.modes.times import limits_of
@@ -86,8 +87,8 @@ def start_work(table: Table, namespaces: Namespaces, config: Config, undo: conte
 
     :raises TwctlError: if a namespace that has to join cannot.
     """
-    truncates, limits = config.mode is Mode.TRUNCATE, limits_of(config)
-    leaving = Leaving(table, namespaces.folder) if table.guard and config.mode is not Mode.VESTIGIAL else None
+    truncates, limits, ours = config.mode is Mode.TRUNCATE, limits_of(config), ours_at(namespaces.folder.parent)
+    leaving = Leaving(table, ours) if table.guard and config.mode is not Mode.VESTIGIAL else None
     reaper = Reaper(table, namespaces.diags, Reason.TRUNCATED, namespaces.fin_timeout)
     reconciling = Reconciling(
         table,

@@ -4,17 +4,17 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 
-from prometheus_client.core import HistogramMetricFamily, InfoMetricFamily
+from prometheus_client.core import InfoMetricFamily
 
 from twctl import __version__
 from twctl.config.config import Config
-from twctl.daemon.families import Metric, counter, gauge, single
+from twctl.daemon.families import Metric, counter, gauge, histogram, single
 from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.work import Work
 from twctl.linux.procfs import socket_bytes
 from twctl.modes.obstacles import KINDS
 from twctl.modes.times import time_wait_in_force
-from twctl.modes.truncate import LATENESS_EDGES, Reaper
+from twctl.modes.truncate import Reaper
 from twctl.table.maps import MODES, Table
 
 # What became of a network namespace to work in; refused: something stands in the way.
@@ -28,6 +28,10 @@ def namespace_metrics(namespaces: Namespaces, states: Mapping[str, int]) -> Iter
     yield gauge("twctl_guard_devices", "Devices that have the guard.", single(namespaces.guarded_devices()))
     text = "Filters of the guard that somebody took away and that were put back."
     yield counter("twctl_guard_reattached", text, single(counts["reattached"]))
+    text = "Seconds from the appearance of a device to its guard."
+    yield histogram("twctl_guard_delay_seconds", text, single(namespaces.guard_delays))
+    text = "Devices that had carried a packet before they had the guard."
+    yield counter("twctl_guard_late_devices", text, single(counts["late"]))
     text = "Whether a sysctl that twctl set still is as it was set, in all namespaces."
     sysctls = [((name,), int(kept)) for name, kept in namespaces.sysctls_kept().items()]
     yield gauge("twctl_sysctl_as_set", text, sysctls, "sysctl")
@@ -62,12 +66,8 @@ def task_metrics(work: Work) -> Iterator[Metric]:
 
 def _lateness(reaper: Reaper) -> Metric:
     text = "Seconds from the end of the class's time to the destruction of the socket, in mode truncate."
-    metric = HistogramMetricFamily("twctl_truncate_lateness_seconds", text, labels=["class"])
-    edges = [*(str(edge) for edge in LATENESS_EDGES), "+Inf"]
-    for class_, late in reaper.lateness.items():
-        buckets = [(edge, sum(late.buckets[: i + 1])) for i, edge in enumerate(edges)]
-        metric.add_metric([class_.label], buckets, late.seconds)
-    return metric
+    rows = [((class_.label,), late) for class_, late in reaper.lateness.items()]
+    return histogram("twctl_truncate_lateness_seconds", text, rows, "class")
 
 
 def mode_metrics(config: Config, table: Table) -> Iterator[Metric]:

@@ -44,6 +44,16 @@ def find_device(requests: IPRoute, number: int) -> Device | None:
         raise
 
 
+def packets(requests: IPRoute, number: int) -> int:
+    """How many packets an interface has received and sent in its life; 0 where there is none (any more)."""
+    try:
+        with refusals():
+            found = requests.link("get", index=number)[0].get_attr("IFLA_STATS64")
+    except OSError:
+        return 0
+    return int(found["rx_packets"] + found["tx_packets"]) if found else 0
+
+
 def _device(message: nlmsg) -> Device:
     info, xdp = message.get_attr("IFLA_LINKINFO"), message.get_attr("IFLA_XDP")
     return Device(

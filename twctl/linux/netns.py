@@ -1,18 +1,20 @@
 """Network namespaces: do something inside one, what one is known by, and which ones have a name.
 
 A name is a file on which a namespace is mounted. It keeps the namespace, and so does every socket and file that was
-opened inside: who opens some has to close them when the name goes. Namespaces without a name could only be found among
-the processes of the host (/proc/PID/ns/net), and would ask for the right to look at them all.
+opened inside: who opens some has to close them when the name goes. Namespaces without a name can only be found among
+the processes of the host (/proc/PID/ns/net), by who has the right to look at them all.
 """
 
+import contextlib
 import ctypes
 import fcntl
+import itertools
 import os
 import select
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -157,6 +159,26 @@ def present() -> dict[str, int]:
             if name.isprintable():
                 found.setdefault(inode(name), name)
     return {name: number for number, name in found.items() if name}
+
+
+def reachable() -> Iterator[str | None]:
+    """A path to every namespace that this process may be able to enter: those with a name, and those of all processes.
+
+    Its own comes first, as None. A path leads there until the next one is asked for. Those of processes that may not be
+    looked at, or that are on another process ID namespace's side, are not found.
+    """
+    names = (file for folder in FOLDERS if folder.is_dir() for file in sorted(folder.iterdir()))
+    own = OWN.stat()
+    seen, device = {own.st_ino}, own.st_dev
+    yield None
+    for file in itertools.chain(names, Path("/proc").glob("[0-9]*/ns/net")):
+        with contextlib.ExitStack() as opened_one, contextlib.suppress(OSError):  # just gone, or not to be looked at
+            handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+            opened_one.callback(os.close, handle)
+            status = os.fstat(handle)
+            if status.st_dev == device and status.st_ino not in seen:
+                seen.add(status.st_ino)
+                yield f"/proc/self/fd/{handle}"
 
 
 class Mounts:

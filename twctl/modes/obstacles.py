@@ -13,7 +13,7 @@ from twctl.linux.devices import devices
 from twctl.linux.netlink import RouteNetlink, complete
 from twctl.linux.netns import inside
 from twctl.linux.tc import INGRESS, filters
-from twctl.modes.guard import NAMES, PRIORITY
+from twctl.modes.filters import PRIORITY, owner
 
 BPF_TCX_INGRESS = 46  # linux/bpf.h
 XFRM_MSG_GETPOLICY = 0x15  # linux/xfrm.h
@@ -53,7 +53,7 @@ def _programs(netns: str | None) -> Iterator[Obstacle]:
             if device in tcx:
                 yield Obstacle("tcx", f"a TCX program on {device.name} runs before the guard")
             for each in filters(requests, device.number):
-                if each.parent == INGRESS and each.priority <= PRIORITY and each.name not in NAMES.values():
+                if each.parent == INGRESS and each.priority <= PRIORITY and owner(each) is None:
                     text = f"another TC filter on {device.name} runs before the guard (pref {each.priority})"
                     yield Obstacle("tc", text)
 

@@ -17,6 +17,7 @@ from twctl.classes import Class
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sockdiag_messages import TIMER_TIME_WAIT, Answer, destroy_request, read_answer
 from twctl.linux.tcp import KERNEL_TIME_WAIT, TCP_FIN_WAIT2, TCP_LISTEN
+from twctl.modes.histogram import Histogram
 from twctl.table.counters import TICK, Reason
 from twctl.table.maps import Table
 from twctl.table.shared import STRUCTS
@@ -66,19 +67,6 @@ class Walked(NamedTuple):
     dues: list[Due]
 
 
-@dataclasses.dataclass
-class Lateness:
-    """How long after they were due a class's sockets were destroyed: counts by LATENESS_EDGES, and the sum (s)."""
-
-    buckets: list[int] = dataclasses.field(default_factory=lambda: [0] * (len(LATENESS_EDGES) + 1))
-    seconds: float = 0.0
-
-    def add(self, late: float) -> None:
-        """Count one."""
-        self.buckets[sum(late > edge for edge in LATENESS_EDGES)] += 1
-        self.seconds += late
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
     """Seconds that a class's sessions may stay in TIME_WAIT and FIN_WAIT2 (inf: as long as the kernel lets them)."""
@@ -116,7 +104,7 @@ class Reaper:
         self._tails: dict[tuple[Class, str], int] = {}
         # What was not due when the walk passed it: when to look again (monotonic), and at which entry. Heaps.
         self._waiting: dict[Class, list[tuple[float, str, int]]] = {class_: [] for class_ in Class}
-        self.lateness = {class_: Lateness() for class_ in Class}
+        self.lateness = {class_: Histogram(LATENESS_EDGES) for class_ in Class}
         self.errors = self.passed_over = 0
 
     def reap(self, class_: Class, limits: Limits, most: int, *, in_order: bool = True) -> tuple[int, float]:

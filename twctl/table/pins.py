@@ -12,6 +12,7 @@ from twctl.errors import TwctlError
 from twctl.table import loader
 
 BPFFS = Path("/sys/fs/bpf")
+PATH_BYTES = 80  # it becomes part of names that may have 255, in one of them three for each
 MOUNTED_BY_US = "twctl"  # the source name of a bpffs that we mounted
 # `locked` holds the lock for some microseconds; `twctl top` asks each second, and must keep no daemon from starting.
 LOCK_TRIES, LOCK_PAUSE = 20, 0.01  # s
@@ -34,6 +35,8 @@ class Pins:
 
         :raises TwctlError: if another daemon holds the lock, or there can be no such folder here.
         """
+        if len(os.fsencode(self.root)) > PATH_BYTES:
+            raise TwctlError(f"{self.root} is too long", f"the path of pins may have {PATH_BYTES} bytes")
         if not self.on_bpffs():
             _mount_bpffs(self.root.parent)
         self.lock()

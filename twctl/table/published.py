@@ -1,8 +1,10 @@
 """What the running daemon tells the commands of its configuration, in a pinned map that only user space uses."""
 
+import contextlib
 import json
 import struct
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from twctl.errors import TwctlError
@@ -33,6 +35,17 @@ def publish(table: Table, settings: Mapping[str, object]) -> None:
     memory[_BEGIN : _BEGIN + len(text)] = text
     _NUMBER.pack_into(memory, _LENGTH, len(text))
     _NUMBER.pack_into(memory, _SEQUENCE, writing + 1)
+
+
+def known_as(pins: Path) -> set[str]:
+    """Names of the folder of the pins: its path here and, where that is another one, the path that a daemon had for it.
+
+    In a container it is another than on the host. Filters and journals are named after it.
+    """
+    with contextlib.suppress(TwctlError, OSError, ValueError, KeyError, IndexError):
+        if told := published(Table(pins / "current")):
+            return {str(pins), str(told["pins"][0])}
+    return {str(pins)}
 
 
 def published(table: Table) -> dict[str, Any] | None:
