@@ -100,7 +100,8 @@ _PORTS = range(65536)
 _CAPACITIES = range(256, 4_194_304 + 1)  # the index word holds a 24-bit slot
 _PATH = Key(None, absolute_path, "an absolute path")
 _CAPACITY = Key(None, _sessions, "a whole number of sessions from 256 to 4194304", shared=True)
-_TIME_WAIT = Key(None, number((sys.float_info.min, 1000)), "seconds above 0, up to 1000")
+LONGEST_LIFE = 1000  # s
+_TIME_WAIT = Key(None, number((sys.float_info.min, LONGEST_LIFE)), f"seconds above 0, up to {LONGEST_LIFE}")
 _PREFIXES = Key(None, list_of(_prefix), "a list of prefixes such as 10.0.0.0/8 or fd00::/8")
 # Shorter than 0.1 s would read routes all the time; longer than a day means never.
 _INTERVAL = Key(15.0, number((0, 0), (0.1, 86400)), "0 (never) or seconds from 0.1 to 86400")

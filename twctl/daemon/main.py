@@ -1,6 +1,7 @@
 """The daemon of `twctl run`: `run` is the boot order, from top to bottom; the loop is what happens afterwards."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -16,16 +17,17 @@ from twctl.daemon.loop import Heartbeat, Task, loop, signals
 from twctl.daemon.metrics import registry_of
 from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.server import Listener, Server
-from twctl.daemon.start import SysctlsRestored, load_guard, restore_after_crash, take_over_or_load
+from twctl.daemon.start import Sysctls, load_guard, put_back, take_over_or_load
+from twctl.daemon.upkeep import Leaving
 from twctl.daemon.work import start_work
 from twctl.errors import TwctlError
 from twctl.linux import capabilities
-from twctl.linux.sysctl import journal_of
 from twctl.linux.systemd import Notifier, Reporting
 from twctl.modes import feasible
 from twctl.modes.guard import ours_at
 from twctl.table.pins import Pins
 from twctl.table.published import publish
+from twctl.table.sources import EARLIER_GUARD
 
 log = logging.getLogger("twctl")
 
@@ -46,32 +48,44 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         pins = Pins(config.pins)
         pins.open()
         undo.callback(pins.unlock)
-        # From here on whatever fails puts back what an earlier start changed that crashed.
-        journal = journal_of(config.pins)
-        sysctls = undo.enter_context(SysctlsRestored(journal))
+        sysctls = undo.enter_context(Sysctls(config.pins))
         listener = Listener(config.listen, config.tls)
         undo.callback(listener.close)
         rights.refuse(config)
         feasible.refuse(config)
-        table = take_over_or_load(pins, config, journal)
+        ours = ours_at(pins.root)
+        table = take_over_or_load(pins, config, ours, sysctls.put_back)
+        if waits := config.mode is Mode.VESTIGIAL and table.guard == EARLIER_GUARD:
+            config = dataclasses.replace(config, mode=Mode.OBSERVE)
+        sysctls.leave_only(config)
         if config.mode is Mode.VESTIGIAL:
             load_guard(table, pins.current)
-        table.set_lives(config.time_wait, config.fin_wait2)
-        namespaces = Namespaces(table, pins.current, config, journal, ours_at(pins.root))
+        leaving = Leaving(table, ours) if table.guard and config.mode is not Mode.VESTIGIAL else None
+        if not waits:
+            table.set_lives(config.time_wait, config.fin_wait2)
+        namespaces = Namespaces(table, pins.current, config, sysctls.journal, ours)
         undo.callback(namespaces.close)
-        work = start_work(table, namespaces, config, undo)
         publish(table, effective.published())
+        work = start_work(table, namespaces, config, leaving, undo)
         rights.give_up(config, pins)
         capabilities.lower(pins.current / "maps" / "meta")
         heartbeat = Heartbeat()
         server = Server(listener, registry_of(table, work, config, listener.ended), heartbeat.healthy)
         undo.callback(server.close)
         doing = f"{_DOING[config.mode]} with the {table.probe} probe, metrics on port {listener.port}"
+        if leaving:
+            doing += f", an earlier guard for {leaving.seconds:.0f} s" + ", then guarding" * waits
         log.info("%s", doing)
         notifier.ready(doing)
         tasks: list[Task] = [heartbeat, *work.tasks()]
         tasks += [Reporting(notifier)] if notifier.watchdog else []
-        following = loop(asked, list(work.sources()), tasks, lambda: _reread_and_tell(reread, notifier, doing))
+        following = loop(
+            asked,
+            list(work.sources()),
+            tasks,
+            lambda: _reread_and_tell(reread, notifier, doing),
+            lambda: effective if waits and leaving and leaving.over else None,
+        )
         if following:
             sysctls.hand_over()
             return following
@@ -89,30 +103,32 @@ def _reread_and_tell(reread: Callable[[], Effective | None], notifier: Notifier,
     return following
 
 
-def _reread(file: Path | None, options: dict[str, object]) -> Effective | None:
-    """Read the configuration again; None, and one line, if it is bad."""
+def read_again(file: Path | None, options: dict[str, object], pins: Path) -> Effective | None:
+    """Read the configuration again; None, and one line, if it is bad or has other pins: no start has these."""
     try:
         found = load(file, options)
         rights.refuse(found.config)
     except TwctlError as error:
         log.error("the configuration stays as it was: %s", error)  # noqa: TRY400 - one line, no traceback
         return None
+    if found.config.pins != pins:
+        log.error("the configuration stays as it was: pins is %s until twctl is started anew", pins)
+        return None
     return found
 
 
-def _run_to_the_end(file: Path | None, options: dict[str, object], notifier: Notifier) -> Path | None:
-    """Run with one configuration after the other; returns the pins of the last one.
+def _run_to_the_end(file: Path | None, options: dict[str, object], notifier: Notifier) -> Path:
+    """Run with one configuration after the other; returns their pins.
 
-    :raises TwctlError: if one cannot run; then the sysctls that it was handed over, or that a crash left, are put back.
+    :raises TwctlError: if one cannot run; then the sysctls are put back, also those that an earlier daemon left.
     """
-    pins: Path | None = None
     try:
-        effective: Effective | None = load(file, options)
+        effective: Effective | None = (first := load(file, options))
+        pins = first.config.pins
         while effective:
-            following = run(effective, lambda: _reread(file, options), notifier)
-            pins, effective = effective.config.pins, following
+            effective = run(effective, lambda: read_again(file, options, pins), notifier)
     except TwctlError:
-        restore_after_crash(pins or pins_of(file, options))
+        put_back(pins_of(file, options))
         raise
     return pins
 
@@ -137,7 +153,7 @@ def main() -> int:
         notifier.status(str(error))
         log.error("%s", error)  # noqa: TRY400 - one line, no traceback
         return error.status
-    if request.get("release") and pins:
+    if request.get("release"):
         options = ["--pins", str(pins)] + (["--config", str(file)] if file else [])
         command = [sys.executable, "-m", "twctl", "release", *options]
         os.execv(sys.executable, command)  # noqa: S606 - our own interpreter

@@ -1,8 +1,8 @@
-"""What a start finds: a pinned table to take over or to replace, and sysctls to put back at the end."""
+"""What a start finds: a pinned table to take over or to replace, a guard that is still needed, sysctls to put back."""
 
 import contextlib
 import logging
-import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -10,36 +10,44 @@ from typing import Self
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.config.config import Config
+from twctl.config.keys import LONGEST_LIFE
 from twctl.errors import TwctlError
 from twctl.linux.sysctl import Journal, journal_of
+from twctl.modes import guard
+from twctl.modes.filters import Ours
+from twctl.modes.sysctls import sysctls_of
 from twctl.table import loader
 from twctl.table.layout import Layout
 from twctl.table.maps import Table
 from twctl.table.pins import Pins
+from twctl.table.published import known_as
 from twctl.table.sources import guard_identity, table_identity
 
 log = logging.getLogger("twctl")
 
 
-def take_over_or_load(pins: Pins, config: Config, journal: Journal) -> Table:
+def take_over_or_load(pins: Pins, config: Config, ours: Ours, put_sysctls_back: Callable[[], None]) -> Table:
     """The pinned table, if it is what would be loaded; else a new one in its place.
 
-    Before a probe goes the sysctls are put back: no namespace is ever without TIME_WAIT sockets and without a probe.
+    A guard that works on the old one goes on doing so (Table.guard says that there is one), but nothing new comes to
+    it: the kernel has to keep TIME_WAIT sockets itself before the old probe goes. ours: how its filters are told.
 
-    :raises TwctlError: if this kernel does not take the probes.
+    :raises TwctlError: if this kernel does not take the probes; then what is pinned is what was.
     """
     layout = Layout({family: getattr(config.capacity, family) for family in FAMILIES})
+    lives = [int(times[class_] * 1e9) for times in (config.time_wait, config.fin_wait2) for class_ in Class]
     if (pins.current / "maps").is_dir():
         with contextlib.suppress(TwctlError, OSError):
             table = Table(pins.current, writable=True)
             if table.identity == table_identity(layout, config.probe):
                 log.info("took over the pinned table at %s: same layout", pins.current)
                 return table
+            lives = [*map(max, lives, table.lives)]
         log.info("replacing the pinned table at %s: other layout, capacity or probe", pins.current)
-        restore_sysctls(journal)
-        _say_what_is_forgotten(pins.current)
+    put_sysctls_back()
     sizes = {family: {class_.label: layout.capacity[family][class_] for class_ in Class} for family in FAMILIES}
-    loaded = pins.load(loader.Request(str(pins.root / "next"), sizes, config.probe))
+    earlier = [min(each, LONGEST_LIFE * 10**9) for each in lives] if guard.is_left(ours) else []
+    loaded = pins.load(loader.Request(str(pins.root / "next"), sizes, config.probe, earlier))
     if loaded.refused:
         log.info("fentry is not available: %s", loaded.refused)
     return Table(pins.current, writable=True)
@@ -51,44 +59,56 @@ def load_guard(table: Table, folder: Path) -> None:
         loader.load_guard(folder)
 
 
-def _say_what_is_forgotten(folder: Path) -> None:
-    """The kernel's list tells of the sessions that have sockets; those that only the guard knew are lost."""
-    with contextlib.suppress(TwctlError, OSError):
-        table = Table(folder)
-        if table.guard and (lost := sum(table.living(time.monotonic_ns()).values())):
-            log.warning("%d sessions that only the guard knew are forgotten", lost)
+def put_back(root: Path) -> None:
+    """Put back what the last daemon that used these pins has changed, unless one runs.
 
-
-def restore_sysctls(journal: Journal) -> None:
-    """Put back what the journal has; log what somebody else has changed meanwhile."""
-    for line in journal.restore():
-        log.warning("%s", line)
-
-
-def restore_after_crash(root: Path) -> None:
-    """Put back what a daemon of these pins left that crashed; not where one runs."""
+    For a start that is refused: a crash before it must not leave a host without TIME_WAIT sockets for good.
+    """
     pins = Pins(root)
-    with contextlib.suppress(TwctlError, OSError):  # nothing was ever pinned there, or a daemon has the lock
-        pins.lock()
-        restore_sysctls(journal_of(root))
-        pins.unlock()
+    with contextlib.suppress(TwctlError):  # another has the lock
+        if pins.on_bpffs():
+            pins.lock()
+        Sysctls(root).put_back()
+    pins.unlock()
 
 
-class SysctlsRestored:
-    """Puts the sysctls back when its block ends, however it ends, unless they were handed over to the next start."""
+class Sysctls:
+    """Puts the sysctls back when its block ends, however it ends, unless they were handed over to the next start.
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal, self._handed_over = journal, False
+    journal: what is to be put back. There may be one more by another name of the pins' folder: its daemon is gone.
+    """
+
+    def __init__(self, pins: Path) -> None:
+        self.journal = journal_of(pins)
+        self._others = [journal_of(Path(each)) for each in known_as(pins) - {str(pins)}]
+        self._handed_over = False
 
     def hand_over(self) -> None:
         """Leave them to the configuration that follows: its start sees to them."""
         self._handed_over = True
 
+    def put_back(self) -> None:
+        """Put them back now; log what somebody else has changed meanwhile."""
+        for journal in (self.journal, *self._others):
+            _restore(journal)
+
+    def leave_only(self, config: Config) -> None:
+        """Put back what this configuration does not set, before anything else is done that it wants otherwise."""
+        for line in self.journal.keep(sysctls_of(config, orphans_stay=True)):
+            log.warning("%s", line)
+
     def __enter__(self) -> Self:
+        for journal in self._others:
+            _restore(journal)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self._handed_over:
-            restore_sysctls(self._journal)
+            self.put_back()
+
+
+def _restore(journal: Journal) -> None:
+    for line in journal.restore():
+        log.warning("%s", line)

@@ -17,7 +17,6 @@ from twctl.daemon.suspending import Suspending
 from twctl.daemon.unseen import CountingUnseen, is_counted
 from twctl.daemon.upkeep import Guarding, Leaving, Reconciling
 from twctl.linux.pressure import Pressure
-from twctl.modes.guard import ours_at
 from twctl.modes.port_pressure import PortPressure
 from twctl.modes.reconcile import Reconciler
 from twctl.modes.times import limits_of
@@ -82,13 +81,16 @@ class Work:
         return self.reaper.errors + (self.port_pressure.refused if self.port_pressure else 0)
 
 
-def start_work(table: Table, namespaces: Namespaces, config: Config, undo: contextlib.ExitStack) -> Work:
+def start_work(
+    table: Table, namespaces: Namespaces, config: Config, leaving: Leaving | None, undo: contextlib.ExitStack
+) -> Work:
     """Have the namespaces join, take over what the kernel has, and make the tasks of the mode.
+
+    leaving: takes away a guard that this mode does not want.
 
     :raises TwctlError: if a namespace that has to join cannot.
     """
-    truncates, limits, ours = config.mode is Mode.TRUNCATE, limits_of(config), ours_at(namespaces.folder.parent)
-    leaving = Leaving(table, ours) if table.guard and config.mode is not Mode.VESTIGIAL else None
+    truncates, limits = config.mode is Mode.TRUNCATE, limits_of(config)
     reaper = Reaper(table, namespaces.diags, Reason.TRUNCATED, namespaces.fin_timeout)
     reconciling = Reconciling(
         table,

@@ -29,6 +29,7 @@ from twctl.table.maps import META, PROBES, RING, Table
 from twctl.table.records import TICK_SHIFT
 from twctl.table.sources import (
     CLOCK_MONOTONIC_COARSE,
+    EARLIER_GUARD,
     compile_flags,
     guard_identity,
     table_identity,
@@ -40,11 +41,16 @@ NEEDED = (Capability.DAC_READ_SEARCH, Capability.NET_ADMIN, Capability.PERFMON, 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """What to load, and the empty folder under bpffs to pin it in."""
+    """What to load, and the empty folder under bpffs to pin it in.
+
+    probe: auto, fentry or tracepoint. earlier: where the guard of an earlier table still stands, how long its vestiges
+    live (ns), as Table.lives; else empty.
+    """
 
     pins: str
     capacity: dict[str, dict[str, int]]
-    probe: str  # auto, fentry or tracepoint
+    probe: str
+    earlier: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def layout(self) -> Layout:
@@ -130,14 +136,18 @@ def _prepare(maps: dict[str, int], request: Request, probe: str, seed: int) -> N
         value = RING.pack(0, ring.base, ring.capacity, ring.block_shift, *(0 for _ in range(BLOCKS)))
         libbpf.map_update(maps["rings"], struct.pack("=I", i), value)
     meta, now_ns = bytearray(META.size), time.monotonic_ns()
-    for name, number in {
+    numbers = {
         "identity": table_identity(layout, request.probe),
         "loaded": now_ns,
         "seed": seed,
         "probe": PROBES.index(probe),
         "swept": now_ns >> TICK_SHIFT,
-    }.items():
+        "guard": EARLIER_GUARD if request.earlier else 0,
+    }
+    for name, number in numbers.items():
         struct.pack_into(f"={META.fields[name].format}", meta, META.fields[name].offset, number)
+    for name, lives in (("time_wait", request.earlier[: len(Class)]), ("fin_wait2", request.earlier[len(Class) :])):
+        struct.pack_into(f"={len(lives)}Q", meta, META.fields[name].offset, *lives)
     libbpf.map_update(maps["meta"], bytes(4), bytes(meta))
 
 

@@ -15,6 +15,7 @@ from twctl.table.layout import LINE_BYTES, NAMESPACES, RECORD_BYTES, START_BYTES
 from twctl.table.pinned import Pinned
 from twctl.table.records import STARTS, STEP, TICK_SHIFT, Batch, Records, Vestige
 from twctl.table.shared import CONSTANTS, HEADER, STRUCTS
+from twctl.table.sources import EARLIER_GUARD
 
 MODES = HEADER.labels("mode", "MODE_")
 PROBES = HEADER.labels("seen_by", "SEEN_BY_")
@@ -54,7 +55,7 @@ class Table(Pinned):
 
     @property
     def guard(self) -> int:
-        """Identity of the guard that is loaded; 0: none."""
+        """Identity of the guard that is loaded; 0: none; EARLIER_GUARD: none, and that of an earlier table stands."""
         return self._get_meta("guard")
 
     @guard.setter
@@ -114,7 +115,7 @@ class Table(Pinned):
 
     def actions(self) -> dict[str, int]:
         """What the guard did to how many segments; all 0 where none was ever loaded."""
-        if not self.guard:
+        if self.guard in {0, EARLIER_GUARD}:
             return dict.fromkeys(ACTIONS, 0)
         memory = self.map("actions", len(ACTIONS) * 8 * possible_cpus())
         return actions(memoryview(memory).cast("Q"), possible_cpus())

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from twctl.table.layout import Layout
 from twctl.table.shared import GIVEN, bpf_folder
 
+# In place of the identity of a guard: none is loaded, but that of an earlier table stands on some device.
+EARLIER_GUARD = 2
 CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 
 
@@ -54,7 +56,7 @@ def table_identity(layout: Layout, probe: str) -> int:
 
 
 def guard_identity() -> int:
-    """64 bits, not 0, that differ where a loaded guard is another one than ours."""
+    """64 bits, odd, that differ where a loaded guard is another one than ours."""
     return _identity(source("guard.c")) | 1
 
 
