@@ -15,10 +15,10 @@ import pytest
 from tests.load.clock import Batch, Machine, machine
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.commands.status import freed
 from twctl.linux.procfs import SocketBytes
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sockdiag_messages import NLMSG_ERROR
+from twctl.modes.dry_run import freed
 from twctl.modes.reconcile import Reconciler
 from twctl.modes.truncate import Limits, Reaper, drain
 from twctl.table.counters import DROPPED, TICK, Reason

@@ -6,54 +6,18 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from twctl.addresses import FAMILIES, Address
+from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands.in_force import InForce
 from twctl.errors import TwctlError
-from twctl.linux.procfs import SocketBytes, Sockstat, ephemeral_ports, socket_bytes
+from twctl.linux.procfs import Sockstat, ephemeral_ports, socket_bytes
 from twctl.linux.sysctl import journal_of
-from twctl.linux.tcp import KERNEL_TIME_WAIT
+from twctl.modes.dry_run import freed
 from twctl.table.counters import CLOSES, DROPPED, Reason
 from twctl.table.layout import RECORD_BYTES
 from twctl.table.maps import Table
-from twctl.table.records import Vestige
 from twctl.table.sums import Sums
 from twctl.table.tallies import TALLIES_BYTES
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Freed:
-    """Sessions, ephemeral ports and bytes of kernel memory that a mode would have freed by now."""
-
-    sessions: int
-    ports: int
-    bytes: int
-
-
-def freed(
-    vestiges: Iterable[Vestige], time_wait: Mapping[Class, float], ports: range, size: SocketBytes
-) -> dict[str, Freed]:
-    """Dry run of the other modes over the live sessions.
-
-    `truncate` frees a session once it is older than its class's time_wait (s). `vestigial` frees every session's
-    socket and keeps its record. An ephemeral port counts as freed if no session that
-    stays holds it on the same address.
-    """
-    old: set[tuple[Address, int]] = set()
-    stay: set[tuple[Address, int]] = set()
-    sessions = truncated = records = 0
-    for vestige in vestiges:
-        sessions += 1
-        records += RECORD_BYTES[vestige.family]
-        due = vestige.age >= min(time_wait[vestige.class_], KERNEL_TIME_WAIT)
-        truncated += due
-        if vestige.local_port in ports:
-            (old if due else stay).add((vestige.local, vestige.local_port))
-    every = old | stay
-    return {
-        "truncate": Freed(truncated, len(old - stay), truncated * size.mini + len(old - stay) * size.port),
-        "vestigial": Freed(sessions, len(every), sessions * size.mini + len(every) * size.port - records),
-    }
 
 
 def status(table: Table, found: InForce) -> dict[str, Any]:
