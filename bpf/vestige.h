@@ -244,6 +244,13 @@ struct tallies {
 	struct place place[LINE_WORDS];
 };
 
+/* When connections toward the remote endpoint of a place found no free port, CLOCK_MONOTONIC ns: for the last time, and since when
+ * that has gone on without a pause of FAILURES_APART. A place that another party had meanwhile begins anew after such a pause. */
+#define FAILURES_APART 60000000000
+struct failure {
+	u64 since, last;
+};
+
 enum seen_by { SEEN_BY_TRACEPOINT, SEEN_BY_FENTRY };
 enum mode { MODE_OBSERVE, MODE_TRUNCATE, MODE_VESTIGIAL };
 

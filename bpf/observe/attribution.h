@@ -148,6 +148,21 @@ ALWAYS_INLINE bool is_active(const struct tallies *line, u64 at, u64 now)
 	return line->key[at] && now - line->place[at].last_entry <= HORIZON_TICKS;
 }
 
+TABLE(struct failure, failures, TALLY_LINES * LINE_WORDS);
+
+/* A connection toward the remote endpoint of a place found no port. */
+ALWAYS_INLINE void note_failure(u32 place)
+{
+	struct failure *f = failures.lookup(&place);
+	u64 now = bpf_ktime_get_ns();
+
+	if (!f)
+		return;
+	if (!f->last || now - f->last > FAILURES_APART)
+		f->since = now;
+	f->last = now;
+}
+
 /* Counts the party of a kind; returns its place + 1, or OWNER_OTHER. */
 ALWAYS_INLINE u32 tally(struct work *w, u32 kind, bool entry)
 {
@@ -171,6 +186,8 @@ ALWAYS_INLINE u32 tally(struct work *w, u32 kind, bool entry)
 		__sync_fetch_and_add(entry ? &line->entries[at] : &line->place[at].no_port, 1);
 		if (kind == BY_OWNER)
 			line->place[at].last_entry = w->now;
+		else if (kind == BY_REMOTE && !entry)
+			note_failure((number % TALLY_LINES) * LINE_WORDS + at);
 		return (number % TALLY_LINES) * LINE_WORDS + at + 1;
 	}
 	COUNT(w->worker, dropped[DROPPED_UNATTRIBUTED]);

@@ -30,6 +30,7 @@ from twctl.table.tallies import (
     Owner,
     Remote,
     Tally,
+    main_owners,
     places_of,
     ranking,
 )
@@ -216,3 +217,17 @@ def test_what_comes_while_it_is_read_is_nobody_elses(table: FakeTable) -> None:
     table.values["entered"][0] = 22
     table.meanwhile = lambda: table.values["entered"].__setitem__(0, 40)
     assert [Tally(Owner(4711, 0), 23, 0, 0, 0)] == ranked(table, By.OWNER)
+
+
+def test_the_main_owner_of_each_endpoint_and_port(table: FakeTable) -> None:
+    """By the sessions that are alive; whoever has none has no owner."""
+    table.put(By.OWNER, 0, owner(4711, 0), entered=2)
+    table.put(By.OWNER, 1, owner(4712, 0), entered=1)
+    web, other = Remote(ip_address("192.0.2.1"), 443, 0), Remote(ip_address("192.0.2.2"), 443, 0)
+    table.live([1, 2, 1], [record("192.0.2.1", 443, port) for port in (40000, 40001, 40002)])
+    table.live([2], [record("2001:db8::1", 443, 80)], "ipv6")
+    found = cast(Table, table)
+    assert {web: Owner(4711, 0)} == main_owners(found, By.REMOTE, [web, other])
+    six = Remote(ip_address("2001:db8::1"), 443, 0)
+    assert {six: Owner(4712, 0)} == main_owners(found, By.REMOTE, [six])
+    assert {LocalPort(80, 0): Owner(4712, 0)} == main_owners(found, By.LOCAL_PORT, [LocalPort(80, 0)])

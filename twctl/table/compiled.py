@@ -32,6 +32,7 @@ MAPS = (
         "dues_map",
         "tos",
         "tallies",
+        "failures",
     ),
 )
 

@@ -15,7 +15,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
-from twctl.addresses import FAMILIES, Address
+from twctl.addresses import FAMILIES, Address, is_ipv4
 from twctl.table.maps import Table
 from twctl.table.records import RECORDS, Batch
 from twctl.table.shared import CONSTANTS, STRUCTS
@@ -97,7 +97,7 @@ def ranking(table: Table, by: By, count: int) -> list[Tally]:
         living = _living_owners(table, places)
         sums |= {_OTHER_KEY: _rest(counters, sums), _UNKNOWN_KEY: (0, 0, 0)}
     else:
-        living = Counter(key for family in FAMILIES for key in _living(table, by, family))
+        living = Counter(key for family in FAMILIES for batch in _batches(table, family) for key in _keys(by, batch))
     keys = sums.keys() | {key for key, _ in living.most_common(count)}
     rows = [_tally(by, key, sums.get(key), living[key]) for key in keys]
     rows = [row for row in rows if row.sessions or row.entered or row.no_port]
@@ -106,7 +106,7 @@ def ranking(table: Table, by: By, count: int) -> list[Tally]:
 
 def _tally(by: By, key: bytes, sums: tuple[int, int, int] | None, sessions: int) -> Tally:
     entries, error, no_port = sums or (None, 0, 0)
-    return Tally(_party(by, key), entries, error, no_port, sessions)
+    return Tally(party_at(by, key), entries, error, no_port, sessions)
 
 
 def most_entered(table: Table, by: By, count: int) -> list[Tally]:
@@ -117,13 +117,25 @@ def most_entered(table: Table, by: By, count: int) -> list[Tally]:
     sums = _summed(places_of(_tallies(table), by))
     sure = {key: entries - error for key, (entries, error, _) in sums.items() if entries > error}
     first = heapq.nsmallest(count, sure, key=lambda key: (-sure[key], key))
-    return [Tally(_party(by, key), sure[key], 0, sums[key][2], 0) for key in first]
+    return [Tally(party_at(by, key), sure[key], 0, sums[key][2], 0) for key in first]
+
+
+def main_owners(table: Table, by: By, wanted: Iterable[Party]) -> dict[Party, Owner]:
+    """The owner of most of the live sessions of each of some remote endpoints or local ports that has any."""
+    asked = {key: party for party in wanted if (key := _key(party))}
+    counts: dict[bytes, Counter[int]] = {key: Counter() for key in asked}
+    for batch in itertools.chain(*(_batches(table, family) for family in FAMILIES)):
+        for key, number in zip(_keys(by, batch), batch.owners, strict=True):
+            if key in counts:
+                counts[key][number] += 1
+    known = owners(table)
+    return {asked[key]: known.get(max(found, key=found.__getitem__), OTHER) for key, found in counts.items() if found}
 
 
 def owners(table: Table) -> dict[int, Owner]:
     """Owners by the numbers that batches have. A number that is not there is `other`'s."""
     places = places_of(_tallies(table), By.OWNER)
-    found = {place: party for place, key, *_ in places if isinstance(party := _party(By.OWNER, key), Owner)}
+    found = {place: party for place, key, *_ in places if isinstance(party := party_at(By.OWNER, key), Owner)}
     return {OWNER_UNKNOWN: UNKNOWN} | found
 
 
@@ -172,15 +184,15 @@ def _key_of(by: By, party: bytes) -> bytes:
     return party[_ADDRESS] + party[_PARTY_PORT] + party[_PARTY_NETNS] + party[_SCOPE]
 
 
-def _living(table: Table, by: By, family: str) -> Iterator[bytes]:
+def _keys(by: By, batch: Batch) -> Iterator[bytes]:
     """The key of each live session's party, from its record."""
-    remote, remote_port, local_port, netns = (where[family] for where in (_REMOTE, _REMOTE_PORT, _LOCAL_PORT, _NETNS))
-    records = (raw for batch in _batches(table, family) for raw in batch.records)
+    where = (_REMOTE, _REMOTE_PORT, _LOCAL_PORT, _NETNS)
+    remote, remote_port, local_port, netns = (each[batch.family] for each in where)
     if by is By.LOCAL_PORT:
-        return (raw[local_port] + raw[netns] for raw in records)
-    if family == "ipv4":
-        return (raw[remote] + raw[remote_port] + raw[netns] for raw in records)
-    return (raw[remote] + raw[remote_port] + raw[netns] + _zone(raw) for raw in records)
+        return (raw[local_port] + raw[netns] for raw in batch.records)
+    if batch.family == "ipv4":
+        return (raw[remote] + raw[remote_port] + raw[netns] for raw in batch.records)
+    return (raw[remote] + raw[remote_port] + raw[netns] + _zone(raw) for raw in batch.records)
 
 
 def _zone(raw: bytes) -> bytes:
@@ -222,10 +234,11 @@ def _rest(counters: Mapping[str, tuple[int, ...]], sums: Mapping[bytes, tuple[in
 
 def party_of(by: By, raw: bytes) -> Party:
     """The party of a place, from its struct party."""
-    return _party(by, _key_of(by, raw))
+    return party_at(by, _key_of(by, raw))
 
 
-def _party(by: By, key: bytes) -> Party:
+def party_at(by: By, key: bytes) -> Party:
+    """The party that has a key."""
     if key in {_UNKNOWN_KEY, _OTHER_KEY}:
         return UNKNOWN if key == _UNKNOWN_KEY else OTHER
     if by is By.OWNER:
@@ -237,3 +250,16 @@ def _party(by: By, key: bytes) -> Party:
     address, port, netns, *scope = (_IPV6 if len(key) == _IPV6.size else _IPV4).unpack(key)
     zone = f"%{scope[0]}" if scope and scope[0] else ""
     return Remote(ipaddress.ip_address(f"{ipaddress.ip_address(address)}{zone}"), int.from_bytes(port, "big"), netns)
+
+
+def _key(party: Party) -> bytes:
+    """The key of a remote endpoint or a local port, as sessions have it; empty for others."""
+    if isinstance(party, LocalPort):
+        return _PORT.pack(party.port.to_bytes(2, "big"), party.netns)
+    if not isinstance(party, Remote):
+        return b""
+    end = party.address.packed, party.port.to_bytes(2, "big"), party.netns
+    if is_ipv4(party.address):
+        return _IPV4.pack(*end)
+    scope = party.address.scope_id if isinstance(party.address, ipaddress.IPv6Address) else None
+    return _IPV6.pack(*end, int(scope or 0))
