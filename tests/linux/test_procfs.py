@@ -64,3 +64,12 @@ def test_threads_read_side_by_side() -> None:
 
     with closing(ports), ThreadPoolExecutor(3) as threads:
         assert [True] * 3 == list(threads.map(lambda _: read(), range(3)))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"), reason="a namespace needs root")
+def test_without_timestamps_nothing_is_reused() -> None:
+    """Whatever tcp_tw_reuse says."""
+    with namespace({"net.ipv4.tcp_tw_reuse": 1}) as ns, closing(PortRange(ns.name)) as ports:
+        assert 1 == ports.reuse()[0]
+        ns.sysctl("net.ipv4.tcp_timestamps", 0)
+        assert 0 == ports.reuse()[0]

@@ -95,7 +95,13 @@ class PortRange:
     """One namespace's sysctls about ports, kept open: they show the namespace they were opened in."""
 
     def __init__(self, netns: str | None = None) -> None:
-        names = ("ip_local_port_range", "ip_local_reserved_ports", "tcp_tw_reuse", "tcp_tw_reuse_delay")
+        names = (
+            "ip_local_port_range",
+            "ip_local_reserved_ports",
+            "tcp_timestamps",
+            "tcp_tw_reuse",
+            "tcp_tw_reuse_delay",
+        )
         self._files = inside(netns, lambda: [_Open(file) for file in _existing(names)])
 
     def ports(self) -> int:
@@ -107,8 +113,9 @@ class PortRange:
         return parse_ports(self._read(0), self._read(1))
 
     def reuse(self) -> tuple[int, float]:
-        """tcp_tw_reuse, and tcp_tw_reuse_delay (s); before Linux 6.14 that is always 1 s."""
-        return int(self._read(2)), int(self._read(3)) / 1000 if len(self._files) > 3 else 1.0  # noqa: PLR2004
+        """tcp_tw_reuse, 0 where there are no timestamps, and tcp_tw_reuse_delay (s), before Linux 6.14 always 1 s."""
+        delay = int(self._read(4)) / 1000 if len(self._files) > 4 else 1.0  # noqa: PLR2004
+        return int(self._read(3)) if int(self._read(2)) else 0, delay
 
     def _read(self, number: int) -> str:
         return self._files[number].read()

@@ -26,6 +26,7 @@ from twctl.linux.sockdiag_messages import (
     numbered,
     offsets,
     read_answer,
+    read_cgroup,
     read_holders,
     sequence_of,
     toward_filter,
@@ -79,6 +80,23 @@ class SockDiag:
             if asked:
                 request = dump_request(family, CONNECTED_STATES, toward_filter(asked, local_ports))
                 yield from self._holders(request, buffer)
+
+    def on_ports(self, local_ports: Sequence[range], states: int = CONNECTED_STATES) -> Iterator[Holder]:
+        """Yield the sockets on some local ports in some states (a bit each), of both families.
+
+        :raises OSError: if the kernel refuses.
+        """
+        buffer = memoryview(bytearray(DUMP_BYTES + MESSAGE_BYTES))
+        for family in (socket.AF_INET, socket.AF_INET6):
+            yield from self._holders(dump_request(family, states, toward_filter([], local_ports)), buffer)
+
+    def cgroup(self, local: Endpoint, remote: Endpoint) -> int | None:
+        """Return the number of the cgroup that made the connection; None: not known.
+
+        :raises OSError: if the kernel does not answer.
+        """
+        scope = getattr(remote[0], "scope_id", None)
+        return read_cgroup(self.ask([exact_request(local, remote, int(scope or 0))])[0])
 
     def _holders(self, request: bytes, buffer: memoryview) -> Iterator[Holder]:
         for size in self._receive(request, buffer[:DUMP_BYTES]):

@@ -9,6 +9,7 @@ import ipaddress
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21  # linux/sock_diag.h
 NLM_F_REQUEST, NLM_F_DUMP = 1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 TIMER_TIME_WAIT = 3  # idiag_timer of a mini-socket (TIME_WAIT or FIN_WAIT2)
+CGROUP_ID = 21  # INET_DIAG_CGROUP_ID
 NO_COOKIE = b"\xff" * 8  # INET_DIAG_NOCOOKIE, twice
 MINI_STATES = 1 << TCP_FIN_WAIT2 | 1 << TCP_TIME_WAIT
 ALL_STATES = 0xFFFFFFFF
@@ -134,6 +136,19 @@ def read_answer(raw: bytes) -> Answer | None:
         return None
     message = Message._make(MESSAGE.unpack_from(raw, HEADER.size))
     return Answer(message.state, message.timer, message.expires / 1000, message.cookie)
+
+
+def read_cgroup(raw: bytes) -> int | None:
+    """Read from the same answer which cgroup made the socket, by its number; None: the kernel does not say."""
+    if HEADER.unpack_from(raw)[1] != SOCK_DIAG_BY_FAMILY:
+        return None
+    start, end = MESSAGE_BYTES, HEADER.unpack_from(raw)[0]
+    while start + ATTRIBUTE.size <= end:
+        length, kind = ATTRIBUTE.unpack_from(raw, start)
+        if kind == CGROUP_ID:
+            return int.from_bytes(raw[start + ATTRIBUTE.size : start + length], sys.byteorder)
+        start += max(ATTRIBUTE.size, length + 3 & ~3)
+    return None
 
 
 def error_of(raw: bytes | memoryview) -> OSError | None:
