@@ -18,9 +18,9 @@ from twctl.config.template import template
 
 INTRODUCTION = """\
 twctl shows what TCP TIME_WAIT does on a Linux host. On request it ends TIME_WAIT after a time that depends on how near
-the peer is, or keeps a small record in place of the socket. Nouns (status, table, top, blame, classify, check, config)
-read and change nothing; they work without the daemon, as long as the table is pinned. Verbs (run, drain, release)
-change something.
+the peer is, or keeps a small record in place of the socket. Nouns (status, table, top, blame, advise, classify, check,
+config) read and change nothing; they work without the daemon, as long as the table is pinned. Verbs (run, drain,
+release) change something.
 """
 FILES = {
     "/etc/twctl.toml": "the configuration; CONFIGURATION has every key with its default",

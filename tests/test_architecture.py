@@ -15,6 +15,7 @@ FLOORS = (
     {"routes", "config"},
     {"table"},
     {"modes"},
+    {"advise"},
     {"daemon"},
     {"commands"},
     {"__main__"},

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from twctl import __version__
 from twctl.commands.cli import app, main
 
-NOUNS = ("status", "table", "top", "blame", "classify", "check", "config")
+NOUNS = ("status", "table", "top", "blame", "advise", "classify", "check", "config")
 VERBS = ("run", "drain", "release")
 
 

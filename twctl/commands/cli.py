@@ -1,4 +1,4 @@
-"""The command line. Nouns read (status, table, top, blame, classify, check, config), verbs change (run, drain...)."""
+"""The command line. Nouns read (status, table, top, blame, advise...), verbs change (run, drain...)."""
 
 import dataclasses
 import ipaddress
@@ -45,10 +45,6 @@ app = typer.Typer(
 )
 
 
-def _in_force(file: Path | None, pins: Path | None = None) -> InForce:
-    return in_force(file, {"pins": pins})
-
-
 def _pins(file: Path | None, pins: Path | None) -> Path:
     """The folder, for a command that changes or follows what is pinned there. Raises TwctlError."""
     as_root()
@@ -60,7 +56,7 @@ def _pins(file: Path | None, pins: Path | None) -> Path:
 def _table(file: Path | None, pins: Path | None) -> tuple[Table, InForce]:
     """The table, and what is in force. Raises TwctlError."""
     _pins(file, pins)
-    found = _in_force(file, pins)
+    found = in_force(file, {"pins": pins})
     return Table(found.config.pins / "current"), found
 
 
@@ -170,6 +166,14 @@ def blame(
 
 
 @app.command()
+def advise(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = False) -> None:
+    """What is wrong, the evidence, what to do and what that brings here; most important first."""
+    from twctl.commands import advise as module  # noqa: PLC0415 - the other nouns need no rules
+
+    _print(module.report(*_table(config, pins), json_=json_))
+
+
+@app.command()
 def classify(
     address: Annotated[str, typer.Argument(metavar="ADDRESS", help="IPv4 or IPv6 address of a peer.")],
     config: ConfigFile = None,
@@ -184,7 +188,7 @@ def classify(
         peer = ipaddress.ip_address(address)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="ADDRESS") from None
-    found = module.explain(peer, _in_force(config).config, netns)
+    found = module.explain(peer, in_force(config, {}).config, netns)
     facts = module.facts(peer, found)
     typer.echo(json.dumps(facts) if json_ else module.text(facts))
 
@@ -217,7 +221,7 @@ def config_(
 
         typer.echo(module.template(KEYS), nl=False)
         return
-    found = _in_force(config, pins)
+    found = in_force(config, {"pins": pins})
     in_sight(found.config.pins)
     _print([configuration.as_json(found)] if json_ else configuration.lines(found))
 
@@ -246,7 +250,7 @@ def drain(  # noqa: PLR0913, PLR0917 - each is an option
         raise typer.BadParameter("give either --all or filters: all that they choose is destroyed", param_hint="--all")
     classes = [each for each in Class if only in {None, each}]
     wanted = reclaim.Wanted(classes, older_than or 0.0, network, local_port, owner, dry_run)
-    folder, found = _pins(config, pins), _in_force(config, pins)
+    folder, found = _pins(config, pins), in_force(config, {"pins": pins})
     typer.echo(reclaim.told(reclaim.drain_now(folder, wanted), dry=dry_run, json_=json_))
     if found.from_daemon and found.config.mode is Mode.VESTIGIAL:
         typer.echo("the daemon runs in mode vestigial: its sessions have no sockets that could be destroyed", err=True)

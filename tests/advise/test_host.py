@@ -1,0 +1,110 @@
+"""Rules about the host, at their edges: recorded snapshots with other numbers."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from tests import ROOT
+from tests.advise.test_rules import recorded
+from tests.docs.pages import anchors
+from twctl.advise.advice import PAGE
+from twctl.advise.host import (
+    buckets_overflow,
+    conntrack_full,
+    mode_fits,
+    orphans_overflow,
+    peer_closes_first,
+    server_closes_first,
+)
+from twctl.advise.snapshot import Snapshot
+from twctl.modes.dry_run import Freed
+
+
+def limited(snapshot: Snapshot, **limits: Any) -> Snapshot:  # noqa: ANN401 - of several types
+    """With other limits of its namespace."""
+    [one] = snapshot.namespaces
+    other = dataclasses.replace(one, limits=dataclasses.replace(one.limits, **limits))
+    return dataclasses.replace(snapshot, namespaces=(other,))
+
+
+@pytest.mark.parametrize(("orphans", "fires"), [(0, False), (899, False), (900, True), (1000, True)])
+def test_orphans_are_named_from_nine_tenths_on(orphans: int, fires: bool) -> None:  # noqa: FBT001 - a parameter
+    """Of what the host allows; where that is not shown nothing is said."""
+    said = orphans_overflow(limited(recorded("well"), orphans=orphans, max_orphans=1000))
+    assert fires == (said is not None)
+    assert orphans_overflow(limited(recorded("well"), orphans=orphans, max_orphans=None)) is None
+    assert said is None or said.anchor in anchors(ROOT / PAGE)
+
+
+@pytest.mark.parametrize(("count", "urgency"), [(899, None), (900, "soon"), (979, "soon"), (980, "now")])
+def test_conntrack_is_nearly_full_then_full(count: int, urgency: str | None) -> None:
+    """By its own count; without conntrack nothing is said."""
+    said = conntrack_full(limited(recorded("well"), conntrack=count, conntrack_max=1000))
+    assert urgency == (said.urgency if said else None)
+    assert conntrack_full(limited(recorded("well"), conntrack=None, conntrack_max=None)) is None
+
+
+def test_a_shorter_time_of_conntrack_is_counted() -> None:
+    """120 s down to 30 s, with 100 closed a second."""
+    busy = dataclasses.replace(recorded("well"), entered=60.0, passive=40.0)
+    said = conntrack_full(limited(busy, conntrack=990, conntrack_max=1000, conntrack_time_wait=120))
+    assert said
+    assert said.gain.startswith("9,000 ")
+
+
+def test_mode_vestigial_has_no_buckets_on_purpose() -> None:
+    """The same numbers mean nothing there."""
+    full = recorded("buckets")
+    assert buckets_overflow(full)
+    assert buckets_overflow(dataclasses.replace(full, mode="vestigial")) is None
+
+
+def freeing(truncate: int, vestigial: int) -> dict[str, Freed]:
+    """A dry run."""
+    return {"truncate": Freed(truncate, truncate, 2**20), "vestigial": Freed(vestigial, vestigial, 2**21)}
+
+
+@pytest.mark.parametrize(
+    ("truncate", "vestigial", "mode"),
+    [(0, 9999, None), (0, 10_000, "vestigial"), (4999, 10_000, "vestigial"), (5000, 10_000, "truncate")],
+)
+def test_the_mode_that_fits_is_the_least_that_frees_half(truncate: int, vestigial: int, mode: str | None) -> None:
+    """By the dry run; few sessions alone are worth none."""
+    said = mode_fits(dataclasses.replace(recorded("well"), freed=freeing(truncate, vestigial)))
+    assert mode == (said and said.what.split()[1])
+    assert said is None or "fine" == said.urgency
+
+
+def test_what_is_in_the_way_of_vestigial_is_said() -> None:
+    """Then truncate is what is left, with shorter times where ports are scarce."""
+    short = recorded("used_up")
+    [one] = short.namespaces
+    said = mode_fits(dataclasses.replace(short, namespaces=(dataclasses.replace(one, obstacles=("XDP on eth0",)),)))
+    assert said
+    assert "not vestigial: XDP on eth0" in said.what
+    assert "port_headroom" in said.remedy
+
+
+@pytest.mark.parametrize("mode", ["truncate", "vestigial"])
+def test_no_lesser_mode_is_named(mode: str) -> None:
+    """Than the one in force."""
+    busy = dataclasses.replace(recorded("well"), freed=freeing(20_000, 20_000), mode=mode)
+    assert mode_fits(busy) is None
+
+
+@pytest.mark.parametrize(
+    ("passive", "entered", "fires"), [(0.0, 0.0, False), (0.9, 0.0, False), (9.0, 1.0, True), (8.9, 1.0, False)]
+)
+def test_the_far_side_closes_first_where_it_mostly_does(passive: float, entered: float, *, fires: bool) -> None:
+    """Nine times as often, and once a second at least."""
+    snapshot = dataclasses.replace(recorded("well"), passive=passive, entered=entered)
+    assert fires == (peer_closes_first(snapshot) is not None)
+
+
+@pytest.mark.parametrize(("sessions", "fires"), [(999, False), (1000, True)])
+def test_a_service_of_few_sessions_is_no_news(sessions: int, *, fires: bool) -> None:
+    """A thousand are."""
+    snapshot = recorded("server_closes")
+    services = tuple(dataclasses.replace(each, sessions=sessions) for each in snapshot.services)
+    assert fires == (server_closes_first(dataclasses.replace(snapshot, services=services)) is not None)

@@ -1,0 +1,69 @@
+"""What the kernel's own lists of sockets say of the ports that connect() chooses from, in one network namespace."""
+
+import contextlib
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+
+from twctl.addresses import Endpoint
+from twctl.linux.ports import Ports
+from twctl.linux.procfs import PortRange
+from twctl.linux.sockdiag import SockDiag
+from twctl.linux.sockdiag_messages import endpoints
+from twctl.linux.tcp import TCP_BOUND_INACTIVE, TCP_CLOSE_WAIT, TCP_LISTEN
+
+# Destinations with the most live connections that are kept.
+KEPT = 100
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Around:
+    """Sockets on these ports.
+
+    live, close_wait: connections by remote endpoint, and those of them that the peer has closed; ends: the local end of
+    one of them. listening: sockets that wait for connections; bound: those that have nothing but the port.
+    """
+
+    name: str
+    ports: Ports
+    live: Mapping[Endpoint, int]
+    close_wait: Mapping[Endpoint, int]
+    ends: Mapping[Endpoint, Endpoint]
+    listening: int
+    bound: int
+
+
+def look_around(name: str) -> Around:
+    """Read them. name: of the namespace, empty for our own.
+
+    :raises TwctlError: if it cannot be entered; OSError if the kernel refuses to answer.
+    """
+    with contextlib.closing(PortRange(name or None)) as sysctls, contextlib.closing(SockDiag(name or None)) as diag:
+        ports = sysctls.range()
+        span = [range(ports.first, ports.last + 1)]
+        live: Counter[tuple[int, bytes]] = Counter()
+        local_ports: dict[tuple[int, bytes], int] = {}
+        for family, raw, port, left in diag.on_ports(span):
+            if left is None:
+                live[family, raw] += 1
+                local_ports[family, raw] = port
+        closed = Counter((family, raw) for family, raw, *_ in diag.on_ports(span, 1 << TCP_CLOSE_WAIT))
+        listening, bound = (
+            sum(1 for _ in diag.on_ports(span, 1 << state)) for state in (TCP_LISTEN, TCP_BOUND_INACTIVE)
+        )
+    found: Counter[Endpoint] = Counter()
+    close_wait: Counter[Endpoint] = Counter()
+    ends: dict[Endpoint, Endpoint] = {}
+    for key, count in live.most_common(KEPT):
+        local, remote = endpoints(*key)
+        found[remote] += count
+        close_wait[remote] += closed[key]
+        ends.setdefault(remote, (local, local_ports[key]))
+    return Around(name, ports, found, close_wait, ends, listening, bound)
+
+
+def cgroup_of(around: Around, remote: Endpoint) -> int | None:
+    """The number of the cgroup that made one of the connections toward an endpoint; None: not known."""
+    with contextlib.closing(SockDiag(around.name or None)) as diag, contextlib.suppress(OSError):
+        return diag.cgroup(around.ends[remote], remote) if remote in around.ends else None
+    return None

@@ -1,0 +1,171 @@
+"""Rules about the host as a whole: its limits, who closes first, and which mode fits. Each is a pure function."""
+
+from twctl.advise.advice import NOW, SOON, Advice, endpoint, number, scarce
+from twctl.advise.snapshot import Namespace, Snapshot
+
+# Of a limit: from these shares on it is nearly reached, and reached for some that come.
+NEARLY, FULL = 0.9, 0.98
+# What a remedy would set conntrack's time for closed connections to (s).
+CONNTRACK_SECONDS = 30
+# So many sessions are worth a mode for their memory alone, so many of one service a word.
+MANY, SOME = 10_000, 1000
+# A side closes first where it does so nine times as often as the other one, and once a second at least.
+MOSTLY = 9.0
+MODES = ("observe", "truncate", "vestigial")
+
+
+def conntrack_full(snapshot: Snapshot) -> Advice | None:
+    """Conntrack has room for few more connections; packets of what finds none are dropped."""
+    worst = max(snapshot.namespaces, key=_tracked, default=None)
+    if worst is None or _tracked(worst) < NEARLY:
+        return None
+    limits, closed = worst.limits, snapshot.entered + snapshot.passive
+    seconds = limits.conntrack_time_wait or 0
+    full = _tracked(worst) >= FULL
+    return Advice(
+        weight=97 if full else NOW - 5,
+        what=f"conntrack is {'full' if full else 'nearly full'}{_in(worst)}: it drops packets of new connections",
+        evidence=(
+            f"it remembers {number(limits.conntrack or 0)} of at most {number(limits.conntrack_max or 0)} connections, "
+            f"closed ones for {seconds} s, and {number(closed)} a second are closed here"
+        ),
+        remedy=(
+            f"nf_conntrack_tcp_timeout_time_wait = {min(seconds, CONNTRACK_SECONDS)} or less in [sysctl] of "
+            "/etc/twctl.toml, a greater net.netfilter.nf_conntrack_max, or notrack for this traffic."
+        ),
+        gain=f"{number(closed * max(0, seconds - CONNTRACK_SECONDS))} fewer that it remembers",
+        anchor="conntrack-is-nearly-full",
+    )
+
+
+def _tracked(each: Namespace) -> float:
+    """Share of conntrack's room that is in use."""
+    return (each.limits.conntrack or 0) / each.limits.conntrack_max if each.limits.conntrack_max else 0.0
+
+
+def _in(each: Namespace) -> str:
+    return f" in {each.name}" if each.name else ""
+
+
+def buckets_overflow(snapshot: Snapshot) -> Advice | None:
+    """The kernel keeps no TIME_WAIT for some sessions, as tcp_max_tw_buckets is reached."""
+    if snapshot.mode == "vestigial":
+        return None  # which sets it to 0, and does without
+    worst = max(snapshot.namespaces, key=lambda each: each.overflowed, default=None)
+    if worst is None or not worst.overflowed:
+        return None
+    limits = worst.limits
+    return Advice(
+        weight=SOON + 10,
+        what=f"tcp_max_tw_buckets is reached{_in(worst)}: sessions end without TIME_WAIT, and their peers may get RSTs",
+        evidence=(
+            f"{number(limits.time_wait)} sockets of at most {number(limits.max_tw_buckets)}; "
+            f"{number(worst.overflowed)} a second find no place, {number(limits.overflow)} since boot"
+        ),
+        remedy="A greater net.ipv4.tcp_max_tw_buckets; or mode truncate, so that each stays for a shorter time.",
+        gain=f"TIME_WAIT for {number(worst.overflowed)} sessions a second more",
+        anchor="tcp_max_tw_buckets-is-reached",
+    )
+
+
+def orphans_overflow(snapshot: Snapshot) -> Advice | None:
+    """The kernel resets connections that no application has any more, as there are too many."""
+    worst = max(snapshot.namespaces, key=_orphaned, default=None)
+    if worst is None or _orphaned(worst) < NEARLY:
+        return None
+    return Advice(
+        weight=SOON + 12,
+        what="there are too many orphans (sockets that were closed and wait for their peers): the kernel resets them",
+        evidence=f"{number(worst.limits.orphans)} of at most {number(worst.limits.max_orphans or 0)}",
+        remedy=(
+            "Find the peers that do not close (twctl table shows FIN_WAIT2); a shorter net.ipv4.tcp_fin_timeout, or a "
+            "greater net.ipv4.tcp_max_orphans. In mode vestigial fewer [pressure] orphans."
+        ),
+        gain="no connection is reset",
+        anchor="there-are-too-many-orphans",
+    )
+
+
+def _orphaned(each: Namespace) -> float:
+    return each.limits.orphans / each.limits.max_orphans if each.limits.max_orphans else 0.0
+
+
+def mode_fits(snapshot: Snapshot) -> Advice | None:
+    """A mode that does more than the one in force would free sessions and ports, by the dry run."""
+    short = scarce(snapshot)
+    all_, truncate = snapshot.freed["vestigial"], snapshot.freed["truncate"]
+    if not short and all_.sessions < MANY:
+        return None
+    obstacles = [text for each in snapshot.namespaces for text in each.obstacles]
+    mode = "truncate" if 2 * truncate.sessions >= all_.sessions or obstacles else "vestigial"
+    if MODES.index(mode) <= MODES.index(snapshot.mode):
+        return None
+    found = snapshot.freed[mode]
+    if not found.sessions and not short:
+        return None
+    headroom = " and [pressure] port_headroom = 0.2" if mode == "truncate" and short else ""
+    why = f" (not vestigial: {obstacles[0]})" if obstacles else ""
+    ports = f", and more toward {endpoint(short)} as its ports get fewer" if headroom and short else ""
+    return Advice(
+        weight=30 if short else 14,
+        what=f"mode {mode} fits, if the programs cannot be changed{why}",
+        evidence=(
+            f"of {number(all_.sessions)} sessions truncate would have freed {number(truncate.sessions)} by now, "
+            f"vestigial {number(all_.sessions)} ({snapshot.mode} is in force)"
+        ),
+        remedy=f'mode = "{mode}"{headroom} in /etc/twctl.toml; twctl check says whether this host allows it.',
+        gain=f"{number(found.sessions)} sockets, {number(found.ports)} ports, {found.bytes / 2**20:.1f} MiB{ports}",
+        anchor="which-mode-fits",
+    )
+
+
+def server_closes_first(snapshot: Snapshot) -> Advice | None:
+    """Sessions of a port on which this host accepts hold no port of connect(); tcp_tw_reuse is not for them."""
+    most = max(snapshot.services, key=lambda each: each.sessions, default=None)
+    if most is None or most.sessions < SOME:
+        return None
+    return Advice(
+        weight=12,
+        what=f"port {most.port} of this host closes first: that costs memory, and no port of connect()",
+        evidence=f"{number(most.sessions)} sessions in TIME_WAIT on port {most.port}, of {most.owner}",
+        remedy=(
+            "Nothing has to be done. tcp_tw_reuse does not help: it is for the side that connects. There are fewer "
+            "with keep-alive, or where clients close first."
+        ),
+        gain=f"{number(most.sessions)} sessions at most",
+        anchor="a-server-here-closes-first",
+    )
+
+
+def peer_closes_first(snapshot: Snapshot) -> Advice | None:
+    """The far side has TIME_WAIT, and this host has none."""
+    if snapshot.passive < 1 or snapshot.passive < MOSTLY * snapshot.entered:
+        return None
+    return Advice(
+        weight=10,
+        what="the far side closes first: TIME_WAIT is there, and there is nothing to do here",
+        evidence=(
+            f"{number(snapshot.passive)} connections a second were closed by their peer first, "
+            f"{number(snapshot.entered)} by this host"
+        ),
+        remedy="Nothing here. If ports run out, they do at the far side: run twctl there.",
+        gain="nothing, as nothing is held",
+        anchor="the-far-side-closes-first",
+    )
+
+
+def all_is_well(snapshot: Snapshot) -> Advice:
+    """What is said where no rule has found anything."""
+    most = max(snapshot.destinations, key=lambda each: each.used, default=None)
+    used = f"; most ports are used toward {endpoint(most)}, {most.used:.0%}" if most else ""
+    return Advice(
+        weight=0,
+        what="all is well",
+        evidence=(
+            f"{number(snapshot.freed['vestigial'].sessions)} sessions in TIME_WAIT, {number(snapshot.entered)} a "
+            f"second enter{used}; no connect() has failed"
+        ),
+        remedy="Nothing has to be done.",
+        gain="nothing",
+        anchor="all-is-well",
+    )

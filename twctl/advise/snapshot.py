@@ -1,0 +1,135 @@
+"""What advice is given on: plain data of one moment, that can be written to JSON and read from it."""
+
+import dataclasses
+import json
+from typing import Any
+
+from twctl.linux.limits import Limits
+from twctl.linux.tcp import KERNEL_TIME_WAIT
+from twctl.modes.dry_run import Freed
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Destination:
+    """A remote endpoint that this host connects to, from the local address with the most of its ports in use.
+
+    class_: loopback, local or remote; empty: not known, as it has no session. owner: the unit or cgroup with most of
+    the sessions, else of a live connection. sessions: alive in the table; stamped, plain: how many of them are known to
+    have timestamps, or not to. entered, no_port: a second, in the time that was looked at; failed: calls that have
+    found no port, all together; failing_since, failed_last: seconds ago.
+    ports, time_wait, live, rate, seconds_left: as `Use` has them, but that sessions without timestamps hold their ports
+    whatever tcp_tw_reuse says; close_wait: how many of the live ones their peer has closed.
+    """
+
+    netns: str
+    remote: str
+    remote_port: int
+    class_: str
+    owner: str
+    sessions: int
+    stamped: int
+    plain: int
+    entered: float
+    no_port: float
+    failed: int
+    failing_since: float | None
+    failed_last: float | None
+    ports: int
+    time_wait: int
+    live: int
+    close_wait: int
+    rate: float
+    seconds_left: float | None
+
+    @property
+    def held(self) -> int:
+        """Ports that connect() cannot have toward it."""
+        return self.live + self.time_wait
+
+    @property
+    def used(self) -> float:
+        """Share of the ports that is held."""
+        return self.held / self.ports if self.ports else 1.0
+
+    @property
+    def per_second(self) -> float:
+        """Sessions that enter TIME_WAIT a second: now, or in the mean of the last minute if that is more."""
+        return max(self.entered, self.sessions / KERNEL_TIME_WAIT)
+
+    @property
+    def fails(self) -> bool:
+        """Whether connect() has found no port just now."""
+        return self.no_port > 0 or (self.failed_last is not None and self.failed_last < KERNEL_TIME_WAIT)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Service:
+    """A port on which this host accepts connections, and closes first."""
+
+    netns: str
+    port: int
+    owner: str
+    sessions: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Namespace:
+    """An enrolled network namespace. ports: how many there are for connect().
+
+    listening, bound: sockets on these ports that wait for connections, or have nothing but the port (Linux 6.8).
+    overflowed: a second, how many more sessions tcp_max_tw_buckets has kept out. obstacles: to mode vestigial.
+    """
+
+    name: str
+    ports: int
+    listening: int
+    bound: int
+    overflowed: float
+    obstacles: tuple[str, ...]
+    limits: Limits
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole. seconds: how long rates were looked at; passive: connections a second whose peer closed first."""
+
+    mode: str
+    daemon: bool
+    seconds: float
+    entered: float
+    passive: float
+    freed: dict[str, Freed]
+    destinations: tuple[Destination, ...]
+    services: tuple[Service, ...]
+    namespaces: tuple[Namespace, ...]
+
+    def namespace(self, name: str) -> Namespace | None:
+        """The one of this name."""
+        return next((each for each in self.namespaces if each.name == name), None)
+
+
+def as_plain(snapshot: Snapshot) -> dict[str, Any]:
+    """Plain values, as JSON takes them."""
+    return dataclasses.asdict(snapshot)
+
+
+def from_plain(plain: dict[str, Any]) -> Snapshot:
+    """The snapshot that `as_plain` was made from."""
+    return Snapshot(
+        **plain
+        | {
+            "freed": {mode: Freed(**each) for mode, each in plain["freed"].items()},
+            "destinations": tuple(Destination(**each) for each in plain["destinations"]),
+            "services": tuple(Service(**each) for each in plain["services"]),
+            "namespaces": tuple(_namespace(each) for each in plain["namespaces"]),
+        }
+    )
+
+
+def _namespace(plain: dict[str, Any]) -> Namespace:
+    return Namespace(**plain | {"limits": Limits(**plain["limits"]), "obstacles": tuple(plain["obstacles"])})
+
+
+def from_json(text: str) -> Snapshot:
+    """Read one that was written down."""
+    return from_plain(json.loads(text))

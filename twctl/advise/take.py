@@ -1,0 +1,207 @@
+"""Takes the snapshot: table, tallies and counters, and the kernel's own numbers, over about a second."""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from twctl.addresses import Endpoint
+from twctl.advise.around import Around, cgroup_of, look_around
+from twctl.advise.snapshot import Destination, Namespace, Service, Snapshot
+from twctl.classes import Class
+from twctl.linux.limits import Limits, limits
+from twctl.linux.procfs import ephemeral_ports, socket_bytes
+from twctl.modes.dry_run import freed
+from twctl.modes.headroom import APART_SECONDS, LEAST, Use, toward
+from twctl.modes.obstacles import obstacles
+from twctl.table.counters import CLOSES, Counters
+from twctl.table.enrolments import reachable
+from twctl.table.failures import Failing, failing
+from twctl.table.maps import Table
+from twctl.table.names import Names
+from twctl.table.records import Vestige
+from twctl.table.tallies import (
+    LINES,
+    PLACES,
+    UNKNOWN,
+    By,
+    LocalPort,
+    Owner,
+    Party,
+    Remote,
+    Tally,
+    main_owners,
+    ranking,
+)
+
+# So many destinations are looked at by each of their numbers, and so many services.
+LOOKED = 10
+NONE = (None, 0, 0, 0)  # of a Tally: an endpoint without any
+
+Key = tuple[str, Endpoint]  # namespace's name, remote endpoint
+
+
+@dataclasses.dataclass(slots=True)
+class Walk:
+    """What one walk through the sessions finds of some endpoints: class, and how many have timestamps or have none."""
+
+    wanted: Collection[Key]
+    classes: dict[Key, Class] = dataclasses.field(default_factory=dict)
+    stamped: Counter[Key] = dataclasses.field(default_factory=Counter)
+    plain: Counter[Key] = dataclasses.field(default_factory=Counter)
+
+    def passing(self, vestiges: Iterable[Vestige]) -> Iterator[Vestige]:
+        """Count the sessions as they pass."""
+        for each in vestiges:
+            key = each.netns, (each.remote, each.remote_port)
+            if key in self.wanted:
+                self.classes[key] = each.class_
+                if each.known:
+                    (self.plain if each.ts_recent is None else self.stamped)[key] += 1
+            yield each
+
+
+class Counted(NamedTuple):
+    """Counters, tallies and limits of one moment (monotonic, s)."""
+
+    at: float
+    counters: Counters
+    remotes: dict[Remote, Tally]
+    limits: dict[str, Limits]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Facts:
+    """All that was found out. around: by index of the namespace."""
+
+    mode: str
+    around: Mapping[int, Around]
+    before: Counted
+    after: Counted
+    uses: Mapping[Key, Use]
+    failing: Mapping[Remote, Failing]
+    walk: Walk
+    owners: Mapping[Party, Owner]
+    names: Names
+
+
+def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Snapshot:
+    """Look at everything. time_wait: the classes' times in force (s); daemon: whether one runs.
+
+    :raises TwctlError: where the namespaces of the table cannot be entered.
+    """
+    lists = {index: look_around(name) for index, name in reachable(table).items()}
+    before = _counted(table, lists)
+    looked = _looked(before.remotes, lists)
+    if not looked:
+        time.sleep(APART_SECONDS)
+    uses = _worst(toward(table, [before.remotes.get(each) or Tally(each, *NONE) for each in looked]))
+    after = _counted(table, lists)
+    walk = Walk({_key(each, lists) for each in looked})
+    would_free = freed(walk.passing(table.vestiges()), time_wait, ephemeral_ports(), socket_bytes())
+    owners, names = main_owners(table, By.REMOTE, looked), Names(table)
+    facts = Facts(table.mode, lists, before, after, uses, failing(table, after.at), walk, owners, names)
+    return Snapshot(
+        mode=table.mode,
+        daemon=daemon,
+        seconds=round(after.at - before.at, 3),
+        entered=_rate(facts, sum(before.counters.values["entered"]), sum(after.counters.values["entered"])),
+        passive=_rate(facts, *(each.counters.get("closed", CLOSES.index("passive")) for each in (before, after))),
+        freed=would_free,
+        destinations=tuple(_destination(each, facts) for each in looked),
+        services=tuple(_services(table, facts)),
+        namespaces=tuple(_namespace(each, facts) for each in lists.values()),
+    )
+
+
+def _counted(table: Table, lists: Mapping[int, Around]) -> Counted:
+    tallies = ranking(table, By.REMOTE, LINES * PLACES)
+    remotes = {tally.party: tally for tally in tallies if isinstance(tally.party, Remote)}
+    found = {each.name: limits(each.name or None) for each in lists.values()}
+    return Counted(time.monotonic(), table.counters(), remotes, found)
+
+
+def _rate(facts: Facts, before: float, after: float) -> float:
+    """How many more a second."""
+    return round(max(0, after - before) / (facts.after.at - facts.before.at), 1)
+
+
+def _key(remote: Remote, lists: Mapping[int, Around]) -> Key:
+    return lists[remote.netns].name, (remote.address, remote.port)
+
+
+def _looked(remotes: Mapping[Remote, Tally], lists: Mapping[int, Around]) -> list[Remote]:
+    """The endpoints that matter: with most sessions, with calls that failed, with many live connections."""
+    mine = [party for party in remotes if party.netns in lists]
+    # Toward a client's port there is one session: that is no destination.
+    several = [each for each in mine if remotes[each].sessions > 1]
+    busy = sorted(several, key=lambda each: -remotes[each].sessions)[:LOOKED]
+    failed = sorted((each for each in mine if remotes[each].no_port), key=lambda each: -remotes[each].no_port)[:LOOKED]
+    found = dict.fromkeys(busy + failed)
+    for index, each in lists.items():
+        many = sorted(each.live.items(), key=lambda item: -item[1])[:LOOKED]
+        found |= dict.fromkeys(
+            Remote(address, port, index) for (address, port), count in many if count >= LEAST * len(each.ports)
+        )
+    return list(found)
+
+
+def _worst(uses: Iterable[Use]) -> dict[Key, Use]:
+    """Of each endpoint the local address with the most ports in use."""
+    return {(each.netns, (each.remote, each.remote_port)): each for each in sorted(uses, key=lambda use: use.ratio)}
+
+
+def _destination(remote: Remote, facts: Facts) -> Destination:
+    here, key = facts.around[remote.netns], _key(remote, facts.around)
+    before, after = (each.remotes.get(remote) or Tally(remote, *NONE) for each in (facts.before, facts.after))
+    use, failing_, class_ = facts.uses.get(key), facts.failing.get(remote), facts.walk.classes.get(key)
+    plain = 0 if facts.mode == "vestigial" else facts.walk.plain[key]
+    return Destination(
+        netns=here.name,
+        remote=str(remote.address),
+        remote_port=remote.port,
+        class_="" if class_ is None else class_.label,
+        owner=facts.names.owner(facts.owners.get(remote) or Owner(cgroup_of(here, key[1]), None)),
+        sessions=after.sessions,
+        stamped=facts.walk.stamped[key],
+        plain=facts.walk.plain[key],
+        entered=_rate(facts, (before.entered or 0) - before.error, (after.entered or 0) - after.error),
+        no_port=_rate(facts, before.no_port, after.no_port),
+        failed=after.no_port,
+        failing_since=round(failing_.since, 1) if failing_ else None,
+        failed_last=round(failing_.last, 1) if failing_ else None,
+        ports=len(here.ports),
+        time_wait=min(len(here.ports), max(use.time_wait if use else 0, plain)),
+        live=use.live if use else 0,
+        close_wait=here.close_wait.get(key[1], 0),
+        rate=round(use.rate, 1) if use else 0.0,
+        seconds_left=None if not use or use.seconds_left is None else round(use.seconds_left, 1),
+    )
+
+
+def _services(table: Table, facts: Facts) -> Iterator[Service]:
+    """Ports that are no client's, with most of the sessions that this host closed there."""
+    tallies = ranking(table, By.LOCAL_PORT, LINES * PLACES)
+    parties = {
+        tally.party: tally.sessions for tally in tallies if isinstance(tally.party, LocalPort) and tally.sessions
+    }
+    around = facts.around
+    served = [each for each in parties if each.netns in around and each.port not in around[each.netns].ports][:LOOKED]
+    owners = main_owners(table, By.LOCAL_PORT, served)
+    for each in served:
+        owner = facts.names.owner(owners.get(each, UNKNOWN))
+        yield Service(around[each.netns].name, each.port, owner, parties[each])
+
+
+def _namespace(each: Around, facts: Facts) -> Namespace:
+    before, after = (counted.limits[each.name] for counted in (facts.before, facts.after))
+    return Namespace(
+        name=each.name,
+        ports=len(each.ports),
+        listening=each.listening,
+        bound=each.bound,
+        overflowed=_rate(facts, before.overflow, after.overflow),
+        obstacles=tuple(obstacle.text for obstacle in obstacles(each.name or None)),
+        limits=after,
+    )
