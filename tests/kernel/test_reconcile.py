@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.kernel.test_ends import FAMILIES, QUIET, SMALL, N, await_rounds, ended, in_kernel, in_table
-from tests.load import paths
+from tests.load import paths, wait_until
 from tests.load.closes import run
 from tests.load.daemon import daemon
 from tests.load.netns import namespace
@@ -55,5 +55,7 @@ def test_after_a_storm_the_table_is_the_kernel_s_list(probe: str) -> None:
         if probe == "tracepoint":
             reconciler.round()
         assert in_kernel(ns) == in_table(one)
-        assert (0, 40009) == (one.metric("twctl_time_wait_adopted_total"), one.metric("twctl_time_wait_entered_total"))
+        assert one.metric("twctl_time_wait_adopted_total") == 0
+        # A busy kernel may not run a tracepoint, and the daemon counts that (docs/metrics.md).
+        wait_until(lambda: sum(one.metric(f"twctl_time_wait_{each}_total") for each in ("entered", "unseen")) == 40009)
         assert 40009 == len(one.table()) + sum(ended(one).values())

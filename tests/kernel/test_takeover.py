@@ -138,14 +138,14 @@ def test_sessions_born_without_a_daemon_are_as_exact_as_others(probe: str) -> No
     """After kill -9: class, sequence numbers and time as always; the next daemon adopts none of them."""
     with link(QUIET) as both, daemon(both.client, probe=probe, config=SMALL) as one:
         paths.fin_wait2(paths.over_lo(both.client), N, CLIENT)
-        before = {each.local_port: (each.snd_nxt, each.rcv_nxt) for each in one.table()}
+        before = {(each.local, each.local_port): (each.snd_nxt, each.rcv_nxt) for each in one.table()}
         one.kill()
         paths.fin_wait2(paths.over_link(both), 29, CLIENT)
         one.start()
         table = one.table()
         assert (N, 29) == tuple(sum(each.class_.label == label for each in table) for label in ("loopback", "local"))
         assert all(each.known and each.ts_recent for each in table)
-        assert before.items() <= {each.local_port: (each.snd_nxt, each.rcv_nxt) for each in table}.items()
+        assert before.items() <= {(each.local, each.local_port): (each.snd_nxt, each.rcv_nxt) for each in table}.items()
         assert (52, 0) == (one.metric("twctl_time_wait_entered_total"), one.metric("twctl_time_wait_adopted_total"))
 
 

@@ -27,7 +27,7 @@ from twctl.modes import guard as guards
 from twctl.modes.filters import Ours
 from twctl.modes.guard import DELAY_EDGES, Guard
 from twctl.modes.histogram import Histogram
-from twctl.modes.sysctls import FIN_TIMEOUT, LO_FORWARDING, sysctls_of
+from twctl.modes.sysctls import FIN_TIMEOUT, LO_FORWARDING, fin_timeout_of, sysctls_of
 from twctl.routes.watcher import RouteWatcher
 from twctl.table.enrolments import enrol, index_for, withdraw
 from twctl.table.maps import NAME_BYTES, Table
@@ -203,9 +203,10 @@ class Namespaces:
     def let_orphans_stay(self, stay: bool) -> None:  # noqa: FBT001 - the new state
         """Have orphans in FIN_WAIT2 stay sockets of the kernel, or become vestiges, in all and in those to come."""
         self._sysctls = sysctls_of(self._config, orphans_stay=stay)
+        fin_timeout = fin_timeout_of(self._config, orphans_stay=stay)
         for namespace in set(self) - self.suspended:
             try:  # its name may be another's already
-                self._journal.set({FIN_TIMEOUT: self._sysctls[FIN_TIMEOUT]}, namespace.name, namespace.path)
+                self._journal.set({FIN_TIMEOUT: fin_timeout}, namespace.name, namespace.path)
             except TwctlError as error:
                 log.warning("%s", error)
 
