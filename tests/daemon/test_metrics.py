@@ -31,7 +31,7 @@ from twctl.table.layout import Layout
 from twctl.table.maps import Table
 from twctl.table.tallies import TALLIES_BYTES
 
-LOCAL, IPV4, LANE = Class.LOCAL, 0, 5
+LOCAL, IPV4, LANE = Class.LOCAL, 0, 6
 
 
 class FakeTable:
@@ -161,8 +161,10 @@ def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         'twctl_time_wait_sessions{class="local",family="ipv4"}': 23,
         'twctl_time_wait_ended_total{class="local",reason="expired"}': 71,
         'twctl_time_wait_ended_total{class="local",reason="reset"}': 7,
-        **{f'twctl_time_wait_lifetime_seconds_bucket{{class="local",le="{le}.0"}}': 7 for le in (1, 2, 5, 10, 30)},
-        **{f'twctl_time_wait_lifetime_seconds_bucket{{class="local",le="{le}.0"}}': 78 for le in (70, 150)},
+        **{
+            f'twctl_time_wait_lifetime_seconds_bucket{{class="local",le="{le}"}}': 78 if le > 60 else 7  # noqa: PLR2004
+            for le in (1.5, 2.5, 9.0, 11.0, 25.0, 55.0, 65.0)
+        },
         'twctl_time_wait_lifetime_seconds_bucket{class="local",le="+Inf"}': 78,
         'twctl_time_wait_lifetime_seconds_count{class="local"}': 78,
         'twctl_time_wait_lifetime_seconds_sum{class="local"}': 71 * 900 * tick,

@@ -70,6 +70,15 @@ def test_sessions_go_at_their_class_s_time_and_others_stay(probe: str, family: s
         assert 2 * N == one.metric("twctl_truncate_lateness_seconds_bucket", le="0.5")
 
 
+def test_a_session_that_goes_in_time_reads_as_its_class_s_time(ns: Namespace) -> None:
+    """2 s, a few hundredths late: in the bucket that has it in its middle, not in the one that follows."""
+    with daemon(ns, mode="truncate") as one:
+        paths.fin_wait2(paths.over_lo(ns), N, CLIENT)
+        wait_until(lambda: one.metric("twctl_time_wait_ended_total", reason="truncated") == N, what="truncated")
+        lives = "twctl_time_wait_lifetime_seconds_bucket"
+        assert [0, N] == [one.metric(lives, le=edge, **{"class": "loopback"}) for edge in ("1.5", "2.5")]
+
+
 def test_a_fin_wait2_socket_waits_for_its_own_time(ns: Namespace) -> None:
     """The class's time does not end FIN_WAIT2; `[fin_wait2]` does."""
     config = "[time_wait]\nloopback = 0.3\n[fin_wait2]\nloopback = 3\n"

@@ -1,9 +1,11 @@
 """Counters of several CPUs and cells of live sessions, in memory that a test wrote."""
 
 import time
+from pathlib import Path
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
+from twctl.config.config import load
 from twctl.table import counters
 from twctl.table.counters import (
     ACTIONS,
@@ -13,6 +15,7 @@ from twctl.table.counters import (
     NUMBERS,
     PERIOD_SHIFT,
     PERIODS,
+    TICK,
     TICK_SHIFT,
     WORKERS,
     Reason,
@@ -74,10 +77,19 @@ def test_cells_of_past_periods_and_of_earlier_laps_hold_nobody() -> None:
     assert len(found) == len(Class) * len(FAMILIES) * LANES
 
 
-def test_lanes_end_at_whole_seconds() -> None:
-    """Ticks of 67 ms, as near as they come; the last lane has no end."""
-    assert (1, 2, 5, 10, 30, 70, 150) == LANE_SECONDS
+def test_lanes_end_beside_the_classes_times() -> None:
+    """What goes in time or a little late has a lane of its own, no wider than half of that."""
     assert len(LANE_SECONDS) == LANES - 1
+    for seconds in load(None, {}, default_file=Path("/nowhere")).config.time_wait.values():
+        after = next(i for i, edge in enumerate(LANE_SECONDS) if edge > seconds)
+        assert 0.75 * seconds <= LANE_SECONDS[after - 1] < 0.95 * seconds
+        assert 1.05 * seconds < LANE_SECONDS[after] <= 1.25 * seconds
+
+
+def test_lanes_end_at_half_seconds() -> None:
+    """Ticks of 67 ms, as near as they come."""
+    edges = HEADER.lists["LANE_EDGES"][:-1]
+    assert all(0 <= seconds - edge * TICK < TICK for seconds, edge in zip(LANE_SECONDS, edges, strict=True))
 
 
 def test_every_reason_has_its_place() -> None:

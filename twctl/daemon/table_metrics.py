@@ -63,7 +63,7 @@ class SessionMetrics:
         for class_ in Class:
             lanes, seconds = sums.lifetimes(class_)
             lanes = [int(self._never_less("lane", (class_.label, str(i)), count)) for i, count in enumerate(lanes)]
-            edges = [*(str(float(edge)) for edge in LANE_SECONDS), "+Inf"]
+            edges = [*(str(edge) for edge in LANE_SECONDS), "+Inf"]
             buckets = [(edge, sum(lanes[: i + 1])) for i, edge in enumerate(edges)]
             metric.add_metric([class_.label], buckets, self._never_less("seconds", (class_.label,), seconds))
         return metric

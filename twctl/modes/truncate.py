@@ -36,7 +36,7 @@ FIN_WAIT2_POLL = 1.0
 DRAIN_BATCH = 1024
 # So many entries of a class, 120 bytes each, can wait for another look; what is beyond that is left to the kernel.
 WAITING = 65_536
-LATENESS_EDGES = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)  # s
+LATENESS_EDGES = (0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 15.0)  # s; none is a class's time
 
 
 class Due(NamedTuple):

@@ -11,8 +11,8 @@ from twctl.table.shared import CONSTANTS, HEADER, STRUCTS
 
 LANES = CONSTANTS["LANES"]
 TICK = 2 ** CONSTANTS["TICK_SHIFT"] / 1e9  # s
-# Upper edges of the lanes in seconds (int); the last lane has none.
-LANE_SECONDS = tuple(math.ceil(edge * TICK) for edge in HEADER.lists["LANE_EDGES"][:-1])
+# Upper edges of the lanes in seconds (they are meant in halves); the last lane has none.
+LANE_SECONDS = tuple(math.ceil(2 * edge * TICK) / 2 for edge in HEADER.lists["LANE_EDGES"][:-1])
 CLOSES = HEADER.labels("close", "CLOSE_")
 DROPPED = HEADER.labels("dropped", "DROPPED_")
 ACTIONS = HEADER.labels("action", "ACTION_")  # what the guard did to a segment
