@@ -22,7 +22,8 @@ from twctl.daemon.metrics import collector_of
 from twctl.daemon.upkeep import Reconciling
 from twctl.daemon.work import Work
 from twctl.daemon.work_metrics import STATES
-from twctl.linux.procfs import SocketBytes
+from twctl.linux.ports import parse_ports
+from twctl.linux.procfs import MaxOrphans, SocketBytes
 from twctl.modes.guard import DELAY_EDGES
 from twctl.modes.histogram import Histogram
 from twctl.modes.truncate import LATENESS_EDGES, Reaper
@@ -91,8 +92,19 @@ class FakeNamespaces:
     """One namespace in which nothing happens."""
 
     def __init__(self, kernel_sockets: Callable[[], int]) -> None:
-        self.kernel_sockets = kernel_sockets
         self.guard_delays = Histogram(DELAY_EDGES)
+        self.one = SimpleNamespace(
+            index=0,
+            name=None,
+            sockstat=SimpleNamespace(time_wait=kernel_sockets, orphans=lambda: 3),
+            ports=SimpleNamespace(ports=lambda: 0, range=lambda: parse_ports("32768 60999", "40000")),
+            max_time_wait=SimpleNamespace(count=lambda: 4096),
+            entry_count=SimpleNamespace(overflow=lambda: 5),
+        )
+
+    def ask(self, question: Callable[[SimpleNamespace], object]) -> list[object]:
+        """It answers."""
+        return [question(self.one)]
 
     def counts(self) -> TallyOf[str]:
         """Nothing has changed."""
@@ -108,10 +120,6 @@ class FakeNamespaces:
 
     def guarded_devices(self) -> int:
         """No device has the guard."""
-        return 0
-
-    def ephemeral_ports(self) -> int:
-        """None is counted here."""
         return 0
 
 
@@ -145,9 +153,11 @@ def series(made: CollectorRegistry) -> dict[str, float]:
     return {name: float(value) for name, value in rows if float(value)}
 
 
-def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The whole scrape after 101 entries, 7 resets and 71 expiries; what is 0 is left out here."""
     monkeypatch.setattr("twctl.daemon.work_metrics.socket_bytes", lambda: SocketBytes(mini=256, port=256))
+    (tmp_path / "tcp_max_orphans").write_text("65536\n")
+    monkeypatch.setattr("twctl.daemon.work_metrics.MaxOrphans", lambda: MaxOrphans(tmp_path / "tcp_max_orphans"))
     table = FakeTable()
     for _ in range(101):
         table.entry()
@@ -162,7 +172,7 @@ def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         'twctl_time_wait_ended_total{class="local",reason="expired"}': 71,
         'twctl_time_wait_ended_total{class="local",reason="reset"}': 7,
         **{
-            f'twctl_time_wait_lifetime_seconds_bucket{{class="local",le="{le}"}}': 78 if le > 60 else 7  # noqa: PLR2004
+            f'twctl_time_wait_lifetime_seconds_bucket{{class="local",le="{le}"}}': 78 if le > 60 else 7
             for le in (1.5, 2.5, 9.0, 11.0, 25.0, 55.0, 65.0)
         },
         'twctl_time_wait_lifetime_seconds_bucket{class="local",le="+Inf"}': 78,
@@ -172,6 +182,11 @@ def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch) -> N
         "twctl_blame_bytes": TALLIES_BYTES,
         "twctl_kernel_time_wait_sockets": 23,
         "twctl_kernel_time_wait_socket_bytes": 256,
+        'twctl_netns_time_wait_sockets{netns=""}': 23,
+        'twctl_netns_time_wait_limit_sockets{netns=""}': 4096,
+        'twctl_netns_time_wait_overflow_total{netns=""}': 5,
+        "twctl_kernel_orphan_sockets": 3,
+        "twctl_kernel_orphan_limit_sockets": 65536,
         'twctl_mode{mode="observe"}': 1,
         'twctl_http_connections_ended_total{reason="crowded"}': 3,
         f'twctl_build_info{{probe="tracepoint",version="{__version__}"}}': 1,

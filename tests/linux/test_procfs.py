@@ -8,9 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.load import counters, wait_until
+from tests.load import counters, paths, wait_until
 from tests.load.netns import namespace
-from twctl.linux.procfs import PortRange, SocketBytes, Sockstat, counts_entries, ephemeral_ports, socket_bytes
+from tests.load.paths import CLIENT
+from twctl.linux.procfs import (
+    EntryCount,
+    MaxTimeWait,
+    PortRange,
+    SocketBytes,
+    Sockstat,
+    counts_entries,
+    ephemeral_ports,
+    socket_bytes,
+)
 
 
 @pytest.mark.parametrize(
@@ -52,6 +62,16 @@ def test_sockets_in_use_are_those_of_both_families_and_no_mini_sockets() -> None
             far.close()
             wait_until(lambda: sockstat.in_use() == 2, what="the connection is gone")
             assert 1 == sockstat.time_wait() == counters.time_wait_count(ns)
+
+
+@pytest.mark.skipif(os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"), reason="a namespace needs root")
+def test_sessions_for_which_there_is_no_room_are_an_overflow() -> None:
+    """Of their own namespace, by its own limit."""
+    with namespace({"net.ipv4.tcp_max_tw_buckets": 0}) as ns, namespace() as other:
+        paths.fin_wait2(paths.over_lo(ns), 7, CLIENT)
+        for each, overflow in ((ns, 7), (other, 0)):
+            with closing(EntryCount(each.name)) as count, closing(MaxTimeWait(each.name)) as most:
+                assert (overflow, overflow > 0) == (count.overflow(), most.count() == 0)
 
 
 def test_threads_read_side_by_side() -> None:

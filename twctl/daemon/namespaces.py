@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
@@ -20,7 +21,7 @@ from twctl.config.config import Config
 from twctl.config.keys import Mode
 from twctl.errors import TwctlError
 from twctl.linux import netns
-from twctl.linux.procfs import EntryCount, FinTimeout, PortRange, Sockstat
+from twctl.linux.procfs import EntryCount, FinTimeout, MaxTimeWait, PortRange, Sockstat
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import Journal
 from twctl.modes import guard as guards
@@ -34,6 +35,9 @@ from twctl.table.maps import NAME_BYTES, Table
 from twctl.table.tries import ClassTries
 
 log = logging.getLogger("twctl")
+
+
+Told = TypeVar("Told")
 
 
 class FullError(TwctlError):
@@ -56,6 +60,7 @@ class Namespace:
     fin_timeout: FinTimeout
     ports: PortRange
     entry_count: EntryCount
+    max_time_wait: MaxTimeWait
     guard: Guard | None
 
     def follow(self, since: float) -> None:
@@ -184,6 +189,7 @@ class Namespaces:
             enter(closing(FinTimeout(name))),
             enter(closing(PortRange(name))),
             enter(closing(EntryCount(name))),
+            enter(closing(MaxTimeWait(name))),
             enter(closing(Guard(name, index, self.folder, self._ours, self.guard_delays))) if self._guarded else None,
         )
         if netns.inode(name) != namespace.inode:
@@ -267,25 +273,18 @@ class Namespaces:
         """tcp_fin_timeout (s) of the namespace with this index. Raises OSError."""
         return self._namespaces[index].fin_timeout.seconds()
 
-    def kernel_sockets(self) -> int:
-        """TIME_WAIT and FIN_WAIT2 mini-sockets that the kernel counts in all of them. Raises OSError."""
-        return self._sum(lambda namespace: namespace.sockstat.time_wait())
-
-    def ephemeral_ports(self) -> int:
-        """Ports that the kernel chooses from, in all of them. Raises OSError."""
-        return self._sum(lambda namespace: namespace.ports.ports())
-
     def sysctls_kept(self) -> dict[str, bool]:
         """Whether each sysctl that was set in any of them still has that value."""
         return self._journal.kept()
 
     def guarded_devices(self) -> int:
         """Devices that have the guard."""
-        return self._sum(lambda namespace: len(namespace.guard.devices) if namespace.guard else 0)
+        return sum(self.ask(lambda namespace: len(namespace.guard.devices) if namespace.guard else 0))
 
-    def _sum(self, number: Callable[[Namespace], int]) -> int:
+    def ask(self, question: Callable[[Namespace], Told]) -> list[Told]:
+        """Ask each of them, for a scrape's thread: none leaves meanwhile."""
         with self._lock:
-            return sum(map(number, self._namespaces.values()))
+            return [question(namespace) for namespace in self._namespaces.values()]
 
     def counts(self) -> Counter[str]:
         """Sums over all that ever joined: changes, resyncs, refused, reattached, late."""

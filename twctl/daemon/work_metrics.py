@@ -1,17 +1,18 @@
 """The metrics of the daemon's own work: namespaces, tasks, ports, and what the kernel itself counts."""
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import InfoMetricFamily
 
 from twctl import __version__
 from twctl.config.config import Config
 from twctl.daemon.families import Metric, counter, gauge, histogram, single
-from twctl.daemon.namespaces import Namespaces
+from twctl.daemon.namespaces import Namespace, Namespaces
 from twctl.daemon.work import Work
-from twctl.linux.procfs import socket_bytes
+from twctl.linux.procfs import MaxOrphans, socket_bytes
 from twctl.modes.obstacles import KINDS
 from twctl.modes.times import time_wait_in_force
 from twctl.modes.truncate import Reaper
@@ -83,20 +84,37 @@ def mode_metrics(config: Config, table: Table) -> Iterator[Metric]:
 
 
 def kernel_metrics(namespaces: Namespaces) -> Iterator[Metric]:
-    """What the kernel counts in the enrolled namespaces."""
+    """What the kernel counts in the enrolled namespaces, and limits there."""
+    sockets = _by_netns(namespaces, lambda each: each.sockstat.time_wait())
     text = "TIME_WAIT and FIN_WAIT2 mini-sockets that the kernel counts in the enrolled namespaces."
-    yield gauge("twctl_kernel_time_wait_sockets", text, single(namespaces.kernel_sockets()))
+    yield gauge("twctl_kernel_time_wait_sockets", text, single(sum(count for _, count in sockets)))
+    yield gauge("twctl_netns_time_wait_sockets", "The same of each enrolled namespace.", sockets, "netns")
+    text = "Mini-sockets that the kernel keeps in a namespace at most (tcp_max_tw_buckets)."
+    most = _by_netns(namespaces, lambda each: each.max_time_wait.count())
+    yield gauge("twctl_netns_time_wait_limit_sockets", text, most, "netns")
+    text = "Sessions that found no room there since the namespace was made (TCPTimeWaitOverflow)."
+    overflow = _by_netns(namespaces, lambda each: each.entry_count.overflow())
+    yield counter("twctl_netns_time_wait_overflow", text, overflow, "netns")
     text = "Ports that the kernel chooses local ones from, summed over the enrolled namespaces."
-    yield gauge("twctl_kernel_ephemeral_ports", text, single(namespaces.ephemeral_ports()))
+    yield gauge("twctl_kernel_ephemeral_ports", text, single(sum(namespaces.ask(lambda each: each.ports.ports()))))
     text = "Kernel memory of one TIME_WAIT mini-socket, without its port; 0 where the kernel does not tell."
     yield gauge("twctl_kernel_time_wait_socket_bytes", text, single(socket_bytes().mini))
+
+
+def _by_netns(namespaces: Namespaces, number: Callable[[Namespace], int]) -> list[tuple[tuple[str, ...], int]]:
+    return namespaces.ask(lambda each: ((each.name or "",), number(each)))
 
 
 def orphan_metrics(work: Work) -> Iterator[Metric]:
     """Sockets without an application, and whether mode vestigial leaves those in FIN_WAIT2 to the kernel."""
     watching = work.orphans
     text = "Sockets without an application, of all network namespaces."
-    yield gauge("twctl_kernel_orphan_sockets", text, single(watching.orphans()) if watching else ())
+    counts = work.discovery.namespaces.ask(lambda each: each.sockstat.orphans())[:1]  # each tells the same
+    yield gauge("twctl_kernel_orphan_sockets", text, [((), count) for count in counts])
+    with contextlib.closing(MaxOrphans()) as most:
+        limit = most.count()
+    text = "Orphans that the kernel keeps at most (tcp_max_orphans); only the initial network namespace shows it."
+    yield gauge("twctl_kernel_orphan_limit_sockets", text, single(limit) if math.isfinite(limit) else ())
     text = "Above so many orphans those in FIN_WAIT2 become vestiges."
     yield gauge("twctl_orphan_limit_sockets", text, single(watching.limit()) if watching else ())
     text = "1 while orphans in FIN_WAIT2 stay sockets of the kernel, 0 while they become vestiges."

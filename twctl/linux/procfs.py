@@ -74,17 +74,27 @@ def counts_entries(release: str | None = None) -> bool:
     return (int(major), int(re.match(r"\d+", minor)[0])) >= (5, 18)  # type: ignore[index]
 
 
+OVERFLOW = "TCPTimeWaitOverflow"
+
+
 class EntryCount:
     """One namespace's /proc/net/netstat, kept open: it shows the namespace it was opened in."""
 
     def __init__(self, netns: str | None = None) -> None:
         self._file = inside(netns, lambda: _Open(Path("/proc/thread-self/net/netstat")))
-        self._names = ("TCPTimeWaitOverflow", *(("TW", "TWKilled") if counts_entries() else ()))
+        self._entered = ("TW", "TWKilled") if counts_entries() else ()
 
     def count(self) -> int:
         """Sessions that tcp_max_tw_buckets kept out of TIME_WAIT, and those that entered it if they are counted."""
+        return self._sum(OVERFLOW, *self._entered)
+
+    def overflow(self) -> int:
+        """Sessions that tcp_max_tw_buckets kept out of TIME_WAIT."""
+        return self._sum(OVERFLOW)
+
+    def _sum(self, *wanted: str) -> int:
         names, numbers = (line.split() for line in self._file.read().splitlines() if line.startswith("TcpExt:"))
-        return sum(int(numbers[names.index(name)]) for name in self._names)
+        return sum(int(numbers[names.index(name)]) for name in wanted)
 
     def close(self) -> None:
         """Close the file."""
@@ -146,19 +156,40 @@ class MaxOrphans:
             self._file.close()
 
 
-class FinTimeout:
-    """One namespace's tcp_fin_timeout, kept open: it shows the namespace it was opened in."""
+class _Number:
+    """A sysctl of one namespace that is a number, kept open: it shows the namespace it was opened in."""
 
-    def __init__(self, netns: str | None = None) -> None:
-        self._file = inside(netns, lambda: _Open(Path("/proc/sys/net/ipv4/tcp_fin_timeout")))
+    def __init__(self, name: str, netns: str | None) -> None:
+        self._file = inside(netns, lambda: _Open(Path("/proc/sys/net/ipv4", name)))
 
-    def seconds(self) -> int:
-        """What an orphan in FIN_WAIT2 is given, if its application did not say otherwise."""
+    def _read(self) -> int:
         return int(self._file.read())
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class FinTimeout(_Number):
+    """One namespace's tcp_fin_timeout."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        super().__init__("tcp_fin_timeout", netns)
+
+    def seconds(self) -> int:
+        """What an orphan in FIN_WAIT2 is given, if its application did not say otherwise."""
+        return self._read()
+
+
+class MaxTimeWait(_Number):
+    """One namespace's tcp_max_tw_buckets."""
+
+    def __init__(self, netns: str | None = None) -> None:
+        super().__init__("tcp_max_tw_buckets", netns)
+
+    def count(self) -> int:
+        """So many mini-sockets the kernel keeps there at most."""
+        return self._read()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
