@@ -83,6 +83,17 @@ def test_the_parties_with_the_most_entries_have_series_if_asked_for(blamed: Blam
     }
 
 
+def test_ports_that_connect_chose_have_no_series(blamed: BlamedTable) -> None:
+    """They have a session each; a reserved port, and one with far more entries than they, are services'."""
+    for place in range(100):
+        blamed.put(By.LOCAL_PORT, 10 + place, local_port(50000 + place), entered=1 + place % 5)
+    blamed.put(By.LOCAL_PORT, 3, local_port(40000), entered=2)
+    blamed.put(By.LOCAL_PORT, 4, local_port(50051), entered=20)
+    found = {name for name in parties(registry(blamed, blamed=100)) if name.startswith("twctl_local_port_")}
+    series = 'twctl_local_port_time_wait_entered_total{{local_port="{}",netns=""}}'
+    assert {series.format(port) for port in (443, 80, 22, 40000, 50051)} == found
+
+
 def test_a_party_that_loses_its_place_loses_its_series(blamed: BlamedTable) -> None:
     """The one who took it counts from 0, not from what it found there."""
     made = registry(blamed, blamed=100)

@@ -7,6 +7,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from twctl.config.config import Config
 from twctl.daemon.families import Metric, counter, single
+from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.table_metrics import PartyMetrics, SessionMetrics, guard_segments, table_metrics
 from twctl.daemon.work import Work
 from twctl.daemon.work_metrics import (
@@ -18,6 +19,7 @@ from twctl.daemon.work_metrics import (
     port_metrics,
     task_metrics,
 )
+from twctl.linux.ports import Ports
 from twctl.table.maps import Table
 
 Part = Callable[[], Iterable[Metric]]
@@ -50,7 +52,7 @@ def collector_of(table: Table, work: Work, config: Config, ended: Mapping[str, i
         (
             SessionMetrics(table).metrics,
             lambda: table_metrics(table, namespaces.counts()["refused"]),
-            PartyMetrics(table, config.blame.metrics).metrics,
+            PartyMetrics(table, config.blame.metrics, lambda: _ephemeral(namespaces)).metrics,
             lambda: guard_segments(table),
             lambda: namespace_metrics(namespaces, work.discovery.states()),
             lambda: task_metrics(work),
@@ -62,6 +64,10 @@ def collector_of(table: Table, work: Work, config: Config, ended: Mapping[str, i
             lambda: [_ended(ended)],
         )
     )
+
+
+def _ephemeral(namespaces: Namespaces) -> dict[int, Ports]:
+    return dict(namespaces.ask(lambda each: (each.index, each.ports.range())))
 
 
 def _ended(ended: Mapping[str, int]) -> Metric:

@@ -1,13 +1,14 @@
 """The metrics that the pinned table alone tells."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import HistogramMetricFamily
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.daemon.families import Metric, counter, gauge, single
+from twctl.linux.ports import Ports
 from twctl.table.counters import CLOSES, DROPPED, LANE_SECONDS, Reason
 from twctl.table.maps import Table
 from twctl.table.names import Names
@@ -99,10 +100,13 @@ def guard_segments(table: Table) -> Iterator[Metric]:
 
 
 class PartyMetrics:
-    """Entries by party, of the `count` parties of each kind with the most; from the tallies, without a walk."""
+    """Entries by party, of the `count` parties of each kind with the most; from the tallies, without a walk.
 
-    def __init__(self, table: Table, count: int) -> None:
-        self._table, self._count = table, count
+    ephemeral: asks for the ports that connect() chooses from, by index of the namespace.
+    """
+
+    def __init__(self, table: Table, count: int, ephemeral: Callable[[], Mapping[int, Ports]]) -> None:
+        self._table, self._count, self._ephemeral = table, count, ephemeral
         self._names: Names | None = None  # made when it is needed: it looks for all cgroups
 
     def metrics(self) -> Iterator[Metric]:
@@ -110,7 +114,8 @@ class PartyMetrics:
         if not self._count:
             return
         self._names = names = self._names or Names(self._table)
-        found = {by: most_entered(self._table, by, self._count) for by in By}
+        ephemeral = self._ephemeral()
+        found = {by: most_entered(self._table, by, self._count, ephemeral) for by in By}
         names.update(tally.party for tallies in found.values() for tally in tallies)
         for by, (name, labels) in PARTIES.items():
             rows: Counter[tuple[str, ...]] = Counter()

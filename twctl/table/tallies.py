@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from twctl.addresses import FAMILIES, Address, is_ipv4
+from twctl.linux.ports import Ports
 from twctl.table.maps import Table
 from twctl.table.records import RECORDS, Batch
 from twctl.table.shared import CONSTANTS, STRUCTS
@@ -28,6 +29,8 @@ PLACES_AT = LINE.fields["place"].offset
 TALLIES_BYTES = CONSTANTS["KINDS"] * LINES * LINE.size
 KEY_BUSY = CONSTANTS["KEY_BUSY"]
 OWNER_UNKNOWN, OWNER_OTHER = CONSTANTS["OWNER_UNKNOWN"], CONSTANTS["OWNER_OTHER"]
+# An ephemeral port is a service's if it has so many entries, and this share of those of its namespace.
+SERVICE_ENTRIES, SERVICE_SHARE = 10, 0.01
 NO_UID = 0xFFFFFFFF  # the socket's uid could not be read
 
 
@@ -109,13 +112,16 @@ def _tally(by: By, key: bytes, sums: tuple[int, int, int] | None, sessions: int)
     return Tally(party_at(by, key), entries, error, no_port, sessions)
 
 
-def most_entered(table: Table, by: By, count: int) -> list[Tally]:
+def most_entered(table: Table, by: By, count: int, ephemeral: Mapping[int, Ports]) -> list[Tally]:
     """The parties with the most entries since they have a place, which is what `entries` counts here.
 
-    Without the error it is exact, only grows while the place is kept, and begins anew with another one.
+    Without the error it is exact, only grows while the place is kept, and begins anew with another one. ephemeral:
+    the ports that connect() chooses from, by index of the namespace.
     """
     sums = _summed(places_of(_tallies(table), by))
     sure = {key: entries - error for key, (entries, error, _) in sums.items() if entries > error}
+    if by is By.LOCAL_PORT:
+        sure = _services(sure, ephemeral)
     first = heapq.nsmallest(count, sure, key=lambda key: (-sure[key], key))
     return [Tally(party_at(by, key), sure[key], 0, sums[key][2], 0) for key in first]
 
@@ -130,6 +136,19 @@ def main_owners(table: Table, by: By, wanted: Iterable[Party]) -> dict[Party, Ow
                 counts[key][number] += 1
     known = owners(table)
     return {asked[key]: known.get(max(found, key=found.__getitem__), OTHER) for key, found in counts.items() if found}
+
+
+def _services(sure: Mapping[bytes, int], ephemeral: Mapping[int, Ports]) -> dict[bytes, int]:
+    """Local ports without those that connect() chose, which have one session each."""
+    ports = {key: (int.from_bytes(port, "big"), netns) for key in sure for port, netns in [_PORT.unpack(key)]}
+    entered: Counter[int] = Counter()
+    for key, (_, netns) in ports.items():
+        entered[netns] += sure[key]
+    return {
+        key: sure[key]
+        for key, (port, netns) in ports.items()
+        if port not in ephemeral.get(netns, ()) or sure[key] >= max(SERVICE_ENTRIES, SERVICE_SHARE * entered[netns])
+    }
 
 
 def owners(table: Table) -> dict[int, Owner]:
