@@ -1,11 +1,15 @@
 """The command line itself: names of commands, exit statuses, and what is loaded for a command that needs little."""
 
+import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from tests import ROOT
 from twctl import __version__
 from twctl.commands.cli import app, main
 
@@ -65,6 +69,18 @@ def test_wrong_usage_is_2(words: tuple[str, ...]) -> None:
     status, text = call(*words)
     assert 2 == status
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("words", [[sys.executable, "-m", "twctl"], [str(Path(sys.executable).with_name("twctl"))]])
+def test_a_shell_can_be_taught_to_complete(words: list[str], tmp_path: Path) -> None:
+    """However twctl was called, what is installed completes the command twctl."""
+    environment = os.environ | {"HOME": str(tmp_path), "SHELL": "/bin/bash"}
+    script = f"{shlex.join([*words, '--install-completion'])} && true"
+    subprocess.run(["bash", "-c", script], env=environment, check=True, capture_output=True, cwd=ROOT)
+    assert "_twctl_completion twctl" in (tmp_path / ".bash_completions/twctl.sh").read_text()
+    typed = {"_TWCTL_COMPLETE": "complete_bash", "COMP_WORDS": "twctl sta", "COMP_CWORD": "1"}
+    done = subprocess.run(words, env=environment | typed, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ["status"] == done.stdout.split()
 
 
 def test_to_drain_all_has_to_be_said() -> None:

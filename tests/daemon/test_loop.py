@@ -13,6 +13,7 @@ import pytest
 
 from twctl.daemon import loop as module
 from twctl.daemon.loop import Heartbeat, Task, loop, signals
+from twctl.linux.signals import SIGNALS, put_off
 
 
 @dataclass
@@ -147,10 +148,10 @@ def test_a_task_that_is_done_for_good_is_not_run_again() -> None:
 
 def test_signals_are_as_before_afterwards() -> None:
     """Handlers, and where Python writes their numbers."""
-    before = [signal.getsignal(number) for number in module.SIGNALS]
+    before = [signal.getsignal(number) for number in SIGNALS]
     with signals() as asked:
         assert isinstance(asked, socket.socket)
-    assert before == [signal.getsignal(number) for number in module.SIGNALS]
+    assert before == [signal.getsignal(number) for number in SIGNALS]
     assert -1 == signal.set_wakeup_fd(-1)
 
 
@@ -165,3 +166,11 @@ def test_a_loop_that_goes_round_is_healthy(monkeypatch: pytest.MonkeyPatch) -> N
     assert not heart.healthy()
     assert module.BEAT_SECONDS == heart.run()
     assert heart.healthy()
+
+
+def test_a_signal_that_was_put_off_is_heard() -> None:
+    """One that came while the process was made ready."""
+    with put_off():
+        signal.raise_signal(signal.SIGTERM)
+        with signals() as asked:
+            assert bytes([signal.SIGTERM]) == asked.recv(1)

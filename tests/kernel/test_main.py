@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -176,6 +177,31 @@ def test_a_stop_may_release(ns: Namespace) -> None:
         assert f"removed {one.pins}" in one.log
         assert (False, False) == (one.pins.exists(), has_guard(ns))
         assert before == ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+
+
+@pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)
+@pytest.mark.parametrize("moment", ["twctl.daemon.main", "twctl.table.loader"])
+def test_a_start_that_is_interrupted_says_stopped(ns: Namespace, moment: str, asked: signal.Signals) -> None:
+    """By Ctrl-C, which its whole process group hears, or a service manager: while it imports, and while it loads."""
+    pins = Path(f"/sys/fs/bpf/twctl-test-{os.getpid()}-interrupted")
+    words = ["run", "--pins", str(pins), "--netns", ns.name, "--listen", "127.0.0.1:0", "--probe", "tracepoint"]
+    command = [sys.executable, "-m", "twctl", *words]
+    try:
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+            wait_until(lambda: moment in _commands(process.pid), what=moment, timeout=TOLD_SECONDS)
+            os.killpg(process.pid, asked)
+            told = process.communicate(timeout=TOLD_SECONDS)[1]
+        assert (0, "twctl: stopped") == (process.returncode, told.splitlines()[-1].partition(";")[0]), told
+        assert "Traceback" not in told
+    finally:
+        assert twctl("release", "--pins", str(pins)).returncode == 0
+
+
+def _commands(pid: int) -> str:
+    """The command lines of a process and of its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    lines = [Path(f"/proc/{each}/cmdline") for each in (pid, *children)]
+    return " ".join(line.read_text() for line in lines if line.exists())
 
 
 def test_a_busy_address_refuses_the_start_before_anything_is_loaded(ns: Namespace) -> None:

@@ -305,6 +305,22 @@ def test_bad_input_is_usage_and_no_table_an_error() -> None:
     assert re.fullmatch(r"twctl: no table is pinned at .+ \(.+\)\n", none.stderr), none.stderr
 
 
+def test_in_a_terminal_it_waits_for_the_first_table() -> None:
+    """And says why; elsewhere that is an error."""
+    with namespace() as ns, terminal() as pane:
+        pins = Path(f"/sys/fs/bpf/twctl-test-{os.getpid()}-first")
+        pane.run(shlex.join([sys.executable, "-m", "twctl", "top", "--pins", str(pins), "--interval", "0.2"]))
+        pane.shows("^waiting for a table")
+        made = Daemon((ns,), pins=pins)
+        try:
+            made.start()
+            pane.shows("^of 0 sessions")
+        finally:
+            made.kill()
+            shutil.rmtree(made.folder)
+            assert twctl("release", "--pins", str(pins)).returncode == 0
+
+
 def test_it_outlives_the_daemon_and_the_table() -> None:
     """It says that the daemon is down; that there is no table; and shows the next one's sessions."""
     with namespace({"net.ipv4.tcp_rfc1337": 1}) as ns, daemon(ns) as one, terminal() as pane:

@@ -11,7 +11,6 @@ from typing import Annotated
 
 import typer
 
-from twctl import __version__
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands import config as configuration
@@ -24,6 +23,7 @@ from twctl.commands.options import (
     LocalPort,
     PinsFolder,
     Remote,
+    Version,
     class_of,
     network_of,
     one_of,
@@ -32,13 +32,13 @@ from twctl.commands.reach import as_root, in_sight, not_root
 from twctl.config.config import load
 from twctl.config.keys import KEYS, Mode, Probe
 from twctl.errors import TwctlError
+from twctl.linux.signals import put_off
 from twctl.table.maps import Table
 from twctl.table.tallies import By
 
 app = typer.Typer(
     help="See what TIME_WAIT does on this host. Nouns read, verbs change.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -92,7 +92,8 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     given |= {"pins": str(pins) if pins else None, "all_netns": all_netns, "force": force}
     options = {name: value for name, value in given.items() if value}
     request = json.dumps({"file": str(config) if config else None, "options": options, "release": release})
-    os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon.main", request])  # noqa: S606 - our own interpreter
+    with put_off():  # until the daemon hears them
+        os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon.main", request])  # noqa: S606 - our own interpreter
 
 
 @app.command()
@@ -146,8 +147,9 @@ def top(  # noqa: PLR0913, PLR0917 - each is an option
         raise typer.BadParameter(f"{interval} is not between 0.1 and 3600", param_hint="--interval")
     only = class_of(class_)
     choice = Choice(only, Order(one_of("--sort", sort, list(Order))))
-    show = terminal.live if terminal.is_terminal() else terminal.plain
-    show(TableView(_pins(config, pins)), choice, interval, count)
+    live = terminal.is_terminal()
+    show = terminal.live if live else terminal.plain
+    show(TableView(_pins(config, pins), waits=live), choice, interval, count)
 
 
 @app.command()
@@ -268,26 +270,15 @@ def release(config: ConfigFile = None, pins: PinsFolder = None) -> None:
     typer.echo(f"removed {folder}" if removed else f"nothing to remove at {folder}")
 
 
-def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of Typer
-    if asked:
-        typer.echo(f"twctl {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
-def options(
-    *,
-    version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
-    ] = False,
-) -> None:
+def options(*, version: Version = False) -> None:
     """See what TIME_WAIT does on this host. Nouns read, verbs change."""
 
 
 def main() -> None:
     """Run a command: one line on standard error and exit status 1 if it fails, 2 if it was called wrongly."""
     try:
-        app()
+        app(prog_name="twctl")  # python -m twctl is the same, also to a shell that completes
     except TwctlError as error:
         typer.echo(f"twctl: {error}", err=True)
         sys.exit(error.status)

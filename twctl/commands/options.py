@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from twctl import __version__
 from twctl.addresses import Network
 from twctl.classes import Class
 
@@ -24,6 +25,15 @@ Remote = Annotated[str | None, typer.Option(metavar="CIDR", help="Prefix that th
 LocalPort = Annotated[int | None, typer.Option(min=1, max=65535, help="Port on this host.")]
 
 MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses as sockets of IPv6 have them
+
+
+def _print_version(asked: bool) -> None:  # noqa: FBT001 - a callback of Typer
+    if asked:
+        typer.echo(f"twctl {__version__}")
+        raise typer.Exit
+
+
+Version = Annotated[bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")]
 
 
 def class_of(label: str | None) -> Class | None:

@@ -152,12 +152,14 @@ class Reader:
 class TableView:
     """Looks at the table that is pinned, as often as it is asked; also at another one that takes its place.
 
-    :raises TwctlError: if nothing is pinned there to begin with.
+    waits: also for the first one.
+
+    :raises TwctlError: if nothing is pinned there to begin with, unless it waits.
     """
 
-    def __init__(self, pins: Path) -> None:
+    def __init__(self, pins: Path, *, waits: bool = False) -> None:
         self._pins = pins
-        self._source: tuple[Table, Reader] | None = self._open()
+        self._source: tuple[Table, Reader] | None = None if waits else self._open()
 
     def _open(self) -> tuple[Table, Reader]:
         self._pinned = self._stamp()

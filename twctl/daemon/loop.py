@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from twctl.linux.signals import SIGNALS
+
 # The loop shows that it goes round this often, and counts as hanging if it has not for so long (s): the unit's watchdog
 # has the same.
 BEAT_SECONDS, HANGING_SECONDS = 15.0, 60.0
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Next = TypeVar("Next")
 
@@ -51,11 +52,15 @@ class Heartbeat:
 
 @contextlib.contextmanager
 def signals() -> Iterator[socket.socket]:
-    """Turn SIGINT, SIGTERM and SIGHUP into bytes that can be read from a socket: their numbers."""
+    """Turn SIGINT, SIGTERM and SIGHUP into bytes that can be read from a socket: their numbers.
+
+    Those that were put off until now are among them.
+    """
     read, write = socket.socketpair()
     write.setblocking(False)  # noqa: FBT003 - socket's own signature
     previous = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
     wakeup = signal.set_wakeup_fd(write.fileno())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     try:
         yield read
     finally:

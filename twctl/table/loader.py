@@ -22,6 +22,7 @@ from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux import btf, capabilities, libbpf
 from twctl.linux.capabilities import Capability
+from twctl.linux.signals import put_off
 from twctl.table import fields
 from twctl.table.compiled import GUARDS, MAPS, Probes, compiled, map_descriptor
 from twctl.table.layout import BLOCKS, LATE_SECONDS, Layout
@@ -92,14 +93,18 @@ def load_guard(table: Path) -> None:
 
 
 def _run(request: Request | GuardRequest) -> dict[str, Any]:
-    """Run the loader as a process of its own, so that LLVM's memory goes with it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "twctl.table.loader"],
-        input=json.dumps(dataclasses.asdict(request)),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """Run the loader as a process of its own, so that LLVM's memory goes with it.
+
+    Ctrl-C and a service manager's SIGTERM are meant for the daemon, which stops when its start is over.
+    """
+    with put_off():
+        done = subprocess.run(
+            [sys.executable, "-m", "twctl.table.loader"],
+            input=json.dumps(dataclasses.asdict(request)),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError):
