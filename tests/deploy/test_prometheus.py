@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ from prometheus_client import ProcessCollector, generate_latest
 
 from tests import ROOT
 from tests.daemon.test_metrics import FakeTable, registry
+from tests.docs.pages import anchors
 from tests.load.monitoring import ALERTS, RULES, families_of, metrics_in, program, rule_expressions, rules
 
 UNIT_TESTS = ROOT / "tests/prometheus/alerts.yml"
@@ -36,6 +38,22 @@ def test_every_alert_says_what_it_means_and_what_to_do() -> None:
         summary, description = rule["annotations"]["summary"], rule["annotations"]["description"]
         assert "$labels.instance" in summary or rule["alert"] == "TwctlAbsent"
         assert len(description.split()) > 30, rule["alert"]
+
+
+def test_every_alert_leads_to_a_section_of_the_docs() -> None:
+    """Where the package says that the docs are; the section is there."""
+    documentation = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Documentation"]
+    base = documentation.removesuffix("README.md")
+    for rule in rules(ALERTS):
+        page, _, section = rule["annotations"]["runbook_url"].removeprefix(base).partition("#")
+        assert section in anchors(ROOT / "docs" / page), rule["alert"]
+
+
+def test_an_hour_of_ordinary_load_has_every_series_that_an_alert_asks_for() -> None:
+    """Else one might not fire for want of data."""
+    ordinary = yaml.safe_load(UNIT_TESTS.read_text())["tests"][0]
+    named = set().union(*map(metrics_in, rule_expressions().values()))
+    assert set() == named - {re.match(r"\w+", row["series"])[0] for row in ordinary["input_series"]}  # type: ignore[index]
 
 
 def test_the_rules_name_only_metrics_that_twctl_has() -> None:
