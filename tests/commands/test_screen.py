@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from tests.commands.test_rankings import OWNERS, REMOTES, batch, peers, reading, record6
-from tests.commands.test_top import look
+from tests.table.test_looks import look
 from twctl.classes import Class
 from twctl.commands.rankings import SUBJECTS, Order, Subject
 from twctl.commands.screen import Choice, block, per_second, screen, shortened
-from twctl.commands.top import View, rates
+from twctl.commands.top import View
 from twctl.table.counters import ACTIONS, CLOSES, Reason
+from twctl.table.looks import rates
 
 
 def view(**changed: object) -> View:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 from twctl.classes import Class
 from twctl.commands.rankings import SUBJECTS, Order, Ranking, Reading, Subject, ranking
-from twctl.commands.top import Look, View
+from twctl.commands.top import View
 from twctl.table.counters import ACTIONS, CLOSES, Reason
+from twctl.table.looks import Look
 
 Span = tuple[str, str]  # text and style, in rich's words
 Line = list[Span]

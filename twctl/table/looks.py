@@ -1,0 +1,74 @@
+"""What the counters say of one moment, and the rates between two such looks."""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from twctl.addresses import FAMILIES
+from twctl.classes import Class
+from twctl.table.counters import CLOSES, DROPPED, Reason
+from twctl.table.maps import Table
+from twctl.table.sums import Sums
+
+Rates = Mapping[tuple[str, ...], float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Counters by name and labels, and sessions by class, of one moment (s, monotonic)."""
+
+    at: float
+    counters: Mapping[tuple[str, ...], int]
+    sessions: Mapping[Class, int]
+    full: Mapping[Class, float]  # share of the capacity, of the family that has less left
+
+    @classmethod
+    def read(cls, table: Table) -> "Look":
+        """Read all counters of a table."""
+        sums = Sums.read(table)
+        counters = dict(_counted(sums)) | {("dropped", "nested"): table.nested()}
+        if table.guard:
+            counters |= {("guard", action): count for action, count in table.actions().items()}
+        capacity = table.layout.capacity
+        full = {k: max(sums.sessions(k, f) / capacity[f][k] for f in FAMILIES) for k in Class}
+        return cls(
+            time.monotonic(), counters, {k: sum(sums.sessions(k, family) for family in FAMILIES) for k in Class}, full
+        )
+
+    def held(self, before: "Look | None") -> "Look":
+        """The same, with no counter less than before.
+
+        What expired is a difference of numbers that are read one after the other: it may go back for a moment, and what
+        came back would look like events.
+        """
+        earlier = before.counters if before else {}
+        return replace(self, counters={name: max(count, earlier.get(name, 0)) for name, count in self.counters.items()})
+
+    def of(self, name: str) -> dict[str, int]:
+        """Counters of a name that have one label."""
+        return {labels[0]: count for (first, *labels), count in self.counters.items() if first == name and labels}
+
+
+def _counted(sums: Sums) -> Iterator[tuple[tuple[str, ...], int]]:
+    for class_ in Class:
+        for name in ("entered", "adopted"):
+            yield (name, class_.label), sum(sums.counters.row(name, class_))
+        yield ("restarted", class_.label), sums.counters.get("restarted", class_)
+        for reason in Reason:
+            yield ("ended", class_.label, reason.name.lower()), sums.ended(class_, reason)
+    for name, labels in (("closed", CLOSES), ("dropped", DROPPED)):
+        for label, count in zip(labels, sums.counters.values[name], strict=True):
+            yield (name, label), count
+    yield ("no_port",), sums.counters.get("no_port", 0)
+
+
+def rates(before: Look | None, after: Look) -> Rates:
+    """Events a second between two looks; none of what there is no earlier look of."""
+    if before is None or after.at <= before.at:
+        return {}
+    seconds = after.at - before.at
+    return {
+        name: (count - before.counters[name]) / seconds
+        for name, count in after.counters.items()
+        if name in before.counters
+    }
