@@ -33,7 +33,9 @@ def connected(listener: Listener) -> socket.socket:
 
 def served(listener: Listener, *, healthy: bool = True) -> "contextlib.closing[Server]":
     """A server without a metric, until the end of the block."""
-    return contextlib.closing(Server(listener, CollectorRegistry(), lambda: healthy))
+    return contextlib.closing(
+        Server(listener, CollectorRegistry(), lambda: healthy, lambda private: f"private: {private}")
+    )
 
 
 @pytest.mark.parametrize(("healthy", "expected"), [(True, (200, "healthy\n")), (False, (503, "the loop hangs\n"))])
@@ -42,6 +44,42 @@ def test_it_is_as_healthy_as_the_loop(healthy: bool, expected: tuple[int, str]) 
     with contextlib.closing(Listener(ANY, None)) as listener, served(listener, healthy=healthy):
         assert expected == ask(listener, "/healthy")
         assert [200, 200, 404] == [ask(listener, path)[0] for path in ("/", "/metrics", "/nothing")]
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "expected"),
+    [
+        ("127.0.0.1", "127.0.0.1:9815", True),
+        ("127.0.0.1", "localhost", True),
+        ("::1", "[::1]:9815", True),
+        ("127.0.0.1", "evil.example:9815", False),
+        ("127.0.0.1", "[evil", False),
+        ("127.0.0.1", "", False),
+        ("0.0.0.0", "127.0.0.1:9815", False),  # noqa: S104
+    ],
+)
+def test_the_page_is_private_at_a_loopback_address_by_its_own_name(address: str, host: str, *, expected: bool) -> None:
+    """A name of a page of the web may lead there, too."""
+    with contextlib.closing(Listener(Listen(address, 0), None)) as listener:
+        assert expected == listener.is_private(host)
+
+
+def test_the_page_is_private_where_clients_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any address: who has no certificate gets no answer."""
+    monkeypatch.setattr("twctl.daemon.server._context", lambda _: None)
+    file = Path("/dev/null")
+    for client_ca in (None, file):
+        with contextlib.closing(Listener(Listen("0.0.0.0", 0), Tls(file, file, client_ca))) as listener:  # noqa: S104
+            assert bool(client_ca) == listener.is_private("host.example")
+
+
+def test_the_page_comes_with_a_policy_that_forbids_scripts() -> None:
+    """And is told who asks: this client by the address itself."""
+    with contextlib.closing(Listener(ANY, None)) as listener, served(listener):
+        assert (200, "private: True") == ask(listener, "/")
+        with urllib.request.urlopen(f"http://127.0.0.1:{listener.port}/?x=y") as answer:
+            assert answer.headers["Content-Security-Policy"].startswith("default-src 'none'; ")
+            assert answer.headers["Cache-Control"] == "no-store"
 
 
 def test_who_comes_before_the_server_is_there_waits_for_it() -> None:

@@ -13,9 +13,11 @@ from pathlib import Path
 from twctl.config.config import Effective, load, pins_of
 from twctl.config.keys import Mode
 from twctl.daemon import rights
+from twctl.daemon.facts import FactsAtHand
 from twctl.daemon.loop import Heartbeat, Task, loop, signals
 from twctl.daemon.metrics import registry_of
 from twctl.daemon.namespaces import Namespaces
+from twctl.daemon.page import page
 from twctl.daemon.server import Listener, Server
 from twctl.daemon.start import Sysctls, load_guard, put_back, take_over_or_load
 from twctl.daemon.upkeep import Leaving
@@ -69,15 +71,20 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         work = start_work(table, namespaces, config, leaving, undo)
         rights.give_up(config, pins)
         capabilities.lower(pins.current / "maps" / "meta")
-        heartbeat = Heartbeat()
-        server = Server(listener, registry_of(table, work, config, listener.ended), heartbeat.healthy)
+        heartbeat, facts = Heartbeat(), FactsAtHand(table, work, config)
+        server = Server(
+            listener,
+            registry_of(table, work, config, listener.ended),
+            heartbeat.healthy,
+            lambda private: page(facts.read(private=private, healthy=heartbeat.healthy())),
+        )
         undo.callback(server.close)
         doing = f"{_DOING[config.mode]} with the {table.probe} probe, metrics on port {listener.port}"
         if leaving:
             doing += f", an earlier guard for {leaving.seconds:.0f} s" + ", then guarding" * waits
         log.info("%s", doing)
         notifier.ready(doing)
-        tasks: list[Task] = [heartbeat, *work.tasks()]
+        tasks: list[Task] = [heartbeat, *facts.tasks, *work.tasks()]
         tasks += [Reporting(notifier)] if notifier.watchdog else []
         following = loop(
             asked,

@@ -1,9 +1,10 @@
 """The HTTP server: the address it listens on, bound before anything is loaded, and what is where.
 
-/metrics; /healthy, for whoever restarts what hangs; / says what this is.
+/metrics; /healthy, for whoever restarts what hangs; / is the page for people.
 """
 
 import io
+import ipaddress
 import os
 import socket
 import ssl
@@ -11,29 +12,21 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 from wsgiref.simple_server import WSGIRequestHandler
 
 import prometheus_client
 from prometheus_client.registry import CollectorRegistry
 
-from twctl import __version__
 from twctl.config.config import Tls
 from twctl.config.keys import Listen
 from twctl.daemon.connections import Connections
+from twctl.daemon.page import HEADERS
 from twctl.errors import TwctlError
 
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 Application = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
-
-LANDING = f"""<!doctype html>
-<html lang="en"><head><title>twctl</title></head><body>
-<h1>twctl {__version__}</h1>
-<p>Observes TCP sessions in TIME_WAIT on this host, by nearness of the peer.</p>
-<p><a href="/metrics">Metrics</a></p>
-</body></html>
-"""
-
-
+Landing = Callable[[bool], str]  # the page; whether it may tell owners and addresses
 # Connections that the kernel keeps until they are accepted; one that finds no room tries again a second later.
 BACKLOG = 1024
 
@@ -48,13 +41,31 @@ class Listener:
 
     def __init__(self, listen: Listen, tls: Tls | None) -> None:
         self.tls = _context(tls) if tls else None
+        self._knows_clients = bool(tls and tls.client_ca)
         self.socket = _bound(listen)
         self.ended: Counter[str] = Counter()
         self.port: int = self.socket.getsockname()[1]
 
+    def is_private(self, host: str) -> bool:
+        """Whether only who has a right to reads the answer to a request for this host (the header `Host`).
+
+        A page of the web may have a name of its own lead to a loopback address, and its script read what is there: so
+        there the name has to be the host's own.
+        """
+        own = ipaddress.ip_address(self.socket.getsockname()[0]).is_loopback
+        return self._knows_clients or (own and _is_loopback(host))
+
     def close(self) -> None:
         """Let go of the address."""
         self.socket.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _bound(listen: Listen) -> socket.socket:
@@ -86,21 +97,24 @@ def _context(tls: Tls) -> ssl.SSLContext:
 class Server(Connections):
     """Serves a Listener until `close`. healthy: whether the daemon does its work."""
 
-    def __init__(self, listener: Listener, registry: CollectorRegistry, healthy: Callable[[], bool]) -> None:
-        metrics, rest = prometheus_client.make_wsgi_app(registry), _pages(healthy)
+    def __init__(
+        self, listener: Listener, registry: CollectorRegistry, healthy: Callable[[], bool], landing: Landing
+    ) -> None:
+        # What is read from the table takes some milliseconds: at leisure.
+        slow = {b"/metrics": prometheus_client.make_wsgi_app(registry), b"/": _landing(listener, landing)}
+        rest = _pages(healthy)
         super().__init__(
             listener.socket,
             listener.tls,
-            lambda request: b"" if _is_scrape(request) else _Request(request, rest).answer,
-            lambda request: _Request(request, metrics).answer,
+            lambda request: b"" if _path(request) in slow else _Request(request, rest).answer,
+            lambda request: _Request(request, slow[_path(request)]).answer,
             listener.ended,
         )
 
 
-def _is_scrape(request: bytes) -> bool:
-    """Whether a request, its line and headers, is for /metrics."""
-    words = request.split(maxsplit=2)
-    return len(words) > 1 and words[1].partition(b"?")[0] == b"/metrics"
+def _path(request: bytes) -> bytes:
+    """What a request, its line and headers, is for."""
+    return [*request.split(maxsplit=2), b"", b""][1].partition(b"?")[0]
 
 
 class _Request(WSGIRequestHandler):
@@ -127,16 +141,25 @@ class _Request(WSGIRequestHandler):
         """Say nothing of a request."""
 
 
-def _pages(healthy: Callable[[], bool]) -> Application:
-    """All but /metrics."""
+def _landing(listener: Listener, landing: Landing) -> Application:
+    """The page for people."""
 
     def serve(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        body = landing(listener.is_private(environ.get("HTTP_HOST", ""))).encode()
+        start_response("200 OK", list(HEADERS))  # wsgiref adds to it
+        return [body]
+
+    return serve
+
+
+def _pages(healthy: Callable[[], bool]) -> Application:
+    """All that takes no time."""
+
+    def serve(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        status, body = "404 Not Found", b"Not found; metrics are at /metrics\n"
         if environ["PATH_INFO"] == "/healthy":
             status, body = ("200 OK", b"healthy\n") if healthy() else ("503 Service Unavailable", b"the loop hangs\n")
-            start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-            return [body]
-        found = environ["PATH_INFO"] == "/"
-        start_response("200 OK" if found else "404 Not Found", [("Content-Type", "text/html; charset=utf-8")])
-        return [LANDING.encode() if found else b"Not found; metrics are at /metrics\n"]
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [body]
 
     return serve
