@@ -95,7 +95,7 @@ class FactsAtHand:
         namespaces = work.discovery.namespaces
         kernel_sockets: int | None = None
         with contextlib.suppress(OSError, ValueError, TwctlError):  # a namespace went meanwhile
-            kernel_sockets = namespaces.kernel_sockets()
+            kernel_sockets = sum(namespaces.ask(lambda each: each.sockstat.time_wait()))
         return Facts(
             private=private,
             healthy=healthy,
@@ -115,7 +115,7 @@ class FactsAtHand:
 
     def _owners(self) -> list[tuple[str, int]]:
         self._names = names = self._names or Names(self._table)
-        tallies = most_entered(self._table, By.OWNER, OWNERS)
+        tallies = most_entered(self._table, By.OWNER, OWNERS, {})
         names.update(tally.party for tally in tallies)
         rows = [names.row(By.OWNER, tally) for tally in tallies]
         return [(_owner(row["owner"], row["uid"]), row["entered"]) for row in rows]
