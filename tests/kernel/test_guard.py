@@ -179,6 +179,20 @@ def test_a_new_device_gets_the_guard(guarding: tuple[Namespace, Daemon]) -> None
     assert one.metric("twctl_guard_reattached_total") == reattached
 
 
+def test_a_device_that_becomes_a_port_of_a_bridge_leaves_the_guard_to_that(guarding: tuple[Namespace, Daemon]) -> None:
+    """Frames of others pass a port; when it is none any more, it has the guard again."""
+    ns, _ = guarding
+    ns.ip("link", "add", "veth2", "type", "veth", "peer", "name", "veth3")
+    ns.ip("link", "add", "br0", "type", "bridge")
+    wait_until(lambda: [BOTH, BOTH] == [guarded(ns, each) for each in ("veth2", "br0")], what="both have it")
+    ns.ip("link", "set", "veth2", "master", "br0")
+    wait_until(lambda: [[], BOTH] == [guarded(ns, each) for each in ("veth2", "br0")], what="the bridge has it")
+    ns.ip("link", "set", "veth2", "nomaster")
+    wait_until(lambda: guarded(ns, "veth2") == BOTH, what="the port that was has it")
+    ns.ip("link", "del", "veth2")
+    ns.ip("link", "del", "br0")
+
+
 def test_the_class_id_tells_namespace_and_kind_of_device() -> None:
     """Index 0 and no Ethernet headers; the highest index; lo; a VRF, which is the lo of its ports, and one of them."""
     kinds = {

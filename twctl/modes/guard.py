@@ -18,7 +18,7 @@ from twctl.linux.devices import Device, devices, find_device, packets
 from twctl.linux.netlink import LostError, RouteNetlink
 from twctl.linux.rtnl import decode
 from twctl.linux.tc import EGRESS, INGRESS
-from twctl.modes.filters import Filters, Ours, Sides, any_left, needs_guard, remove_all
+from twctl.modes.filters import Filters, Ours, Sides, any_left, needs_guard, remove_all, remove_from
 from twctl.modes.histogram import Histogram
 from twctl.table.published import known_as
 
@@ -118,10 +118,13 @@ class Guard:
 
     def _ensure(self, requests: IPRoute, device: Device, since: float | None) -> None:
         """Put both filters on a device, if it needs them. since: when it was not there yet; None: nobody had looked."""
-        if not needs_guard(device):
-            return
         known = device.number in self.devices
         try:
+            if not needs_guard(device):
+                if known or since is None:  # it has become a port: its master has the guard, others' frames pass here
+                    remove_from(requests, device.number, self._ours)
+                    self.devices.pop(device.number, None)
+                return
             if not known:
                 self._filters.attach(requests, device)
                 guarded = time.monotonic()
