@@ -53,6 +53,14 @@ def test_a_shorter_time_of_conntrack_is_counted() -> None:
     assert said.gain.startswith("9,000 ")
 
 
+def test_nothing_is_promised_where_other_traffic_fills_conntrack() -> None:
+    """And while there is room, nothing is said to be dropped."""
+    said = conntrack_full(recorded("conntrack"))
+    assert said
+    assert ("nearly full" in said.what, "then it drops" in said.what) == (True, True)
+    assert "brings nothing here" in said.gain
+
+
 def test_mode_vestigial_has_no_buckets_on_purpose() -> None:
     """The same numbers mean nothing there."""
     full = recorded("buckets")

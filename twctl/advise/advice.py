@@ -93,4 +93,4 @@ def failures(each: Destination) -> str:
         return ""
     since = "" if each.failing_since is None else f" for {number(each.failing_since)} s"
     rate = f", {number(each.no_port)} a second now" if each.no_port else ""
-    return f"; connect() has found no port{since}, {number(each.failed)} times in all{rate}"
+    return f"; connect() has found no port{since} (calls that failed: {number(each.failed)}{rate})"

@@ -21,10 +21,10 @@ def conntrack_full(snapshot: Snapshot) -> Advice | None:
         return None
     limits, closed = worst.limits, snapshot.entered + snapshot.passive
     seconds = limits.conntrack_time_wait or 0
-    full = _tracked(worst) >= FULL
+    less, full = closed * max(0, seconds - CONNTRACK_SECONDS), _tracked(worst) >= FULL
     return Advice(
         weight=97 if full else NOW - 5,
-        what=f"conntrack is {'full' if full else 'nearly full'}{_in(worst)}: it drops packets of new connections",
+        what=f"conntrack is {'' if full else 'nearly '}full{_in(worst)}: then it drops packets of new connections",
         evidence=(
             f"it remembers {number(limits.conntrack or 0)} of at most {number(limits.conntrack_max or 0)} connections, "
             f"closed ones for {seconds} s, and {number(closed)} a second are closed here"
@@ -33,7 +33,9 @@ def conntrack_full(snapshot: Snapshot) -> Advice | None:
             f"nf_conntrack_tcp_timeout_time_wait = {min(seconds, CONNTRACK_SECONDS)} or less in [sysctl] of "
             "/etc/twctl.toml, a greater net.netfilter.nf_conntrack_max, or notrack for this traffic."
         ),
-        gain=f"{number(closed * max(0, seconds - CONNTRACK_SECONDS))} fewer that it remembers",
+        gain=f"{number(less)} fewer that it remembers"
+        if less
+        else "more room; a shorter time alone brings nothing here",
         anchor="conntrack-is-nearly-full",
     )
 
@@ -162,8 +164,8 @@ def all_is_well(snapshot: Snapshot) -> Advice:
         weight=0,
         what="all is well",
         evidence=(
-            f"{number(snapshot.freed['vestigial'].sessions)} sessions in TIME_WAIT, {number(snapshot.entered)} a "
-            f"second enter{used}; no connect() has failed"
+            f"sessions in TIME_WAIT: {number(snapshot.freed['vestigial'].sessions)}, {number(snapshot.entered)} a "
+            f"second enter{used}; no connect() fails now"
         ),
         remedy="Nothing has to be done.",
         gain="nothing",
