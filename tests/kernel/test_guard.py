@@ -106,7 +106,7 @@ def test_the_host_is_as_it_was_found(ns: Namespace) -> None:
 def test_after_a_crash_the_guard_goes_on_and_release_finds_all(ns: Namespace) -> None:
     """Kill -9: closes still make vestiges that are answered for; `twctl release`, twice, leaves nothing."""
     before = buckets(ns)
-    with daemon(ns, mode="vestigial") as one:
+    with daemon(ns, mode="vestigial", config="[time_wait]\nloopback = 60\n") as one:
         one.kill()
         assert (0, BOTH) == (buckets(ns), guarded(ns, "lo"))
         run(ns, "--count", "23", "--close", "client", "--inline", "--threads", "1")
