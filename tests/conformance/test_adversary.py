@@ -90,9 +90,9 @@ def hosts() -> Iterator[dict[str, Attacked]]:
 
 
 @pytest.fixture
-def turns(request: pytest.FixtureRequest) -> range:
+def turns(*, long: bool) -> range:
     """How often a test is done."""
-    return range(LONG_TURNS if request.config.getoption("--long") else 1)
+    return range(LONG_TURNS if long else 1)
 
 
 def with_victims(host: Attacked) -> Attacked:

@@ -96,7 +96,7 @@ class FakeNamespaces:
         self.one = SimpleNamespace(
             index=0,
             name=None,
-            sockstat=SimpleNamespace(time_wait=kernel_sockets, orphans=lambda: 3),
+            sockstat=SimpleNamespace(time_wait=kernel_sockets),
             ports=SimpleNamespace(ports=lambda: 0, range=lambda: parse_ports("32768 60999", "40000")),
             max_time_wait=SimpleNamespace(count=lambda: 4096),
             entry_count=SimpleNamespace(overflow=lambda: 5),
@@ -158,6 +158,8 @@ def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr("twctl.daemon.work_metrics.socket_bytes", lambda: SocketBytes(mini=256, port=256))
     (tmp_path / "tcp_max_orphans").write_text("65536\n")
     monkeypatch.setattr("twctl.daemon.work_metrics.MaxOrphans", lambda: MaxOrphans(tmp_path / "tcp_max_orphans"))
+    sockstat = SimpleNamespace(orphans=lambda: 3, close=lambda: None)
+    monkeypatch.setattr("twctl.daemon.work_metrics.Sockstat", lambda: sockstat)
     table = FakeTable()
     for _ in range(101):
         table.entry()

@@ -13,10 +13,8 @@ from tests.load import counters, wait_until
 from tests.load.closes import run, serving
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, link, namespace
-from tests.load.paths import Session
-from tests.load.peer import TunPeer, tun_peer
-from tests.load.scripts import scripted
-from tests.load.segments import ACK, FIN
+from tests.load.peer import tun_peer
+from tests.load.scripts import assert_fins_acknowledged, scripted
 from twctl.table.maps import Table
 
 pytestmark = pytest.mark.skipif(
@@ -42,16 +40,6 @@ def ns() -> Iterator[Namespace]:
         yield made
 
 
-def answers(peer: TunPeer, sessions: list[Session]) -> None:
-    """A FIN that comes again gets its ACK."""
-    for session in sessions:
-        assert session.seen
-        connection = peer.connection(session.server.tuple)
-        connection.send(FIN | ACK, seq=session.seen.rcv_nxt - 1, ack=session.seen.snd_nxt)
-        answer = connection.expect(ACK)
-        assert (session.seen.snd_nxt, session.seen.rcv_nxt) == (answer.seq, answer.ack)
-
-
 def another_capacity(one: Daemon) -> None:
     """SIGHUP."""
     one.reload(f'mode = "vestigial"\n{AFTER}{lives(60)}')
@@ -73,12 +61,12 @@ def test_what_only_the_guard_knew_is_answered_for_beside_a_new_table(ns: Namespa
         change(one)  # type: ignore[operator]
         assert WAITS in one.log
         assert (before, programs_before) == (buckets(ns), programs(ns))
-        answers(peer, sessions)
+        assert_fins_acknowledged(peer, sessions)
         assert one.metric("twctl_mode", mode="observe") == 1
         one.kill()
         one.start()
         assert 2 == one.log.count(WAITS)
-        answers(peer, sessions)
+        assert_fins_acknowledged(peer, sessions)
 
 
 @pytest.mark.alone("it counts RSTs")
@@ -122,6 +110,6 @@ def test_a_table_that_cannot_be_loaded_leaves_the_one_that_is_there(ns: Namespac
         assert 1 == one.process.wait(60)
         assert "Traceback" not in one.log
         assert (before, BOTH, N) == (buckets(ns), guarded(ns, "lo"), len(one.table()))
-        answers(peer, sessions)
+        assert_fins_acknowledged(peer, sessions)
         assert 0 == twctl("release", "--pins", str(one.pins)).returncode
         assert [] == guarded(ns, "lo")

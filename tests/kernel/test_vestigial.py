@@ -9,8 +9,7 @@ from tests.load.closes import run
 from tests.load.daemon import Daemon, daemon
 from tests.load.netns import namespace
 from tests.load.peer import tun_peer
-from tests.load.scripts import scripted
-from tests.load.segments import ACK, FIN
+from tests.load.scripts import assert_fins_acknowledged, scripted
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -39,12 +38,7 @@ def test_closes_leave_vestiges_and_no_sockets_and_a_late_fin_is_acknowledged(pro
         sessions = scripted(peer, "fin_wait2", N)
         assert (2 * N, 0) == (len(one.table()), counters.time_wait_count(ns))
         resets, before = counters.tcp(ns)["OutRsts"], acknowledged(one)
-        for session in sessions:
-            assert session.seen
-            connection = peer.connection(session.server.tuple)
-            connection.send(FIN | ACK, seq=session.seen.rcv_nxt - 1, ack=session.seen.snd_nxt)
-            answer = connection.expect(ACK)
-            assert (session.seen.snd_nxt, session.seen.rcv_nxt) == (answer.seq, answer.ack)
+        assert_fins_acknowledged(peer, sessions)
         assert resets == counters.tcp(ns)["OutRsts"]
         assert N == acknowledged(one) - before
         assert one.stop() == 0

@@ -5,7 +5,7 @@ session also tells what was seen on the wire, so a test can compare it with what
 """
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tests.load.counters import CLOSE, CLOSING, FIN_WAIT2, TIME_WAIT
 from tests.load.paths import CLIENT, IPV4, MAPPED, End, Session, await_state, reset
@@ -189,3 +189,13 @@ def _session(peer: TunPeer, connection: Connection, name: str, family: str, kern
     far = End(None, local, local_port, remote, remote_port, table, None)
     ends = (near, far) if kernel == CLIENT else (far, near)
     return Session(*ends, seen=connection.seen())
+
+
+def assert_fins_acknowledged(peer: TunPeer, sessions: Sequence[Session]) -> None:
+    """A FIN that comes again gets the ACK that TIME_WAIT owes it."""
+    for session in sessions:
+        assert session.seen
+        connection = peer.connection(session.server.tuple)
+        connection.send(FIN | ACK, seq=session.seen.rcv_nxt - 1, ack=session.seen.snd_nxt)
+        answer = connection.expect(ACK)
+        assert (session.seen.snd_nxt, session.seen.rcv_nxt) == (answer.seq, answer.ack)

@@ -3,12 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
-from prometheus_client.core import HistogramMetricFamily
-
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.daemon.families import Metric, counter, gauge, single
+from twctl.daemon.families import Metric, counter, gauge, histogram, single
 from twctl.linux.ports import Ports
+from twctl.modes.histogram import Histogram
 from twctl.table.counters import CLOSES, DROPPED, LANE_SECONDS, Reason
 from twctl.table.maps import Table
 from twctl.table.names import Names
@@ -60,14 +59,13 @@ class SessionMetrics:
 
     def _lifetimes(self, sums: Sums) -> Metric:
         text = "Seconds from entering TIME_WAIT, or from the last restart of its timer, to the session's end."
-        metric = HistogramMetricFamily("twctl_time_wait_lifetime_seconds", text, labels=["class"])
+        rows = []
         for class_ in Class:
             lanes, seconds = sums.lifetimes(class_)
             lanes = [int(self._never_less("lane", (class_.label, str(i)), count)) for i, count in enumerate(lanes)]
-            edges = [*(str(edge) for edge in LANE_SECONDS), "+Inf"]
-            buckets = [(edge, sum(lanes[: i + 1])) for i, edge in enumerate(edges)]
-            metric.add_metric([class_.label], buckets, self._never_less("seconds", (class_.label,), seconds))
-        return metric
+            seconds = self._never_less("seconds", (class_.label,), seconds)
+            rows.append(((class_.label,), Histogram(LANE_SECONDS, lanes, seconds)))
+        return histogram("twctl_time_wait_lifetime_seconds", text, rows, "class")
 
 
 def _by_family(sums: Sums, what: str, text: str) -> Metric:

@@ -12,7 +12,7 @@ from twctl.config.config import Config
 from twctl.daemon.families import Metric, counter, gauge, histogram, single
 from twctl.daemon.namespaces import Namespace, Namespaces
 from twctl.daemon.work import Work
-from twctl.linux.procfs import MaxOrphans, socket_bytes
+from twctl.linux.procfs import MaxOrphans, Sockstat, socket_bytes
 from twctl.modes.obstacles import KINDS
 from twctl.modes.times import time_wait_in_force
 from twctl.modes.truncate import Reaper
@@ -108,11 +108,10 @@ def _by_netns(namespaces: Namespaces, number: Callable[[Namespace], int]) -> lis
 def orphan_metrics(work: Work) -> Iterator[Metric]:
     """Sockets without an application, and whether mode vestigial leaves those in FIN_WAIT2 to the kernel."""
     watching = work.orphans
+    with contextlib.closing(Sockstat()) as sockets, contextlib.closing(MaxOrphans()) as most:
+        orphans, limit = sockets.orphans(), most.count()
     text = "Sockets without an application, of all network namespaces."
-    counts = work.discovery.namespaces.ask(lambda each: each.sockstat.orphans())[:1]  # each tells the same
-    yield gauge("twctl_kernel_orphan_sockets", text, [((), count) for count in counts])
-    with contextlib.closing(MaxOrphans()) as most:
-        limit = most.count()
+    yield gauge("twctl_kernel_orphan_sockets", text, single(orphans))
     text = "Orphans that the kernel keeps at most (tcp_max_orphans); only the initial network namespace shows it."
     yield gauge("twctl_kernel_orphan_limit_sockets", text, single(limit) if math.isfinite(limit) else ())
     text = "Above so many orphans those in FIN_WAIT2 become vestiges."

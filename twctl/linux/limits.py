@@ -1,9 +1,12 @@
 """Limits of the kernel's that TIME_WAIT and its ports can meet in a network namespace, and how near they are."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from twctl.linux.netns import inside
+from twctl.linux.procfs import EntryCount, Sockstat
 
 SYSCTLS = Path("/proc/sys/net")
 
@@ -35,41 +38,30 @@ def limits(netns: str | None) -> Limits:
 
     :raises TwctlError: if the namespace cannot be entered.
     """
-    return inside(netns, _limits)
+    with contextlib.closing(Sockstat(netns)) as sockets, contextlib.closing(EntryCount(netns)) as entries:
+        counted = {
+            "time_wait": sockets.time_wait(),
+            "orphans": sockets.orphans(),
+            "overflow": entries.overflow(),
+        }
+    return Limits(**counted, **inside(netns, _sysctls))
 
 
-def _limits() -> Limits:
-    sockets = _pairs(Path("/proc/thread-self/net/sockstat").read_text(), "TCP:")
-    extended = _columns(Path("/proc/thread-self/net/netstat").read_text(), "TcpExt:")
+def _sysctls() -> dict[str, Any]:
     delay = _sysctl("ipv4/tcp_tw_reuse_delay")
-    return Limits(
-        time_wait=sockets["tw"],
-        max_tw_buckets=_sysctl("ipv4/tcp_max_tw_buckets") or 0,
-        overflow=extended["TCPTimeWaitOverflow"],
-        timestamps=_sysctl("ipv4/tcp_timestamps") or 0,
-        tw_reuse=_sysctl("ipv4/tcp_tw_reuse") or 0,
-        tw_reuse_delay=1.0 if delay is None else delay / 1000,  # before Linux 6.14 always 1 s
-        orphans=sockets["orphan"],
-        max_orphans=_sysctl("ipv4/tcp_max_orphans"),
-        conntrack=_sysctl("netfilter/nf_conntrack_count"),
-        conntrack_max=_sysctl("netfilter/nf_conntrack_max"),
-        conntrack_time_wait=_sysctl("netfilter/nf_conntrack_tcp_timeout_time_wait"),
-    )
+    return {
+        "max_tw_buckets": _sysctl("ipv4/tcp_max_tw_buckets") or 0,
+        "timestamps": _sysctl("ipv4/tcp_timestamps") or 0,
+        "tw_reuse": _sysctl("ipv4/tcp_tw_reuse") or 0,
+        "tw_reuse_delay": 1.0 if delay is None else delay / 1000,  # before Linux 6.14 always 1 s
+        "max_orphans": _sysctl("ipv4/tcp_max_orphans"),
+        "conntrack": _sysctl("netfilter/nf_conntrack_count"),
+        "conntrack_max": _sysctl("netfilter/nf_conntrack_max"),
+        "conntrack_time_wait": _sysctl("netfilter/nf_conntrack_tcp_timeout_time_wait"),
+    }
 
 
 def _sysctl(name: str) -> int | None:
     """One of net/; None where the kernel or the namespace has none of this name."""
     file = SYSCTLS / name
     return int(file.read_text()) if file.exists() else None
-
-
-def _pairs(text: str, first: str) -> dict[str, int]:
-    """A line of names and numbers in turn."""
-    words = next(line for line in text.splitlines() if line.startswith(first)).split()[1:]
-    return dict(zip(words[::2], map(int, words[1::2]), strict=True))
-
-
-def _columns(text: str, first: str) -> dict[str, int]:
-    """A line of names and one of numbers."""
-    names, numbers = (line.split()[1:] for line in text.splitlines() if line.startswith(first))
-    return dict(zip(names, map(int, numbers), strict=True))

@@ -9,10 +9,10 @@ class Histogram:
     seconds: their sum.
     """
 
-    def __init__(self, edges: Sequence[float]) -> None:
+    def __init__(self, edges: Sequence[float], buckets: Sequence[int] = (), seconds: float = 0.0) -> None:
         self.edges = edges
-        self.buckets = [0] * (len(edges) + 1)
-        self.seconds = 0.0
+        self.buckets = list(buckets) or [0] * (len(edges) + 1)
+        self.seconds = seconds
 
     def add(self, seconds: float) -> None:
         """Count one."""
