@@ -6,7 +6,8 @@
  * that has a live socket is never touched. Attached by TC to each device of a guarded namespace:
  *
  *   guard_ingress   answers, absorbs or lets in what arrives for a vestige
- *   guard_egress    holds a local SYN back as long as the peer could take it for an old duplicate
+ *   guard_egress    holds a local SYN back as long as the peer could take it for an old duplicate, and notes the tuple that
+ *                   a FIN has after all translation (wire.h)
  *
  * A packet without a vestige costs one copy of its headers and one cache line. Both return TC_ACT_UNSPEC for what they
  * let pass, so that other filters on the device still see it.
@@ -26,6 +27,7 @@
 #include "guard/parse.h"
 #include "guard/route.h"
 #include "guard/sockets.h"
+#include "guard/wire.h"
 #include "insert.h"
 
 ALWAYS_INLINE void finish_session(struct work *w, u32 reason)
@@ -71,6 +73,10 @@ ALWAYS_INLINE int handle_vestige(struct __sk_buff *skb, struct work *w, struct s
 
 	if (!v)
 		return TC_ACT_UNSPEC;
+	if (!vestige_socket(w)) {
+		count(ACTION_RACED);
+		return TC_ACT_SHOT;
+	}
 	presence = socket_for(skb, w);
 	if (presence == PRESENCE_LIVE) {
 		count(ACTION_LIVE);
@@ -114,12 +120,14 @@ ALWAYS_INLINE bool is_safe(struct __sk_buff *skb, const struct work *w, struct s
 	return (s32)(s->tsval - last) > 0;
 }
 
-/* A SYN that has a vestige. One without a socket is only forwarded: of IPv6 the kernel takes it from whoever has our name. */
+/* A SYN that has a vestige. One without a socket is only forwarded. If it has its tuple from conntrack it takes the place of the
+ * session, as far as the kernel goes without the guard: what answers it is not for this host. Any other has our name by itself, and
+ * of IPv6 the kernel forwards that for whoever asks. */
 ALWAYS_INLINE int let_out_or_hold(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
-	if (!skb->sk)
+	if (!skb->sk && !has_translated_source(skb, w))
 		return TC_ACT_UNSPEC;
-	if (!vestige_read(w) || !is_safe(skb, w, s)) {
+	if (skb->sk && (!vestige_read(w) || !is_safe(skb, w, s))) {
 		count(ACTION_HELD);
 		return TC_ACT_SHOT;
 	}
@@ -141,6 +149,18 @@ ALWAYS_INLINE bool has_vestige(struct __sk_buff *skb, struct work *w, u32 classi
 	return find_in_line(w, line);
 }
 
+/* Whether a segment whose tuple is known needs a closer look: it has a vestige, and does not only leave a note. */
+ALWAYS_INLINE bool is_wanted(struct __sk_buff *skb, struct work *w, u32 classid, enum parsed parsed, bool ingress)
+{
+	if (!ingress && parsed == CLOSING)
+		note_wire(skb, w, classid);
+	if (parsed != PARSED)
+		return false;
+	if (!ingress && is_looping(classid))
+		take_tuple_of_socket(skb, w);
+	return has_vestige(skb, w, classid);
+}
+
 /* A packet that a parse_in_place did not settle: whether it is a segment with a vestige, and its headers. */
 ALWAYS_INLINE bool parse_fully(struct __sk_buff *skb, struct work *w, struct segment *s, u32 classid, enum parsed parsed,
 			       bool ingress)
@@ -154,7 +174,7 @@ ALWAYS_INLINE bool parse_fully(struct __sk_buff *skb, struct work *w, struct seg
 		count(ACTION_FRAGMENT);
 	if (now == UNPARSED && ingress)
 		count(ACTION_UNPARSED);
-	if (now != PARSED || !matters(s->in.tcp.flags, ingress))
+	if (now != PARSED)
 		return false;
 	if (parsed == PARSED) /* found already */
 		return true;
@@ -162,7 +182,7 @@ ALWAYS_INLINE bool parse_fully(struct __sk_buff *skb, struct work *w, struct seg
 		set_tuple4(&w->session.tuple, &s->in.ip4, &s->in.tcp, ingress);
 	else
 		set_tuple6(&w->session.tuple, &s->in.ip6, &s->in.tcp, ingress);
-	return has_vestige(skb, w, classid);
+	return is_wanted(skb, w, classid, matter(s->in.tcp.flags, ingress), ingress);
 }
 
 ALWAYS_INLINE int guard_packet(struct __sk_buff *skb, bool ingress)
@@ -178,7 +198,7 @@ ALWAYS_INLINE int guard_packet(struct __sk_buff *skb, bool ingress)
 	parsed = parse_in_place(skb, w, network_offset(classid), ingress);
 	if (parsed == NOT_TCP)
 		return TC_ACT_UNSPEC;
-	if (parsed == PARSED && !has_vestige(skb, w, classid))
+	if (parsed != ODD && !is_wanted(skb, w, classid, parsed, ingress))
 		return TC_ACT_UNSPEC;
 	s = the_segment();
 	if (!s || !parse_fully(skb, w, s, classid, parsed, ingress))

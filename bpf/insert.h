@@ -43,7 +43,7 @@ ALWAYS_INLINE u64 *block_of(struct ring *ring, u32 slot, u64 turn)
 	return &ring->expiry[(turn * (BLOCKS / 2) + ((slot - ring->base) >> ring->block_shift)) % BLOCKS];
 }
 
-/* Takes the next slot of a class's ring. */
+/* Takes the next slot of a class's ring, and for a session that is TRANSLATED the one after it, too. */
 ALWAYS_INLINE struct ring *take_slot(struct work *w, u32 class)
 {
 	struct ring *ring = ring_of(w, class);
@@ -51,11 +51,28 @@ ALWAYS_INLINE struct ring *take_slot(struct work *w, u32 class)
 
 	if (!ring)
 		return NULL;
-	entry = __sync_fetch_and_add(&ring->head, 1);
+	entry = __sync_fetch_and_add(&ring->head, w->flags & TRANSLATED ? 2 : 1);
 	lap = entry / ring->capacity;
 	w->turn = lap + 1;
 	w->slot = ring->base + entry - lap * ring->capacity;
 	return ring;
+}
+
+/* Puts the socket's tuple into the slot after the session's own. A reader looks at the turn of that one alone: this one was written
+ * before it, and is given away after it. */
+ALWAYS_INLINE void occupy_next(struct work *w, struct ring *ring)
+{
+	u32 slot = slot_after(ring, w->slot);
+	u64 turn = w->turn + (slot == ring->base);
+	u16 *start = start_at(w, slot), *owner = owner_at(w, slot);
+
+	if (!start || !owner)
+		return;
+	if (*block_of(ring, slot, turn - 1) >= w->now)
+		evict_slot(w, slot);
+	write_tuple(w, slot, &w->socket);
+	*start = start_in_order(w, false);
+	*owner = (turn & 1) << TURN_SHIFT | OWNER_UNKNOWN;
 }
 
 /* Writes the session's record into the slot that was taken, and plans its life. */
@@ -111,6 +128,8 @@ ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 age, u64 nanose
 	*(volatile u64 *)&line->word[0];
 	w->home = w->line;
 	w->own_hash = w->hash;
+	if (w->flags & TRANSLATED)
+		occupy_next(w, ring);
 	occupy_slot(w, ring, starts, class);
 	w->hash = w->own_hash;
 	line = line_at(w, w->home);
@@ -118,7 +137,8 @@ ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 age, u64 nanose
 		return false;
 	fresh = word_of_life(w) | (w->hash & TAG_MASK) << TAG_SHIFT | w->slot;
 	published = publish(w, line, fresh);
-	starts->owner[w->slot % STARTS] = (w->turn & 1) << TURN_SHIFT | (w->owner & OWNER_MASK); /* the last thing written */
+	/* the last thing written */
+	starts->owner[w->slot % STARTS] = (w->turn & 1) << TURN_SHIFT | w->flags | (w->owner & OWNER_MASK);
 	if (published)
 		return true;
 	withdraw_life(w, class, fresh);

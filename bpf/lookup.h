@@ -147,6 +147,30 @@ ALWAYS_INLINE bool vestige_read(struct work *w)
 	return is_unchanged(w) && turn_of(ring, slot) == w->turn;
 }
 
+/* What else is known of the session that was found: w->flags, and of one that is TRANSLATED w->socket. False if it is not there any
+ * more as it was found. */
+ALWAYS_INLINE bool vestige_socket(struct work *w)
+{
+	u32 slot = slot_of(w->word);
+	struct ring *ring = ring_of(w, class_of(w, slot));
+	volatile u16 *owner = owner_at(w, slot);
+	u32 told;
+
+	if (!ring || !owner)
+		return false;
+	w->turn = turn_of(ring, slot);
+	told = *owner;
+	if (told >> TURN_SHIFT != (w->turn & 1))
+		return false;
+	w->flags = told & (TRANSLATED | TRANSPARENT);
+	if (!(told & TRANSLATED))
+		return true;
+	if (!is_unchanged(w))
+		return false;
+	read_tuple(w, slot_after(ring, slot), &w->socket);
+	return is_unchanged(w) && turn_of(ring, slot) == w->turn;
+}
+
 /* Index of the live word that names a slot; 0 if none does. An expired word, or a free one, may still name it. */
 ALWAYS_INLINE u64 word_of_slot(struct work *w, const struct line *line, u32 slot)
 {

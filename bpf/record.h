@@ -57,6 +57,41 @@ ALWAYS_INLINE u32 peer_fin(const struct session *s)
 	return s->rcv_nxt - !s->fin_wait2;
 }
 
+ALWAYS_INLINE void write_tuple4(struct vestige4 *v, const struct tuple *t)
+{
+	v->local = t->local[0];
+	v->remote = t->remote[0];
+	v->local_port = t->local_port;
+	v->remote_port = t->remote_port;
+	v->netns = t->netns;
+}
+
+ALWAYS_INLINE void write_tuple6(struct vestige6 *v, const struct tuple *t)
+{
+	__builtin_memcpy(v->local, t->local, sizeof(v->local));
+	__builtin_memcpy(v->remote, t->remote, sizeof(v->remote));
+	v->local_port = t->local_port;
+	v->remote_port = t->remote_port;
+	v->netns = t->netns;
+	v->scope = t->scope;
+}
+
+/* A slot that holds nothing else. */
+ALWAYS_INLINE void write_tuple(const struct work *w, u32 slot, const struct tuple *t)
+{
+	if (is_ipv4(w)) {
+		struct vestige4 *v = records_ipv4.lookup(&slot);
+
+		if (v)
+			write_tuple4(v, t);
+	} else {
+		struct vestige6 *v = records_ipv6.lookup(&slot);
+
+		if (v)
+			write_tuple6(v, t);
+	}
+}
+
 ALWAYS_INLINE void write_record(const struct work *w, u32 slot)
 {
 	const struct session *s = &w->session;
@@ -66,11 +101,7 @@ ALWAYS_INLINE void write_record(const struct work *w, u32 slot)
 
 		if (!v)
 			return;
-		v->local = s->tuple.local[0];
-		v->remote = s->tuple.remote[0];
-		v->local_port = s->tuple.local_port;
-		v->remote_port = s->tuple.remote_port;
-		v->netns = s->tuple.netns;
+		write_tuple4(v, &s->tuple);
 		v->peer_fin = peer_fin(s);
 		COPY_STATE(v, s);
 	} else {
@@ -78,12 +109,9 @@ ALWAYS_INLINE void write_record(const struct work *w, u32 slot)
 
 		if (!v)
 			return;
-		__builtin_memcpy(v->local, s->tuple.local, sizeof(v->local));
-		__builtin_memcpy(v->remote, s->tuple.remote, sizeof(v->remote));
-		v->local_port = s->tuple.local_port;
-		v->remote_port = s->tuple.remote_port;
-		v->netns = s->tuple.netns;
-		v->scope = s->tuple.scope ? s->tuple.scope : s->device;
+		write_tuple6(v, &s->tuple);
+		if (!s->tuple.scope)
+			v->scope = s->device;
 		v->marking = s->marking;
 		v->peer_fin = peer_fin(s);
 		COPY_STATE(v, s);

@@ -55,6 +55,8 @@ struct work {
 	struct party parties[KINDS + 1]; /* room for what two bits can say */
 	u64 keys[KINDS + 1];	/* their hashes */
 	u32 owner;
+	u32 flags;		/* TRANSLATED, TRANSPARENT */
+	struct tuple socket;	/* of a session that is TRANSLATED, as the application sees it */
 };
 
 TABLE(struct vestige4, records_ipv4, SLOTS_IPV4);
@@ -236,6 +238,11 @@ ALWAYS_INLINE u32 class_of(const struct work *w, u32 slot)
 ALWAYS_INLINE u64 turn_of(const struct ring *ring, u32 slot)
 {
 	return (*(volatile u64 *)&ring->head + ring->capacity - 1 - (slot - ring->base)) / ring->capacity;
+}
+
+ALWAYS_INLINE u32 slot_after(const struct ring *ring, u32 slot)
+{
+	return slot + 1 - ring->base < ring->capacity ? slot + 1 : ring->base;
 }
 
 /* Whether the record of a slot's turn is written. */

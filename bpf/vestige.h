@@ -54,6 +54,12 @@
  * anew takes it out again: the word says of which cell. The living are the sum of the cells whose period has not passed; what has expired is what was inserted, less
  * the living, less what ended early. A cell's upper half says which period it counts, so that it can be used again.
  *
+ * TWO TUPLES. Where packets are translated between socket and wire (DNAT, masquerade, IPVS, a TC program) a guarded session's
+ * record holds the tuple that is on the wire: segments are looked for as they come in, before anybody translates them back. The
+ * socket's own tuple, which the application sees, lies in the slot after it (TRANSLATED): no word names that one, it is given
+ * away together with the other, and is not overwritten before it. So such a session takes two slots of its ring, and all others
+ * pay nothing. wire.h says how the wire's tuple is learnt.
+ *
  * WHAT ELSE A SEGMENT IN THE NAME OF A SESSION NEEDS. An IPv4 record has no room for its TOS, which hardly any session
  * sets: those that do have it in a small hash of its own, by the tuple's hash; the least recently used goes.
  *
@@ -146,14 +152,16 @@ struct line {
 #define STARTS 16
 struct starts {
 	u16 start[STARTS];	/* OUT_OF_ORDER | tick modulo 2^15 */
-	u16 owner[STARTS];	/* lowest bit of the turn whose record is written | owner */
+	u16 owner[STARTS];	/* lowest bit of the turn whose record is written | TRANSLATED, TRANSPARENT | owner */
 };
 #define START_MASK 0x7fff
 #define OUT_OF_ORDER 0x8000	/* the start is not the time of its entry */
-#define OWNER_MASK 0x7fff
 #define TURN_SHIFT 15
+#define TRANSLATED 0x4000	/* the next slot holds the socket's tuple */
+#define TRANSPARENT 0x2000	/* of a transparent proxy, which takes a new SYN whatever its listener's address is */
+#define OWNER_MASK 0x1fff
 #define OWNER_UNKNOWN 0		/* nobody saw the session enter */
-#define OWNER_OTHER 0x7fff	/* there was no place for its owner */
+#define OWNER_OTHER 0x1fff	/* there was no place for its owner */
 
 /* A ring's slots lie at base .. base + capacity - 1 of the record array. Its laps are cut into up to 16 blocks, and the latest
  * expiry (full ticks) written into a block is kept for two laps: when the ring comes round to a slot whose block has
@@ -281,6 +289,7 @@ struct settings {
 /* What the probes know of an enrolled namespace: its index, and whether the guard does TIME_WAIT's duty there. */
 #define NETNS_INDEX 0xff
 #define NETNS_GUARDED 0x100
+#define NETNS_TPROXY 0x200	/* a rule there hands packets to a transparent proxy */
 
 /* The class ID (16 bits) that the guard's filter was attached with says what a packet does not: the namespace's index + 1, and
  * below it what kind of device it is. So one program serves all namespaces, also where bpf_get_netns_cookie is missing. */

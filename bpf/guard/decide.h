@@ -174,12 +174,20 @@ ALWAYS_INLINE void decide_unanswerable(const struct work *w, const struct segmen
 		end_session(v, ACTION_REOPENED, REASON_REUSED);
 }
 
+/* Of a transparent proxy the kernel looks for the listener by its rule, and lets any SYN in (nf_tproxy_handle_time_wait4). */
+ALWAYS_INLINE bool opens_by_proxy(const struct work *w, const struct segment *s)
+{
+	return w->flags & TRANSPARENT && (s->flags & (SYN | RST | ACK | FIN)) == SYN;
+}
+
 ALWAYS_INLINE void decide(struct work *w, struct segment *s, struct decision *v, enum presence presence)
 {
 	v->restart = v->changed = v->reply = v->ends = 0;
 	if (!(w->session.bits & VESTIGE_TIMESTAMPS)) /* what the connection does not have is not looked at */
 		s->has_timestamp = 0;
-	if (w->session.bits & (VESTIGE_UNKNOWN | VESTIGE_SIGNED))
+	if (opens_by_proxy(w, s))
+		end_session(v, ACTION_REOPENED, REASON_REUSED);
+	else if (w->session.bits & (VESTIGE_UNKNOWN | VESTIGE_SIGNED))
 		decide_unanswerable(w, s, v, presence);
 	else if (w->session.fin_wait2)
 		decide_in_fin_wait2(w, s, v);

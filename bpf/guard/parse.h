@@ -29,10 +29,12 @@ ALWAYS_INLINE void set_tuple6(struct tuple *t, const struct ipv6_header *ip, con
 	t->remote_port = ingress ? tcp->source : tcp->destination;
 }
 
-/* Going out, only a SYN that opens a connection matters. */
-ALWAYS_INLINE bool matters(u8 flags, bool ingress)
+/* Going out, only a SYN that opens a connection and a FIN matter. */
+ALWAYS_INLINE enum parsed matter(u8 flags, bool ingress)
 {
-	return ingress || (flags & (SYN | ACK)) == SYN;
+	if (ingress || (flags & (SYN | ACK)) == SYN)
+		return PARSED;
+	return flags & FIN ? CLOSING : NOT_TCP;
 }
 
 /* The usual packet, where it lies: headers in one piece, no IP options or extension headers. NOT_TCP also where the
@@ -42,6 +44,7 @@ ALWAYS_INLINE enum parsed parse_in_place4(struct __sk_buff *skb, struct work *w,
 	void *end = (void *)(long)skb->data_end;
 	struct ipv4_header *ip = (void *)(long)skb->data + network;
 	struct tcp_header *tcp = (void *)(ip + 1);
+	enum parsed matters;
 
 	if ((void *)(tcp + 1) > end || ip->version_length != 0x45)
 		return ODD;
@@ -49,10 +52,10 @@ ALWAYS_INLINE enum parsed parse_in_place4(struct __sk_buff *skb, struct work *w,
 		return NOT_TCP;
 	if (ip->fragment & bpf_htons(IPV4_FRAGMENT))
 		return ODD;
-	if (!matters(tcp->flags, ingress))
-		return NOT_TCP;
-	set_tuple4(&w->session.tuple, ip, tcp, ingress);
-	return PARSED;
+	matters = matter(tcp->flags, ingress);
+	if (matters != NOT_TCP)
+		set_tuple4(&w->session.tuple, ip, tcp, ingress);
+	return matters;
 }
 
 ALWAYS_INLINE enum parsed parse_in_place6(struct __sk_buff *skb, struct work *w, u32 network, bool ingress)
@@ -60,13 +63,14 @@ ALWAYS_INLINE enum parsed parse_in_place6(struct __sk_buff *skb, struct work *w,
 	void *end = (void *)(long)skb->data_end;
 	struct ipv6_header *ip = (void *)(long)skb->data + network;
 	struct tcp_header *tcp = (void *)(ip + 1);
+	enum parsed matters;
 
 	if ((void *)(tcp + 1) > end || ip->next_header != IPPROTO_TCP)
 		return ODD;
-	if (!matters(tcp->flags, ingress))
-		return NOT_TCP;
-	set_tuple6(&w->session.tuple, ip, tcp, ingress);
-	return PARSED;
+	matters = matter(tcp->flags, ingress);
+	if (matters != NOT_TCP)
+		set_tuple6(&w->session.tuple, ip, tcp, ingress);
+	return matters;
 }
 
 ALWAYS_INLINE enum parsed parse_in_place(struct __sk_buff *skb, struct work *w, u32 network, bool ingress)

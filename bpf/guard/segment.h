@@ -136,6 +136,7 @@ ALWAYS_INLINE bool is_in_vrf(u32 classid)
 /* What is known of the route to a peer: all, that there is none, or nothing. */
 enum way { WAY_KNOWN, WAY_NONE, WAY_UNKNOWN };
 
-enum parsed { PARSED, NOT_TCP, FRAGMENT, UNPARSED, ODD };
+/* CLOSING: as PARSED, a FIN that leaves. */
+enum parsed { PARSED, CLOSING, NOT_TCP, FRAGMENT, UNPARSED, ODD };
 
 #endif

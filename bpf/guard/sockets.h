@@ -8,9 +8,10 @@
 
 enum presence { PRESENCE_NONE, PRESENCE_LISTENER, PRESENCE_LIVE };
 
+/* Of a session that is TRANSLATED it has another tuple than the segment. */
 ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work *w)
 {
-	const struct tuple *t = &w->session.tuple;
+	const struct tuple *t = w->flags & TRANSLATED ? &w->socket : &w->session.tuple;
 	struct bpf_sock_tuple ends = {};
 	struct bpf_sock *sk;
 	u32 state;

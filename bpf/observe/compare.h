@@ -164,6 +164,7 @@ ALWAYS_INLINE int adopt_message(u64 family, u64 offset, u64 netns)
 	nanoseconds = read_message(w, m, netns);
 	adopted_session(&w->session, in_fin_wait2(m));
 	w->owner = OWNER_UNKNOWN;
+	w->flags = 0;
 	class = classify(w);
 	if (vestige_insert(w, class, age_of_timer(m), nanoseconds) && class < CLASSES) {
 		COUNT(WORKER_RECONCILE, adopted[class][w->family % FAMILIES]);

@@ -6,6 +6,7 @@
 #include "insert.h"
 #include "observe/attribution.h"
 #include "observe/socket.h"
+#include "observe/wire.h"
 #include "table.h"
 
 /* How long a vestige lives (ns): as long as the kernel's own mini-socket, or, where there will be none, its class's time. */
@@ -20,6 +21,20 @@ ALWAYS_INLINE u64 life_of(u32 netns, u32 class, int state, u64 jiffies)
 		return m->time_wait[class];
 	least = jiffies * JIFFY_NANOSECONDS;
 	return least < m->fin_wait2[class] ? least : m->fin_wait2[class];
+}
+
+/* The class is that of the peer on the wire. So is the tuple from now on, of a session that is TRANSLATED; but over lo, what comes
+ * in has been translated back by whoever sent it. */
+ALWAYS_INLINE u32 classify_on_wire(struct work *w, const struct view *v, u32 netns)
+{
+	struct wire wire = {};
+	bool noted = netns & NETNS_GUARDED && take_wire(w, v, &wire);
+	u32 class = classify(w);
+
+	w->flags = noted && !wire.looping ? TRANSLATED : 0;
+	if (noted && wire.looping)
+		w->session.tuple = w->socket;
+	return class;
 }
 
 /* What only the guard needs of a session that was just inserted. */
@@ -54,11 +69,14 @@ ALWAYS_INLINE void enter_table(u32 worker, const void *sk, struct view *v, const
 	read_tuple_from(w, common, OF_SOCK(v, u16, inet_sock_inet_sport), netns);
 	prepare_attribution(w);
 	w->session.fin_wait2 = state == TCP_FIN_WAIT2;
-	class = classify(w);
+	class = classify_on_wire(w, v, netns);
+	if (netns & NETNS_TPROXY && is_transparent(sk))
+		w->flags |= TRANSPARENT;
 	if (class < CLASSES)
 		COUNT(worker, entered[class][w->family % FAMILIES]);
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, v) : 0;
-	w->session.device = netns & NETNS_GUARDED ? read_device(w, sk) : 0;
+	if (!(w->flags & TRANSLATED))
+		w->session.device = netns & NETNS_GUARDED ? read_device(w, sk) : 0;
 	attribute(w, v, true);
 	vestige_insert(w, class, 0, life_of(netns, class, state, jiffies));
 	sweep_some(w);

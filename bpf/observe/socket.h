@@ -14,6 +14,8 @@
 #define SOCK_DEAD 1 /* bits of sock_common.skc_flags: orphaned */
 #define SOCK_DONE 2 /* the peer's FIN was processed */
 
+#define INET_FLAGS_TRANSPARENT 15 /* net/inet_sock.h; a bit field of its own before 6.6 */
+
 #define TIME_WAIT_JIFFIES (60 * HZ) /* the kernel's TCP_TIMEWAIT_LEN */
 
 BPF_HASH(namespaces, u64, u32, NAMESPACES); /* cookie of an enrolled network namespace -> NETNS_* */
@@ -193,6 +195,22 @@ ALWAYS_INLINE bool is_signed(const void *sk)
 	READ(key, sk, tcp_sock_ao_info);
 #endif
 	return key != 0;
+}
+
+/* Whether a transparent proxy has it (IP_TRANSPARENT, of its listener). */
+ALWAYS_INLINE bool is_transparent(const void *sk)
+{
+#ifdef OFFSET_inet_sock_transparent
+	u8 flags = 0;
+
+	READ(flags, sk, inet_sock_transparent);
+	return bitfield(flags, BIT_inet_sock_transparent, BITS_inet_sock_transparent);
+#else
+	u64 flags = 0;
+
+	READ(flags, sk, inet_sock_inet_flags);
+	return flags >> INET_FLAGS_TRANSPARENT & 1;
+#endif
 }
 
 /* How the session's segments are marked. Without a label of its own the flow label is that of the transmit hash

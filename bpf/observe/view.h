@@ -19,7 +19,8 @@
 #endif
 #define SOCK_ENDS(of) \
 	of(ENDS(of, OFFSET_sock_sk_protocol, OFFSET_sock_sk_uid, OFFSET_OWNER, OFFSET_sock_sk_txhash, \
-		OFFSET_inet_sock_inet_sport, OFFSET_inet_sock_tos), OFFSET_inet_sock_pinet6)
+		OFFSET_inet_sock_inet_sport, OFFSET_inet_sock_tos), \
+	   of(OFFSET_inet_sock_pinet6, OFFSET_sock_sk_bpf_storage))
 #define TCP_ENDS(of) \
 	of(ENDS(of, OFFSET_tcp_sock_snd_nxt, OFFSET_tcp_sock_rcv_nxt, OFFSET_tcp_sock_rcv_wup, OFFSET_tcp_sock_rcv_wnd, \
 		OFFSET_tcp_sock_rx_opt_rcv_wscale, OFFSET_tcp_sock_tsoffset), \

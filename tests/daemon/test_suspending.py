@@ -49,12 +49,19 @@ class FakeNamespaces(list[FakeNamespace]):
         super().__init__(map(FakeNamespace, paths))
         self.suspended: set[FakeNamespace] = set()
         self.done: list[tuple[str, str]] = []
+        self.watched: list[str] = []
 
     def suspend(self, namespace: FakeNamespace) -> list[str]:
         """See Namespaces."""
         self.suspended.add(namespace)
         self.done.append(("suspend", namespace.path))
         return []
+
+    def watch(self, namespace: FakeNamespace, *, guarded: bool) -> None:
+        """See Namespaces."""
+        assert guarded
+        assert namespace not in self.suspended
+        self.watched.append(namespace.path)
 
     def resume(self, namespace: FakeNamespace) -> None:
         """See Namespaces."""

@@ -13,6 +13,7 @@ from typing import cast
 import pytest
 
 from tests.load.clock import Batch, Machine, machine
+from tests.load.programs import SMALL
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.linux.procfs import SocketBytes
@@ -207,8 +208,28 @@ def test_a_timer_that_starts_anew_takes_no_slot_and_is_counted_once(clock: Machi
 
 
 @pytest.mark.vm("tracepoint")
-def test_a_ring_that_comes_round_to_a_slot_whose_timer_was_restarted_evicts_it(clock: Machine) -> None:
+def test_a_ring_full_of_translated_sessions_keeps_both_tuples_of_each(
+    clock: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes two slots, also the last and the first; the oldest goes with both, and nobody has another's."""
+    monkeypatch.setattr(clock, "translating", 1)
+    capacity = SMALL[Class.LOOPBACK]
+    for family in FAMILIES:
+        mine = [clock.enter(Class.LOOPBACK, 60, family=family) for _ in range(2 * capacity)]
+        for gone in mine[: -(capacity // 2)]:
+            clock.batches.remove(gone)
+            clock.ended[Class.LOOPBACK, Reason.EVICTED] += 1
+        clock.look_closely()
+    clock.forward(120)
+    clock.look()
+
+
+@pytest.mark.vm("tracepoint")
+def test_a_ring_that_comes_round_to_a_slot_whose_timer_was_restarted_evicts_it(
+    clock: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However long ago the block of its entry has expired."""
+    monkeypatch.setattr(clock, "translating", 0)
     mine = clock.enter(Class.LOOPBACK, 2)
     for _ in range(7):
         clock.forward(1.5)
@@ -323,7 +344,8 @@ def test_a_day_leaves_table_expectation_and_counters_alike(monkeypatch: pytest.M
         entered = list(live(clock, day))[-1]
         assert entered >= 0.95 * day.entries
         clock.look_closely()
-        assert entered == sum(clock.table.ring(*each)[0] for each in EVERYWHERE)
+        translated = entered // clock.translating
+        assert entered + translated == sum(clock.table.ring(*each)[0] for each in EVERYWHERE)
         clock.forward(1200)
         clock.look()
         assert entered == sum(clock.ended.values())

@@ -13,6 +13,7 @@ from tests.load.closes import run
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.host import Host, host
 from tests.load.netns import Namespace
+from tests.load.obstacles import add_ipsec
 from twctl.linux import netns
 from twctl.table.enrolments import enrol
 from twctl.table.layout import NAMESPACES
@@ -117,10 +118,9 @@ def test_release_puts_every_namespace_back(machine: Host) -> None:
 
 
 def test_where_the_guard_cannot_see_is_left_alone_and_said_once(machine: Host) -> None:
-    """NAT in one: it keeps its TIME_WAIT sockets, the others are guarded, and looking again says nothing new."""
+    """IPsec in one: it keeps its TIME_WAIT sockets, the others are guarded, and looking again says nothing new."""
     good, bad = machine.add("good"), machine.add("bad")
-    rules = "add table ip t; add chain ip t c { type nat hook output priority 0; }; add rule ip t c counter redirect"
-    subprocess.run(bad.command("nft", rules), check=True)
+    add_ipsec(bad)
     with daemon(mode="vestigial", config=ALL, prefix=machine.prefix) as one:
         assert states(machine, one) == (2, 1, 0)
         machine.add("another")

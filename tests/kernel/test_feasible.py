@@ -1,12 +1,12 @@
 """What a kernel or host does not allow is refused before anything is made."""
 
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.load.netns import Namespace, namespace
+from tests.load.obstacles import add_ipsec
 from twctl.config.config import Config, load
 from twctl.errors import TwctlError
 from twctl.modes.feasible import can_destroy, refuse
@@ -15,12 +15,6 @@ pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
     reason="namespaces need root; TWCTL_TEST_KERNEL=1 forces it",
 )
-
-NAT = """
-table ip test {
-    chain out { type nat hook output priority 0; ip daddr 192.0.2.1 dnat to 10.77.0.2; }
-}
-"""
 
 
 def configured(ns: Namespace, **options: object) -> Config:
@@ -34,11 +28,11 @@ def test_this_kernel_destroys_time_wait_sockets() -> None:
     assert "the kernel destroys TIME_WAIT sockets" == can_destroy()
 
 
-def test_nat_is_refused_unless_it_is_forced() -> None:
-    """And nothing else is, in a namespace without rules."""
+def test_an_obstacle_is_refused_unless_it_is_forced() -> None:
+    """And nothing is, in a namespace without one."""
     with namespace() as ns:
         refuse(configured(ns))
-        subprocess.run([*ns.command(), "nft", "-f", "-"], input=NAT, text=True, check=True)
+        add_ipsec(ns)
         with pytest.raises(TwctlError, match="give --force"):
             refuse(configured(ns))
         refuse(configured(ns, force=True))

@@ -19,6 +19,7 @@ from tests.load import counters, paths, wait_until
 from tests.load.closes import run, serving
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, Namespace, link, namespace
+from tests.load.obstacles import SAID, add_ipsec
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SERVER
 from tests.load.segments import RST, capture
 from twctl.linux.devices import Device
@@ -340,14 +341,13 @@ def test_where_the_guard_cannot_be_put_back_the_sysctl_goes_back(ns: Namespace) 
 
 
 def test_what_hides_packets_from_the_guard_is_refused(ns: Namespace) -> None:
-    """NAT of nftables: refused with the reason, and taken with --force."""
-    rules = "table ip t { chain c { type nat hook prerouting priority 0; tcp dport 1 redirect to :2; }; }"
-    subprocess.run(ns.command("nft", rules), check=True)
+    """IPsec: refused with the reason, and taken with --force."""
+    add_ipsec(ns)
     before = buckets(ns)
     with ExitStack() as stack:
         with pytest.raises(AssertionError) as refused:
             stack.enter_context(daemon(ns, mode="vestigial"))
-        assert "nftables has NAT in t c" in str(refused.value)
+        assert SAID in str(refused.value)
         assert before == buckets(ns)
         assert [] == guarded(ns, "lo")
         with daemon(ns, mode="vestigial", config="force = true\n"):
@@ -457,7 +457,6 @@ def test_a_start_that_fails_puts_back_what_a_crash_left(ns: Namespace) -> None:
         assert before == now()
         one.start()
         one.kill()
-        rules = "table ip t { chain c { type nat hook prerouting priority 0; tcp dport 1 redirect to :2; }; }"
-        subprocess.run(ns.command("nft", rules), check=True)
+        add_ipsec(ns)
         assert "the guard may not see here" in failing(one, "--listen", "127.0.0.1:0")
         assert before == now()

@@ -9,7 +9,8 @@ import pytest
 
 from tests.load.netns import Namespace, namespace
 from twctl.errors import TwctlError
-from twctl.linux.netfilter import RuleNotices
+from twctl.linux.netfilter import RuleNotices, has_tproxy_rule
+from twctl.linux.netns import inside
 from twctl.modes.obstacles import KINDS, obstacles
 
 pytestmark = pytest.mark.skipif(
@@ -47,21 +48,11 @@ def test_an_empty_namespace_has_none(ns: Namespace) -> None:
     assert lines(ns) == []
 
 
-def test_nat_of_each_table_is_one(ns: Namespace) -> None:
-    """In both families and in inet, by the names of table and chain."""
-    families, rule = ("inet", "ip", "ip6"), "type nat hook output priority 0; tcp dport 1 redirect to :2;"
-    for family in families:
-        run(ns, "nft", f"table {family} t{family} {{ chain c {{ {rule} }}; }}")
-    assert sorted(lines(ns)) == [
-        f"nftables has NAT in t{family} c: tuples on the wire may not be those of the sockets" for family in families
-    ]
-
-
-@pytest.mark.parametrize("program", ["iptables-legacy", "ip6tables-legacy"])
-def test_nat_of_the_old_iptables_is_one(ns: Namespace, program: str) -> None:
-    """Its table alone, for what is in there is not looked at."""
-    run(ns, program, "-t", "nat", "-N", "one")
-    assert ["nat"] == [each.kind for each in obstacles(ns.name)]
+def test_nat_is_none(ns: Namespace) -> None:
+    """The guard knows sessions by their tuples on the wire."""
+    run(ns, "nft", "table ip t { chain c { type nat hook output priority 0; tcp dport 1 redirect to :2; }; }")
+    run(ns, "iptables-legacy", "-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE")
+    assert lines(ns) == []
 
 
 MARKED = ("-p", "tcp", "--dport", "1", "-j", "TPROXY", "--on-port", "2")
@@ -78,14 +69,15 @@ PROXIES = {
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_a_transparent_proxy_is_one(ns: Namespace, name: str) -> None:
+def test_a_transparent_proxy_is_none_and_known(ns: Namespace, name: str) -> None:
     """Of nftables, and of either iptables; other rules of these tables are none."""
     command = PROXIES[name]
     if name != "nft":
         run(ns, *command[: -len(MARKED)], "-p", "tcp", "--dport", "1", "-j", "ACCEPT")
-        assert lines(ns) == []
+        assert not inside(ns.name, has_tproxy_rule)
     run(ns, *command)
-    assert ["tproxy"] == [each.kind for each in obstacles(ns.name)]
+    assert inside(ns.name, has_tproxy_rule)
+    assert lines(ns) == []
 
 
 def test_a_change_of_rules_is_told(ns: Namespace) -> None:

@@ -1,7 +1,6 @@
 """What comes between wire and sockets while the daemon runs, and goes again: in between the kernel does its duty."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -12,6 +11,7 @@ from tests.load import counters, wait_until
 from tests.load.closes import run
 from tests.load.daemon import Daemon, daemon
 from tests.load.netns import Namespace, namespace
+from tests.load.obstacles import SAID, add_ipsec, remove_ipsec
 from twctl.linux.netlink import RouteNetlink
 from twctl.table.shared import bpf_folder
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 N = 23
 SYSCTLS = ("net.ipv4.tcp_max_tw_buckets", "net.ipv4.tcp_fin_timeout", "net.ipv4.conf.lo.forwarding")
 TIMES = "[time_wait]\nloopback = 60\n"
-NAT = "table ip t { chain c { type nat hook output priority 0; tcp dport 1 redirect to :2; }; }"
+LOOK = 30  # s: a look each 10 s
 
 
 @pytest.fixture
@@ -43,24 +43,25 @@ def close(ns: Namespace, port: int) -> None:
     run(ns, "--count", "23", "--close", "client", "--inline", "--threads", "1", "--port", str(port))
 
 
-def test_nat_that_comes_later_suspends_the_guard_until_it_goes(ns: Namespace) -> None:
+def test_ipsec_that_comes_later_suspends_the_guard_until_it_goes(ns: Namespace) -> None:
     """The kernel keeps TIME_WAIT sockets meanwhile, and the guard its vestiges; it is said once, and exported."""
     before = sysctls(ns)
     with daemon(ns, mode="vestigial", config=TIMES) as one:
         ours = sysctls(ns)
         assert ours[0] == "0"
         close(ns, 20000)
-        subprocess.run(ns.command("nft", NAT), check=True)
-        wait_until(lambda: sysctls(ns) == [*before[:2], "1"], what="the kernel's again, but for the guard's routes")
-        assert one.metric("twctl_guard_obstacles", kind="nat") == 1
+        add_ipsec(ns)
+        what = "the kernel's again, but for the guard's routes"
+        wait_until(lambda: sysctls(ns) == [*before[:2], "1"], what=what, timeout=LOOK)
+        assert one.metric("twctl_guard_obstacles", kind="ipsec") == 1
         close(ns, 21000)
         assert (2 * N, N, BOTH) == (len(one.table()), counters.time_wait_count(ns), guarded(ns, "lo"))
-        subprocess.run(ns.command("nft", "delete table ip t"), check=True)
-        wait_until(lambda: sysctls(ns) == ours, what="the guard's again")
+        remove_ipsec(ns)
+        wait_until(lambda: sysctls(ns) == ours, what="the guard's again", timeout=LOOK)
         assert one.metric("twctl_guard_obstacles") == 0
         close(ns, 22000)
         assert (3 * N, N) == (len(one.table()), counters.time_wait_count(ns))
-        assert one.log.count("nftables has NAT in t c") == 1
+        assert one.log.count(SAID) == 1
         assert one.stop() == 0
         assert before == sysctls(ns)
 
@@ -104,7 +105,7 @@ def attach_xdp(stack: ExitStack, ns: Namespace) -> None:
 def test_who_forces_it_is_not_asked_again(ns: Namespace) -> None:
     """With force an obstacle changes nothing, and no series says anything of it."""
     with daemon(ns, mode="vestigial", config="force = true\n") as one:
-        subprocess.run(ns.command("nft", NAT), check=True)
+        add_ipsec(ns)
         ns.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
         wait_until(lambda: one.metric("twctl_guard_devices") == 3, what="it has followed")
         assert (ns.sysctl(SYSCTLS[0]), False) == ("0", series(one))

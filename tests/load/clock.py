@@ -25,15 +25,16 @@ from twctl.table.records import HORIZON_TICKS
 from twctl.table.sums import Sums
 
 LOCAL_PORT, REMOTE_PORT = 40_000, 443
+SERVICE_PORT = 80  # what applications see instead where packets are translated
 
 ORDERS = r"""
 /* What the next run is to do, written by the test. */
 struct order {
-	u64 number, class, family, age, nanoseconds, fin_wait2, reason, done;
+	u64 number, class, family, age, nanoseconds, fin_wait2, reason, translating, done;
 };
 BPF_F_TABLE("array", u32, struct order, orders, 1, BPF_F_MMAPABLE);
 
-/* The session of this number: its remote address. */
+/* The session of this number: its remote address. Some are translated, and so take two slots. */
 ALWAYS_INLINE struct work *ordered(struct order *o)
 {
 	struct work *w = work_of(WORKER_ENTRY);
@@ -54,6 +55,9 @@ ALWAYS_INLINE struct work *ordered(struct order *o)
 		t->remote[3] = bpf_htonl(o->number);
 	}
 	w->owner = OWNER_UNKNOWN;
+	w->flags = o->translating && !(o->number % o->translating) ? TRANSLATED : 0;
+	w->socket = *t;
+	w->socket.remote_port = bpf_htons(80);
 	w->session.bits = VESTIGE_TIMESTAMPS;
 	w->session.fin_wait2 = o->fin_wait2 != 0;
 	w->session.snd_nxt = w->session.rcv_nxt = o->number;
@@ -108,7 +112,7 @@ int end(struct __sk_buff *skb)
 	return 0;
 }
 """
-ORDER = struct.Struct("=8Q")
+ORDER = struct.Struct("=9Q")
 
 
 @dataclasses.dataclass
@@ -128,7 +132,12 @@ class Batch:
 
 
 class Machine:
-    """The table and its clock. sweeping: as the daemon's, which zeroes expired words every five minutes."""
+    """The table and its clock. sweeping: as the daemon's, which zeroes expired words every five minutes.
+
+    translating: each session whose number this divides has another tuple on the wire (0: none).
+    """
+
+    translating = 3
 
     def __init__(self, programs: Programs, folder: Path, *, sweeping: bool) -> None:
         self.table = Table(folder, writable=True)
@@ -216,7 +225,8 @@ class Machine:
     ) -> int:
         """Write down what the next run does; returns the life in ticks (bpf/life.h)."""
         ns = int(seconds * 1e9)
-        ORDER.pack_into(self._orders, 0, number, class_, FAMILIES.index(family), 0, ns, fin_wait2, reason, 0)
+        where = number, class_, FAMILIES.index(family), 0
+        ORDER.pack_into(self._orders, 0, *where, ns, fin_wait2, reason, self.translating, 0)
         return min((ns >> TICK_SHIFT) + 2, HORIZON_TICKS)
 
     def _done(self, count: int) -> None:
@@ -272,6 +282,10 @@ class Machine:
                 ticks = round(vestige.age / TICK), round(vestige.expires_in / TICK)
                 assert (self.tick - batch.start, batch.expiry - self.tick) == ticks
                 assert batch.class_ == vestige.class_
+                wire = vestige.wire or vestige
+                assert (REMOTE_PORT, vestige.local, vestige.remote) == (wire.remote_port, wire.local, wire.remote)
+                translated = self.translating and number % self.translating == 0
+                assert vestige.remote_port == (SERVICE_PORT if translated else REMOTE_PORT)
         assert not found
 
     @staticmethod

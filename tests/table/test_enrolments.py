@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from twctl.table.enrolments import enrol, free_index, withdraw
+from twctl.table.enrolments import NETNS_GUARDED, enrol, free_index, withdraw
 from twctl.table.layout import NAMESPACES
 from twctl.table.maps import Table
 
@@ -13,7 +13,7 @@ def test_an_index_is_free_again_when_its_vestiges_are_over(table: Table, monkeyp
     """The one that was given back longest ago comes first; indexes that never were in use come before all."""
     for index in range(NAMESPACES):
         assert free_index(table) == index
-        enrol(table, index, 1000 + index, f"ns{index}", guarded=index == 5)
+        enrol(table, index, 1000 + index, f"ns{index}", NETNS_GUARDED * (index == 5))
     assert free_index(table) is None
     assert table.enrolments()[5] == (1005, "ns5")
     withdraw(table, 7, 1007)

@@ -9,7 +9,7 @@ from twctl.classes import Class
 from twctl.config.config import Config
 from twctl.modes.times import goes_in
 from twctl.table.maps import Table
-from twctl.table.records import Vestige, as_json
+from twctl.table.records import Ends, Vestige, as_json
 
 TITLE = f"{'class':<8} {'substate':<9} {'local':<21} {'remote':<21} {'expires':>7} netns"
 
@@ -46,7 +46,14 @@ def lines(vestiges: Iterator[Vestige]) -> Iterator[str]:
     for each in vestiges:
         local, remote = host_port(each.local, each.local_port), host_port(each.remote, each.remote_port)
         start = f"{each.class_.label:<8} {each.substate:<9} {local:<21} {remote:<21}"
-        yield f"{start} {each.expires_in:>6.1f}s {each.netns}".rstrip()
+        yield f"{start} {each.expires_in:>6.1f}s {each.netns}{_on_wire(each.wire)}".rstrip()
+
+
+def _on_wire(wire: Ends | None) -> str:
+    """What packets have instead, where they are translated on their way."""
+    if wire is None:
+        return ""
+    return f"  on the wire {host_port(wire.local, wire.local_port)} -> {host_port(wire.remote, wire.remote_port)}"
 
 
 def json_lines(vestiges: Iterator[Vestige]) -> Iterator[str]:

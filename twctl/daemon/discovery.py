@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from twctl.config.config import Config
-from twctl.daemon.namespaces import FullError, Namespace, Namespaces
+from twctl.daemon.namespace import Namespace
+from twctl.daemon.namespaces import FullError, Namespaces
 from twctl.errors import TwctlError
 from twctl.linux import netns
 from twctl.modes.feasible import refuse_obstacles

@@ -5,7 +5,6 @@ open descriptor leads there, through which its sysctls are put back.
 """
 
 import contextlib
-import dataclasses
 import logging
 import os
 import select
@@ -19,8 +18,10 @@ from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.config.config import Config
 from twctl.config.keys import Mode
+from twctl.daemon.namespace import Namespace
 from twctl.errors import TwctlError
 from twctl.linux import netns
+from twctl.linux.netfilter import has_tproxy_rule
 from twctl.linux.procfs import EntryCount, FinTimeout, MaxTimeWait, PortRange, Sockstat
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import Journal
@@ -30,7 +31,7 @@ from twctl.modes.guard import DELAY_EDGES, Guard
 from twctl.modes.histogram import Histogram
 from twctl.modes.sysctls import FIN_TIMEOUT, LO_FORWARDING, fin_timeout_of, sysctls_of
 from twctl.routes.watcher import RouteWatcher
-from twctl.table.enrolments import enrol, index_for, withdraw
+from twctl.table.enrolments import NETNS_GUARDED, NETNS_TPROXY, enrol, index_for, withdraw
 from twctl.table.maps import NAME_BYTES, Table
 from twctl.table.tries import ClassTries
 
@@ -42,43 +43,6 @@ Told = TypeVar("Told")
 
 class FullError(TwctlError):
     """No index is free: the table tells 256 namespaces apart, those that left among them while vestiges have theirs."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
-class Namespace:
-    """An enrolled namespace. inode: its number; path: leads there also without a name, None: to our own."""
-
-    index: int
-    name: str | None
-    cookie: int
-    inode: int
-    path: str | None
-    routes: RouteWatcher
-    tries: ClassTries
-    diag: SockDiag
-    sockstat: Sockstat
-    fin_timeout: FinTimeout
-    ports: PortRange
-    entry_count: EntryCount
-    max_time_wait: MaxTimeWait
-    guard: Guard | None
-
-    def follow(self, since: float) -> None:
-        """Act on what has changed of its routes and devices since (monotonic, s). Raises TwctlError."""
-        if self.routes.follow():
-            self.tries.sync(self.routes.trie())
-        if self.guard:
-            self.guard.follow(since)
-
-    def guard_all_devices(self) -> None:
-        """Put the guard on devices that lack it. Raises TwctlError."""
-        if self.guard:
-            self.guard.attach()
-
-    def counts(self) -> Counter[str]:
-        """What counts on when it has left."""
-        own = Counter(changes=self.routes.changes, resyncs=self.routes.resyncs, refused=self.tries.refused)
-        return own + (self.guard.counts() if self.guard else Counter())
 
 
 class Namespaces:
@@ -157,12 +121,18 @@ class Namespaces:
                 namespace.guard.attach()
             if not known:
                 undo.callback(withdraw, self._table, namespace.index, namespace.cookie)
-            enrol(self._table, namespace.index, namespace.cookie, name or "", guarded=self._guarded)
+            self.watch(namespace, guarded=self._guarded)
             if self._sysctls:
                 self._journal.set(self._sysctls, name)
             undo.pop_all()
             self._add(namespace, opened.pop_all())
         return namespace
+
+    def watch(self, namespace: Namespace, *, guarded: bool) -> None:
+        """Have the probes watch a namespace, and know what of its rules concerns the guard. Raises TwctlError."""
+        proxied = guarded and netns.inside(namespace.path, has_tproxy_rule)
+        flags = NETNS_GUARDED * guarded | NETNS_TPROXY * proxied
+        enrol(self._table, namespace.index, namespace.cookie, namespace.name or "", flags)
 
     def _opened(self, name: str | None, opened: contextlib.ExitStack) -> Namespace:
         if len((name or "").encode()) > NAME_BYTES:
@@ -219,7 +189,7 @@ class Namespaces:
     def suspend(self, namespace: Namespace) -> list[str]:
         """Leave TIME_WAIT to the kernel; the guard stays for vestiges, and asks for routes. Returns what was left."""
         reports = self._journal.leave(namespace.cookie, namespace.path)
-        enrol(self._table, namespace.index, namespace.cookie, namespace.name or "")
+        self.watch(namespace, guarded=False)
         self.suspended.add(namespace)
         self._journal.set({**self._config.sysctl, LO_FORWARDING: 1}, namespace.name, namespace.path)
         return reports
@@ -227,11 +197,11 @@ class Namespaces:
     def resume(self, namespace: Namespace) -> None:
         """Have the guard do it again, in the order of a start. Raises TwctlError, and then it is the kernel's still."""
         namespace.guard_all_devices()
-        enrol(self._table, namespace.index, namespace.cookie, namespace.name or "", guarded=True)
+        self.watch(namespace, guarded=True)
         try:
             self._journal.set(self._sysctls, namespace.name, namespace.path)
         except TwctlError:
-            enrol(self._table, namespace.index, namespace.cookie, namespace.name or "")
+            self.watch(namespace, guarded=False)
             raise
         self.suspended.discard(namespace)
 
@@ -267,7 +237,7 @@ class Namespaces:
             if namespace.guard and self._before != Mode.VESTIGIAL:
                 self._journal.leave(namespace.cookie, namespace.path)
                 namespace.guard.remove()
-                enrol(self._table, namespace.index, namespace.cookie, namespace.name or "")
+                self.watch(namespace, guarded=False)
 
     def fin_timeout(self, index: int) -> float:
         """tcp_fin_timeout (s) of the namespace with this index. Raises OSError."""

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 
 from twctl.daemon.discovery import Discovery
-from twctl.daemon.namespaces import Namespace
+from twctl.daemon.namespace import Namespace
 from twctl.linux.netfilter import RuleNotices
 from twctl.modes.obstacles import Obstacle, obstacles
 
@@ -84,3 +84,5 @@ class Suspending:
         elif not seen.found and namespace in namespaces.suspended:
             namespaces.resume(namespace)
             log.info("network namespace %s: nothing is between wire and sockets any more, the guard goes on", name)
+        elif not seen.found:
+            namespaces.watch(namespace, guarded=True)

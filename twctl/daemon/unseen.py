@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from twctl.config.keys import Mode
-from twctl.daemon.namespaces import Namespace
+from twctl.daemon.namespace import Namespace
 from twctl.linux.procfs import counts_entries
 
 log = logging.getLogger("twctl")

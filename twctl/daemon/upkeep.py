@@ -10,7 +10,7 @@ from twctl.classes import Class
 from twctl.config.config import Config
 from twctl.config.keys import Mode
 from twctl.daemon.discovery import Discovery
-from twctl.daemon.namespaces import Namespace
+from twctl.daemon.namespace import Namespace
 from twctl.modes.filters import Ours
 from twctl.modes.guard import remove as remove_guard
 from twctl.modes.reconcile import Drift, Reconciler

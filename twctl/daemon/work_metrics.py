@@ -10,7 +10,8 @@ from prometheus_client.core import InfoMetricFamily
 from twctl import __version__
 from twctl.config.config import Config
 from twctl.daemon.families import Metric, counter, gauge, histogram, single
-from twctl.daemon.namespaces import Namespace, Namespaces
+from twctl.daemon.namespace import Namespace
+from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.work import Work
 from twctl.linux.procfs import MaxOrphans, Sockstat, socket_bytes
 from twctl.modes.obstacles import KINDS

@@ -1,4 +1,4 @@
-"""Netfilter's rules in the calling thread's network namespace, as far as they can come between wire and socket.
+"""Netfilter's rules in the calling thread's network namespace, as far as they concern the guard.
 
 What says that a rule hands packets to a transparent proxy is searched for in the rules as the kernel dumps them: a node
 may have tens of thousands, of which pyroute2 decodes a thousand in a second.
@@ -13,8 +13,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, nlmsg
-from pyroute2.nftables.main import NFTables
+from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 
 from twctl.linux.netns import inside
 
@@ -27,13 +26,6 @@ _TPROXY = tuple(struct.pack("=HH", 11, 1) + name + b"\0" for name in (b"tproxy",
 SO_GET_INFO, SO_GET_ENTRIES = 64, 65
 _INFO = struct.Struct("=32s11I I I")  # struct ipt_getinfo: name, hooks, number and bytes of the entries
 _FAMILIES = {"ip": (socket.AF_INET, socket.IPPROTO_IP), "ip6": (socket.AF_INET6, socket.IPPROTO_IPV6)}
-
-
-def chains() -> list[nlmsg]:
-    """All of nftables; none where the kernel has no such subsystem."""
-    with contextlib.suppress(OSError), NFTables(nfgen_family=0) as nftables:
-        return list(nftables.get_chains())
-    return []
 
 
 def has_tproxy_rule() -> bool:
@@ -49,17 +41,6 @@ def tables(family: str) -> list[str]:
     """Of the old iptables (`ip`, `ip6`)."""
     names = Path(f"/proc/thread-self/net/{family}_tables_names")
     return names.read_text().split() if names.exists() else []
-
-
-def ipvs_services() -> int:
-    """Services of IPVS for TCP, or for whatever has a mark."""
-    listed = Path("/proc/thread-self/net/ip_vs")
-    return count_services(listed.read_text()) if listed.exists() else 0
-
-
-def count_services(listed: str) -> int:
-    """Those for TCP and for marks in what /proc/net/ip_vs lists."""
-    return sum(line.startswith(("TCP ", "FWM ")) for line in listed.splitlines())
 
 
 def _rules() -> Iterator[bytes]:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from pyroute2.netlink import NETLINK_XFRM, NLM_F_DUMP, NLM_F_REQUEST, nlmsg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
-from twctl.linux import libbpf, netfilter
+from twctl.linux import libbpf
 from twctl.linux.devices import devices
 from twctl.linux.netlink import RouteNetlink, complete
 from twctl.linux.netns import inside
@@ -17,7 +17,7 @@ from twctl.modes.filters import PRIORITY, owner
 
 BPF_TCX_INGRESS = 46  # linux/bpf.h
 XFRM_MSG_GETPOLICY = 0x15  # linux/xfrm.h
-KINDS = ("nat", "tproxy", "ipvs", "xdp", "tcx", "tc", "ipsec")
+KINDS = ("xdp", "tcx", "tc", "ipsec")
 
 
 class Obstacle(NamedTuple):
@@ -59,24 +59,9 @@ def _programs(netns: str | None) -> Iterator[Obstacle]:
 
 
 def _rules() -> Iterator[Obstacle]:
-    """What the thread's namespace does with packets after the guard."""
-    for family in ("ip", "ip6"):
-        if "nat" in netfilter.tables(family):
-            yield _nat(f"{family}tables has a nat table")
-    for chain in netfilter.chains():
-        if chain.get_attr("NFTA_CHAIN_TYPE") == "nat" and chain.get_attr("NFTA_CHAIN_USE"):
-            where = f"{chain.get_attr('NFTA_CHAIN_TABLE')} {chain.get_attr('NFTA_CHAIN_NAME')}"
-            yield _nat(f"nftables has NAT in {where}")
-    if netfilter.has_tproxy_rule():
-        yield Obstacle("tproxy", "a TPROXY rule: the guard does not find the listener that a new SYN is for")
-    if services := netfilter.ipvs_services():
-        yield Obstacle("ipvs", f"{services} IPVS services: tuples on the wire may not be those of the sockets")
+    """What the thread's namespace hides from TC."""
     if policies := _policies():
         yield Obstacle("ipsec", f"{len(policies)} IPsec policies: the guard does not see inside ESP")
-
-
-def _nat(what: str) -> Obstacle:
-    return Obstacle("nat", f"{what}: tuples on the wire may not be those of the sockets")
 
 
 def _policies() -> list[nlmsg]:

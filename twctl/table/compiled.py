@@ -31,6 +31,7 @@ MAPS = (
         "settings",
         "dues_map",
         "tos",
+        "wires",
         "tallies",
         "failures",
     ),

@@ -12,15 +12,18 @@ from twctl.table.layout import LATE_SECONDS, NAMESPACES
 from twctl.table.maps import ENROLMENT, Table
 from twctl.table.shared import CONSTANTS
 
+NETNS_GUARDED, NETNS_TPROXY = CONSTANTS["NETNS_GUARDED"], CONSTANTS["NETNS_TPROXY"]
 # Longest life of a vestige that no guard has (s): TIME_WAIT, and what fentry waits for an end.
 UNGUARDED_SECONDS = KERNEL_TIME_WAIT + LATE_SECONDS
 
 
-def enrol(table: Table, index: int, cookie: int, name: str, *, guarded: bool = False) -> None:
-    """Have the probes watch a namespace under this index; guarded: its vestiges live as `lives` says."""
+def enrol(table: Table, index: int, cookie: int, name: str, flags: int = 0) -> None:
+    """Have the probes watch a namespace under this index.
+
+    flags: NETNS_GUARDED, its vestiges live as `lives` says; NETNS_TPROXY.
+    """
     ENROLMENT.pack_into(table.enrolment_rows, index * ENROLMENT.size, cookie, 0, name.encode())
-    flags = index | CONSTANTS["NETNS_GUARDED"] * guarded
-    table.update("namespaces", struct.pack("=Q", cookie), struct.pack("=I", flags))
+    table.update("namespaces", struct.pack("=Q", cookie), struct.pack("=I", index | flags))
 
 
 def withdraw(table: Table, index: int, cookie: int) -> None:

@@ -47,9 +47,14 @@ REQUIRED = (
     "sock.sk_dst_cache",
     "dst_entry.dev",
     "net_device.ifindex",
+    "sock.sk_bpf_storage",
+    "bpf_local_storage.list.first",
+    "bpf_local_storage_elem.snode",
+    "bpf_local_storage_elem.sdata",
+    "bpf_local_storage_data.data",
 )
 # Absent where the kernel is older or built without: microsecond timestamps (6.7), TCP-MD5, TCP-AO (6.7). An orphan's
-# timer lies in one of two places.
+# timer and whether a socket is transparent lie in one of two places; conntrack may be a module.
 OPTIONAL = (
     "tcp_sock.tcp_usec_ts",
     "tcp_sock.md5sig_info",
@@ -58,6 +63,10 @@ OPTIONAL = (
     "sock.sk_timer.entry.pprev",
     "inet_connection_sock.icsk_keepalive_timer.expires",
     "inet_connection_sock.icsk_keepalive_timer.entry.pprev",
+    "inet_sock.transparent",
+    "inet_sock.inet_flags",
+    "nf_conn.status",
+    "sk_buff._nfct",
 )
 # Which cgroup a socket belongs to: all three, or none where the kernel is built without.
 CGROUP = ("sock.sk_cgrp_data", "cgroup.kn", "kernfs_node.id")
@@ -65,6 +74,7 @@ CGROUP = ("sock.sk_cgrp_data", "cgroup.kn", "kernfs_node.id")
 GUARD = (
     "sk_buff.dev",
     "sk_buff.ip_summed",
+    "sock_common.skc_net",
     "net_device.nd_net",
     "net_device.ip_ptr",
     "net_device.ip6_ptr",

@@ -5,7 +5,7 @@ import ipaddress
 import mmap
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from twctl.addresses import Address
 from twctl.classes import Class
@@ -19,6 +19,7 @@ EXPIRY_SHIFT = CONSTANTS["EXPIRY_SHIFT"]  # of the tick in an index word
 WORD_FIN_WAIT2 = CONSTANTS["WORD_FIN_WAIT2"]
 STEP = 8192  # words of the index that are looked at in one go: 2 ms
 STARTS = CONSTANTS["STARTS"]
+TRANSLATED = CONSTANTS["TRANSLATED"]
 START_MASK, OWNER_MASK = CONSTANTS["START_MASK"], CONSTANTS["OWNER_MASK"]  # a start is a tick modulo START_MASK + 1
 RECORDS = {"ipv4": STRUCTS["vestige4"], "ipv6": STRUCTS["vestige6"]}
 _BYTES = ("local", "remote", "local_port", "remote_port")
@@ -28,12 +29,23 @@ SCALE_SHIFT = CONSTANTS["VESTIGE_SCALE_SHIFT"]
 UNKNOWN, TIMESTAMPS = CONSTANTS["VESTIGE_UNKNOWN"], CONSTANTS["VESTIGE_TIMESTAMPS"]
 
 
+class Ends(NamedTuple):
+    """Addresses and ports of both."""
+
+    local: Address
+    local_port: int
+    remote: Address
+    remote_port: int
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Vestige:
     """One session: who with, what sequence state, how long still.
 
-    expires_in and age in seconds; window as it went on the wire, before scaling; ts_recent None without timestamps;
-    known False for a session that was taken over and whose sequence state nobody saw.
+    local, remote and their ports: as the application sees them. wire: as they are in packets, where these are
+    translated on their way (None: alike). expires_in and age in seconds; window as it went on the wire, before scaling;
+    ts_recent None without timestamps; known False for a session that was taken over and whose sequence state nobody
+    saw.
     """
 
     family: str
@@ -53,11 +65,12 @@ class Vestige:
     ts_recent: int | None
     ts_offset: int
     known: bool
+    wire: Ends | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """Live sessions of one family and class: slots, numbers of owners, records as they stand (VESTIGE)."""
+    """Live sessions of one family and class: slots, numbers of owners, records (VESTIGE) with the sockets' tuples."""
 
     family: str
     class_: Class
@@ -92,14 +105,25 @@ class Records:
             raw = self.records[slot * size : (slot + 1) * size]
             ticks = (now_ns >> TICK_SHIFT) - self.starts[slot + slot // STARTS * STARTS] & START_MASK
             age = ticks * TICK if ticks <= HORIZON_TICKS else 0.0  # it began after we looked at the clock
+            class_ = max(class_ for base, class_ in bases if slot >= base)
+            socket = self._socket(class_, slot) if self._flags(slot) & TRANSLATED else None
             if words[i] == word:
-                class_ = max(class_ for base, class_ in bases if slot >= base)
                 waits = bool(word & WORD_FIN_WAIT2)
-                yield decode(self.family, raw, class_=class_, fin_wait2=waits, expires_in=left, age=age, names=names)
+                found = decode(self.family, raw, class_=class_, fin_wait2=waits, expires_in=left, age=age, names=names)
+                yield translated(found, ends(self.family, socket)) if socket else found
 
     def owner(self, slot: int) -> int:
         """Number of the owner of a slot's session, as batches have it."""
-        return self.starts[slot + slot // STARTS * STARTS + STARTS] & OWNER_MASK
+        return self._flags(slot) & OWNER_MASK
+
+    def _flags(self, slot: int) -> int:
+        return self.starts[slot + slot // STARTS * STARTS + STARTS]
+
+    def _socket(self, class_: Class, slot: int) -> bytes:
+        """The record after that of a session that is TRANSLATED: the tuple that its application sees."""
+        ring, size = self.layout.ring(self.family, class_), RECORD_BYTES[self.family]
+        after = slot + 1 if slot + 1 < ring.base + ring.capacity else ring.base
+        return self.records[after * size : (after + 1) * size]
 
     def batches(self) -> Iterator[list[Batch]]:
         """Walk the index as `vestiges` does, without decoding: a tenth of its time, for who wants to count.
@@ -122,8 +146,12 @@ class Records:
     def _batch(self, class_: Class, found: Mapping[int, bytes]) -> Batch:
         ring = self.layout.ring(self.family, class_)
         slots = [slot for slot in found if ring.base <= slot < ring.base + ring.capacity]
-        owners = [self.owner(slot) for slot in slots]
-        return Batch(self.family, class_, slots, owners, [found[slot] for slot in slots])
+        flags = [self._flags(slot) for slot in slots]
+        records = [
+            self._socket(class_, slot) if each & TRANSLATED else found[slot]
+            for slot, each in zip(slots, flags, strict=True)
+        ]
+        return Batch(self.family, class_, slots, [each & OWNER_MASK for each in flags], records)
 
 
 def decode(  # noqa: PLR0913 - keywords
@@ -137,16 +165,13 @@ def decode(  # noqa: PLR0913 - keywords
     names: Mapping[int, str],
 ) -> Vestige:
     """Decode a record (32 or 64 bytes) into a Vestige."""
-    local, remote, local_port, remote_port, snd, fin, recent, offset, window, netns, bits = VESTIGE[family].unpack(raw)
+    *_, snd, fin, recent, offset, window, netns, bits = VESTIGE[family].unpack(raw)
     known = not bits & UNKNOWN
     return Vestige(
         family=family,
         class_=class_,
         substate="FIN_WAIT2" if fin_wait2 else "TIME_WAIT",
-        local=ipaddress.ip_address(local),
-        local_port=int.from_bytes(local_port, "big"),
-        remote=ipaddress.ip_address(remote),
-        remote_port=int.from_bytes(remote_port, "big"),
+        **ends(family, raw)._asdict(),
         expires_in=expires_in,
         age=age,
         netns=names.get(netns, f"#{netns}"),
@@ -160,6 +185,23 @@ def decode(  # noqa: PLR0913 - keywords
     )
 
 
+def ends(family: str, raw: bytes) -> Ends:
+    """Decode the tuple of a record alone."""
+    local, remote, local_port, remote_port, *_ = VESTIGE[family].unpack(raw)
+    return Ends(
+        ipaddress.ip_address(local),
+        int.from_bytes(local_port, "big"),
+        ipaddress.ip_address(remote),
+        int.from_bytes(remote_port, "big"),
+    )
+
+
+def translated(vestige: Vestige, socket: Ends) -> Vestige:
+    """A session whose record has the tuple on the wire, as the application sees it."""
+    wire = Ends(vestige.local, vestige.local_port, vestige.remote, vestige.remote_port)
+    return dataclasses.replace(vestige, wire=wire, **socket._asdict())
+
+
 def remaining(word: int, now_ns: int) -> float:
     """Seconds until an index word expires; 0 if it has."""
     left = (word >> EXPIRY_SHIFT) - (now_ns >> TICK_SHIFT) & TICK_MASK
@@ -168,6 +210,8 @@ def remaining(word: int, now_ns: int) -> float:
 
 def as_json(vestige: Vestige) -> dict[str, Any]:
     """Return what `twctl table --json` prints for a session; `class` is a word of Python, hence the renaming."""
-    row = dataclasses.asdict(vestige)
+    row = dataclasses.asdict(vestige) | {"local": str(vestige.local), "remote": str(vestige.remote)}
     row["class"] = row.pop("class_").label
-    return row | {"local": str(vestige.local), "remote": str(vestige.remote)}
+    if wire := vestige.wire:
+        row["wire"] = wire._asdict() | {"local": str(wire.local), "remote": str(wire.remote)}
+    return row

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/* What leaves this host: its tuple, beside that of the socket which sent it. */
+#ifndef TWCTL_GUARD_WIRE_H
+#define TWCTL_GUARD_WIRE_H
+
+#include "guard/segment.h"
+#include "kernel.h"
+#include "table.h"
+#include "wire.h"
+
+#define CONNTRACK_INFO 7ULL	 /* sk_buff._nfct: the rest is a pointer to struct nf_conn */
+#define SOURCE_TRANSLATED (1 << 4) /* IPS_SRC_NAT (linux/netfilter/nf_conntrack_common.h) */
+
+/* Whether a packet's tuple is that of its socket. One that is mapped to IPv6 has the IPv4 addresses, too. */
+ALWAYS_INLINE bool is_of_socket(const struct work *w, struct bpf_sock *sk)
+{
+	const struct tuple *t = &w->session.tuple;
+	u32 difference = (bpf_htons(sk->src_port) ^ t->local_port) | ((u16)sk->dst_port ^ t->remote_port);
+
+	if (is_ipv4(w))
+		return !(difference | (sk->src_ip4 ^ t->local[0]) | (sk->dst_ip4 ^ t->remote[0]));
+	difference |= (sk->src_ip6[0] ^ t->local[0]) | (sk->dst_ip6[0] ^ t->remote[0]);
+	difference |= (sk->src_ip6[1] ^ t->local[1]) | (sk->dst_ip6[1] ^ t->remote[1]);
+	difference |= (sk->src_ip6[2] ^ t->local[2]) | (sk->dst_ip6[2] ^ t->remote[2]);
+	return !(difference | (sk->src_ip6[3] ^ t->local[3]) | (sk->dst_ip6[3] ^ t->remote[3]));
+}
+
+/* Whether a socket belongs to the network namespace of the device: with ipvlan it may be another's. (The verifier allows no pointer
+ * to a socket's inside, so all is read from its beginning.) */
+ALWAYS_INLINE bool is_of_netns(struct __sk_buff *skb, struct bpf_sock *sk)
+{
+	u64 device = 0, net = 0, socket[OFFSET_sock_common_skc_net / 8 + 1];
+
+	return !READ(device, skb, sk_buff_dev) && !READ(net, device, net_device_nd_net) &&
+	       !read_kernel(socket, sizeof(socket), sk) && socket[OFFSET_sock_common_skc_net / 8] == net;
+}
+
+/* A FIN leaves: where its tuple is not that of its socket, that is noted. */
+ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 classid)
+{
+	const struct tuple *t = &w->session.tuple;
+	struct bpf_sock *sk = skb->sk;
+	struct wire *wire;
+
+	if (!sk)
+		return;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk || is_of_socket(w, sk) || !is_of_netns(skb, sk))
+		return;
+	wire = wires.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!wire) {
+		count(ACTION_UNNOTED);
+		return;
+	}
+	__builtin_memcpy(wire->local, t->local, sizeof(wire->local));
+	__builtin_memcpy(wire->remote, t->remote, sizeof(wire->remote));
+	wire->local_port = t->local_port;
+	wire->remote_port = t->remote_port;
+	wire->device = skb->ifindex;
+	wire->looping = is_looping(classid);
+	wire->magic = WIRE_MAGIC;
+}
+
+/* Whether a packet that is only forwarded has its source from conntrack (IPS_SRC_NAT). Where nothing tells how conntrack keeps that,
+ * of IPv4 whatever is tracked has: the kernel forwards nothing that came with an address of this host (fib_validate_source). */
+ALWAYS_INLINE bool has_translated_source(struct __sk_buff *skb, const struct work *w)
+{
+	u64 tracked = 0;
+
+#ifdef OFFSET_sk_buff__nfct
+	READ(tracked, skb, sk_buff__nfct);
+	tracked &= ~CONNTRACK_INFO;
+#endif
+#ifdef OFFSET_nf_conn_status
+	u64 status = 0;
+
+	READ(status, tracked, nf_conn_status);
+	return tracked && status & SOURCE_TRANSLATED;
+#else
+	return tracked && is_ipv4(w);
+#endif
+}
+
+/* What comes back in by the device that it left by has been translated for its receiver on the way out, and is translated back for
+ * its sender on the way out, too: there a session is known by its socket's tuple. */
+ALWAYS_INLINE void take_tuple_of_socket(struct __sk_buff *skb, struct work *w)
+{
+	struct tuple *t = &w->session.tuple;
+	struct bpf_sock *sk = skb->sk;
+
+	if (!sk)
+		return;
+	t->local_port = bpf_htons(sk->src_port);
+	t->remote_port = (u16)sk->dst_port;
+	if (is_ipv4(w)) {
+		t->local[0] = sk->src_ip4;
+		t->remote[0] = sk->dst_ip4;
+		return;
+	}
+#define TAKE(i) (t->local[i] = sk->src_ip6[i], t->remote[i] = sk->dst_ip6[i])
+	TAKE(0), TAKE(1), TAKE(2), TAKE(3);
+#undef TAKE
+}
+
+#endif
