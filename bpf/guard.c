@@ -23,6 +23,7 @@
 #include "guard/actions.h"
 #include "guard/answer.h"
 #include "guard/checksum.h"
+#include "guard/conntrack.h"
 #include "guard/decide.h"
 #include "guard/parse.h"
 #include "guard/route.h"
@@ -121,11 +122,11 @@ ALWAYS_INLINE bool is_safe(struct __sk_buff *skb, const struct work *w, struct s
 }
 
 /* A SYN that has a vestige. One without a socket is only forwarded. If it has its tuple from conntrack it takes the place of the
- * session, as far as the kernel goes without the guard: what answers it is not for this host. Any other has our name by itself, and
- * of IPv6 the kernel forwards that for whoever asks. */
+ * session, as far as the kernel goes without the guard: what answers it is not for this host. Any other has our name by itself: of
+ * IPv4 the kernel forwards nothing that came with an address of this host (fib_validate_source), of IPv6 it does for whoever asks. */
 ALWAYS_INLINE int let_out_or_hold(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
-	if (!skb->sk && !has_translated_source(skb, w))
+	if (!skb->sk && !(translation_of(skb, is_ipv4(w) ? SOURCE_TRANSLATED : 0) & SOURCE_TRANSLATED))
 		return TC_ACT_UNSPEC;
 	if (skb->sk && (!vestige_read(w) || !is_safe(skb, w, s))) {
 		count(ACTION_HELD);

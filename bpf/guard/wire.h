@@ -8,9 +8,6 @@
 #include "table.h"
 #include "wire.h"
 
-#define CONNTRACK_INFO 7ULL	 /* sk_buff._nfct: the rest is a pointer to struct nf_conn */
-#define SOURCE_TRANSLATED (1 << 4) /* IPS_SRC_NAT (linux/netfilter/nf_conntrack_common.h) */
-
 /* Whether a packet's tuple is that of its socket. One that is mapped to IPv6 has the IPv4 addresses, too. */
 ALWAYS_INLINE bool is_of_socket(const struct work *w, struct bpf_sock *sk)
 {
@@ -59,26 +56,6 @@ ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 cl
 	wire->device = skb->ifindex;
 	wire->looping = is_looping(classid);
 	wire->magic = WIRE_MAGIC;
-}
-
-/* Whether a packet that is only forwarded has its source from conntrack (IPS_SRC_NAT). Where nothing tells how conntrack keeps that,
- * of IPv4 whatever is tracked has: the kernel forwards nothing that came with an address of this host (fib_validate_source). */
-ALWAYS_INLINE bool has_translated_source(struct __sk_buff *skb, const struct work *w)
-{
-	u64 tracked = 0;
-
-#ifdef OFFSET_sk_buff__nfct
-	READ(tracked, skb, sk_buff__nfct);
-	tracked &= ~CONNTRACK_INFO;
-#endif
-#ifdef OFFSET_nf_conn_status
-	u64 status = 0;
-
-	READ(status, tracked, nf_conn_status);
-	return tracked && status & SOURCE_TRANSLATED;
-#else
-	return tracked && is_ipv4(w);
-#endif
 }
 
 /* What comes back in by the device that it left by has been translated for its receiver on the way out, and is translated back for

@@ -82,7 +82,8 @@ def test_what_a_mode_does_not_set_is_put_back_first(journals: dict[Path, FakeJou
     sysctls = Sysctls(Path("/one"))
     for mode in ("observe", "vestigial"):
         sysctls.leave_only(load(None, {"mode": mode}, default_file=NOWHERE).config)
-    sets = ["net.ipv4.conf.lo.forwarding", "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_max_tw_buckets"]
+    of_lo = [f"net.ipv4.conf.lo.{name}" for name in ("forwarding", "accept_local", "route_localnet")]
+    sets = [*of_lo, "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_max_tw_buckets"]
     assert [[], sets] == journals[Path("/one")].kept
 
 

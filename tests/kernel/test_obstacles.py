@@ -1,6 +1,5 @@
 """What may keep the guard from seeing what the sockets see, in a namespace that has it."""
 
-import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -9,8 +8,6 @@ import pytest
 
 from tests.load.netns import Namespace, namespace
 from twctl.errors import TwctlError
-from twctl.linux.netfilter import RuleNotices, has_tproxy_rule
-from twctl.linux.netns import inside
 from twctl.modes.obstacles import KINDS, obstacles
 
 pytestmark = pytest.mark.skipif(
@@ -53,39 +50,6 @@ def test_nat_is_none(ns: Namespace) -> None:
     run(ns, "nft", "table ip t { chain c { type nat hook output priority 0; tcp dport 1 redirect to :2; }; }")
     run(ns, "iptables-legacy", "-t", "nat", "-A", "POSTROUTING", "-j", "MASQUERADE")
     assert lines(ns) == []
-
-
-MARKED = ("-p", "tcp", "--dport", "1", "-j", "TPROXY", "--on-port", "2")
-PROXIES = {
-    "nft": (
-        "nft",
-        "table ip t { chain c { type filter hook prerouting priority mangle; tcp dport 1 tproxy to :2; }; }",
-    ),
-    **{
-        name: (name, "-t", "mangle", "-A", "PREROUTING", *MARKED)
-        for name in ("iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy")
-    },
-}
-
-
-@pytest.mark.parametrize("name", PROXIES)
-def test_a_transparent_proxy_is_none_and_known(ns: Namespace, name: str) -> None:
-    """Of nftables, and of either iptables; other rules of these tables are none."""
-    command = PROXIES[name]
-    if name != "nft":
-        run(ns, *command[: -len(MARKED)], "-p", "tcp", "--dport", "1", "-j", "ACCEPT")
-        assert not inside(ns.name, has_tproxy_rule)
-    run(ns, *command)
-    assert inside(ns.name, has_tproxy_rule)
-    assert lines(ns) == []
-
-
-def test_a_change_of_rules_is_told(ns: Namespace) -> None:
-    """Once, however many there were."""
-    with contextlib.closing(RuleNotices(ns.name)) as notices:
-        assert not notices.take()
-        run(ns, "nft", "table ip t { chain c { }; }")
-        assert [True, False] == [notices.take(), notices.take()]
 
 
 def test_ipsec_policies_are_one(ns: Namespace) -> None:

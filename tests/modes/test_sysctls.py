@@ -4,7 +4,7 @@ import pytest
 
 from twctl.config.config import Config, load
 from twctl.linux.sysctl import Raised
-from twctl.modes.sysctls import FIN_TIMEOUT, LO_FORWARDING, MAX_TW_BUCKETS, sysctls_of
+from twctl.modes.sysctls import FIN_TIMEOUT, GUARD_NEEDS, MAX_TW_BUCKETS, sysctls_of
 
 
 def config(mode: str, **sysctls: int) -> Config:
@@ -22,7 +22,7 @@ def test_an_orphan_s_time_is_raised_by_60_s_where_it_stays_a_socket(
     of_90: int,
 ) -> None:
     """Of what it was, or of what the configuration says. Where it does not stay, the time is no more than 60 s."""
-    guarded = {LO_FORWARDING: 1, MAX_TW_BUCKETS: 0}
+    guarded = {**GUARD_NEEDS, MAX_TW_BUCKETS: 0}
     assert guarded | {FIN_TIMEOUT: raised} == sysctls_of(config("vestigial"), orphans_stay=stay)
     for said, becomes in ((30, of_30), (90, of_90)):
         found = sysctls_of(config("vestigial", tcp_fin_timeout=said), orphans_stay=stay)

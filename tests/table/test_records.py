@@ -8,7 +8,7 @@ import pytest
 
 from twctl.classes import Class
 from twctl.table.counters import TICK
-from twctl.table.records import as_json, decode, remaining
+from twctl.table.records import Ends, as_json, decode, remaining, translated
 
 IPV4 = struct.pack(
     "=4s4s2s2sIIIIHBB", bytes([10, 0, 0, 1]), bytes([192, 0, 2, 7]), b"\x9c\x40", b"\x01\xbb", 1, 2, 4, 5, 509, 5, 0x72
@@ -41,7 +41,17 @@ def test_a_record_of_32_bytes_is_decoded_field_by_field() -> None:
         "ts_recent": 4,
         "ts_offset": 5,
         "known": True,
+        "wire": None,
     }
+
+
+def test_a_translated_session_is_shown_as_its_application_sees_it() -> None:
+    """The record that names it has what is on the wire, which stands beside."""
+    service = ipaddress.ip_address("10.96.0.1")
+    found = decode("ipv4", IPV4, class_=Class.REMOTE, expires_in=0, age=0, names={})
+    row = as_json(translated(found, Ends(found.local, 40001, service, 80)))
+    assert ("10.0.0.1", 40001, "10.96.0.1", 80) == tuple(row[name] for name in Ends._fields)
+    assert {"local": "10.0.0.1", "local_port": 40000, "remote": "192.0.2.7", "remote_port": 443} == row["wire"]
 
 
 def test_a_record_of_64_bytes_is_decoded_with_its_flags() -> None:

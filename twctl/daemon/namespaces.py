@@ -29,7 +29,7 @@ from twctl.modes import guard as guards
 from twctl.modes.filters import Ours
 from twctl.modes.guard import DELAY_EDGES, Guard
 from twctl.modes.histogram import Histogram
-from twctl.modes.sysctls import FIN_TIMEOUT, LO_FORWARDING, fin_timeout_of, sysctls_of
+from twctl.modes.sysctls import FIN_TIMEOUT, GUARD_NEEDS, LO_FORWARDING, fin_timeout_of, sysctls_of
 from twctl.routes.watcher import RouteWatcher
 from twctl.table.enrolments import NETNS_GUARDED, NETNS_TPROXY, enrol, index_for, withdraw
 from twctl.table.maps import NAME_BYTES, Table
@@ -191,7 +191,7 @@ class Namespaces:
         reports = self._journal.leave(namespace.cookie, namespace.path)
         self.watch(namespace, guarded=False)
         self.suspended.add(namespace)
-        self._journal.set({**self._config.sysctl, LO_FORWARDING: 1}, namespace.name, namespace.path)
+        self._journal.set({**self._config.sysctl, **GUARD_NEEDS}, namespace.name, namespace.path)
         return reports
 
     def resume(self, namespace: Namespace) -> None:

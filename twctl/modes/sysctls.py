@@ -7,6 +7,10 @@ before, its port stays taken, and the peer's FIN finds the socket.
 
 The guard asks the kernel for routes (bpf_fib_lookup), which answers only for a device that forwards. So lo does, by
 which nothing ever comes in that could be forwarded.
+
+Where packets over lo are translated, an answer of the guard has to come in by lo anew, for conntrack to translate it.
+It has a source of this host then, which the kernel takes from lo only if it is told so: by accept_local, and for
+127.0.0.0/8 by route_localnet.
 """
 
 from twctl.config.config import Config
@@ -16,6 +20,11 @@ from twctl.linux.tcp import KERNEL_TIME_WAIT
 
 FIN_TIMEOUT, MAX_TW_BUCKETS = NAMES["tcp_fin_timeout"], NAMES["tcp_max_tw_buckets"]
 LO_FORWARDING = "net.ipv4.conf.lo.forwarding"
+GUARD_NEEDS: Wanted = {
+    LO_FORWARDING: 1,
+    "net.ipv4.conf.lo.accept_local": 1,
+    "net.ipv4.conf.lo.route_localnet": 1,
+}
 
 
 def sysctls_of(config: Config, *, orphans_stay: bool) -> Wanted:
@@ -27,7 +36,7 @@ def sysctls_of(config: Config, *, orphans_stay: bool) -> Wanted:
         return config.sysctl
     # TIME_WAIT sockets go last, and are the first to come back: meanwhile orphans have a longer time, and lose nothing.
     fin_timeout = fin_timeout_of(config, orphans_stay=orphans_stay)
-    return dict(config.sysctl) | {LO_FORWARDING: 1, FIN_TIMEOUT: fin_timeout, MAX_TW_BUCKETS: 0}
+    return {**config.sysctl, **GUARD_NEEDS, FIN_TIMEOUT: fin_timeout, MAX_TW_BUCKETS: 0}
 
 
 def fin_timeout_of(config: Config, *, orphans_stay: bool) -> int | Raised:

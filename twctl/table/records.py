@@ -212,6 +212,6 @@ def as_json(vestige: Vestige) -> dict[str, Any]:
     """Return what `twctl table --json` prints for a session; `class` is a word of Python, hence the renaming."""
     row = dataclasses.asdict(vestige) | {"local": str(vestige.local), "remote": str(vestige.remote)}
     row["class"] = row.pop("class_").label
-    if wire := vestige.wire:
-        row["wire"] = wire._asdict() | {"local": str(wire.local), "remote": str(wire.remote)}
+    wire = vestige.wire
+    row["wire"] = wire and wire._asdict() | {"local": str(wire.local), "remote": str(wire.remote)}
     return row
