@@ -18,7 +18,7 @@ ABOUT = {
     "pins": "folder under bpffs for programs and maps",
     "probe": "how entries are seen; auto: fentry where the kernel allows it, else the tracepoint",
     "reconcile_interval": "seconds between comparisons of the table with the kernel's list of sockets",
-    "force": "start mode vestigial although something may hide packets from the guard (NAT, XDP, IPsec)",
+    "force": "start mode vestigial although something may hide packets from the guard (XDP, IPsec)",
     "time_wait": "seconds that a session stays in TIME_WAIT, by class; in mode observe only for the dry run in status",
     "fin_wait2": "the same for orphans in FIN_WAIT2; 60 and more: as long as the kernel keeps them",
     "capacity.ipv4": "sessions that the table holds before it evicts the oldest, 48 bytes each",
