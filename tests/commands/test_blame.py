@@ -26,6 +26,15 @@ def test_a_line_is_never_wider_than_80_columns(by: By, row: dict[str, Any]) -> N
     assert "..." in line or row["netns"] == ""
 
 
+def test_endpoints_on_the_wire_stand_below_the_one_that_applications_see() -> None:
+    """Where a Service's address is translated, say; within the same columns."""
+    wire = [{"remote": "10.0.1.5", "remote_port": 8080, "sessions": 23}]
+    wire.append({"remote": ":".join(["abcd"] * 8), "remote_port": 65535, "sessions": 999_999_999})
+    title, _, *below = lines(By.REMOTE, [WIDEST[1][1] | LONG | {"wire": wire}])
+    assert ["on", "the", "wire", "10.0.1.5:8080", "23"] == below[0].split()
+    assert {len(title) - 30} == {len(line) for line in below}
+
+
 def test_what_is_not_known_of_entries_is_a_dash() -> None:
     """A party that has sessions and no place."""
     row = {"remote": "192.0.2.1", "remote_port": 443, "netns": "", "sessions": 5, "entered": None}

@@ -1,7 +1,7 @@
 """Parties and their names, from tallies and sessions that a test wrote down, and from a hierarchy of its own."""
 
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ipaddress import ip_address
 from typing import cast
 
@@ -31,6 +31,7 @@ from twctl.table.tallies import (
     Remote,
     Tally,
     main_owners,
+    on_the_wire,
     places_of,
     ranking,
 )
@@ -90,9 +91,16 @@ class FakeTable:
         """Two namespaces, one of them twctl's own."""
         return {0: (1, ""), 3: (2, "blue")}
 
-    def live(self, owners: Sequence[int], records: Sequence[bytes], family: str = "ipv4") -> None:
+    def live(
+        self,
+        owners: Sequence[int],
+        records: Sequence[bytes],
+        family: str = "ipv4",
+        wires: Mapping[int, bytes] | None = None,
+    ) -> None:
         """Sessions with these owners and of these records."""
-        self.found.append(Batch(family, Class.LOCAL, list(range(len(owners))), list(owners), list(records)))
+        slots = list(range(len(owners)))
+        self.found.append(Batch(family, Class.LOCAL, slots, list(owners), list(records), wires or {}))
 
 
 def record(remote: str, port: int, local_port: int, netns: int = 0, scope: int = 0) -> bytes:
@@ -231,3 +239,17 @@ def test_the_main_owner_of_each_endpoint_and_port(table: FakeTable) -> None:
     six = Remote(ip_address("2001:db8::1"), 443, 0)
     assert {six: Owner(4712, 0)} == main_owners(found, By.REMOTE, [six])
     assert {LocalPort(80, 0): Owner(4712, 0)} == main_owners(found, By.LOCAL_PORT, [LocalPort(80, 0)])
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+def test_where_a_service_s_sessions_go_is_counted_by_endpoints_on_the_wire(table: FakeTable, family: str) -> None:
+    """Only of those that were asked for, and where it is another endpoint: SNAT alone changes none."""
+    service, one, other = (
+        ("192.0.2.1", "10.0.1.5", "10.0.1.6") if family == "ipv4" else ("fd00::1", "fd01::5", "fd01::6")
+    )
+    seen = [record(service, 80, 40000 + i) for i in range(5)] + [record(one, 8080, 41000)]
+    wires = {i: record(one if i else other, 8080, 50000 + i) for i in range(4)} | {5: record(one, 8080, 50005)}
+    table.live([1] * 6, seen, family, wires)
+    asked = [Remote(ip_address(service), 80, 0), Remote(ip_address(one), 8080, 0)]
+    expected = {Remote(ip_address(one), 8080, 0): 3, Remote(ip_address(other), 8080, 0): 1}
+    assert {asked[0]: expected, asked[1]: {}} == on_the_wire(cast("Table", table), asked)

@@ -1,6 +1,7 @@
 """What `twctl blame` prints: who causes TIME_WAIT, and how many ports are left toward the busiest destinations."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -8,7 +9,9 @@ from twctl.addresses import host_port
 from twctl.modes import headroom
 from twctl.table.maps import Table
 from twctl.table.names import Names, user_name
-from twctl.table.tallies import By, ranking
+from twctl.table.tallies import By, Party, Remote, on_the_wire, ranking
+
+WIRES = 5  # that are shown of a remote endpoint
 
 
 def report(table: Table, by: By | None, limit: int, *, json_: bool) -> Iterator[str]:
@@ -18,10 +21,23 @@ def report(table: Table, by: By | None, limit: int, *, json_: bool) -> Iterator[
     """
     names = Names(table)
     for i, each in enumerate([by] if by else By):
-        rows = [names.row(each, tally) for tally in ranking(table, each, limit)]
+        tallies = ranking(table, each, limit)
+        rows = [names.row(each, tally) for tally in tallies]
+        if each is By.REMOTE:
+            wires = on_the_wire(table, [tally.party for tally in tallies])
+            rows = [row | {"wire": _wire(wires[tally.party])} for row, tally in zip(rows, tallies, strict=True)]
         yield from map(json.dumps, rows) if json_ else [*[""] * bool(i), *lines(each, rows)]
     if by in {None, By.REMOTE}:
         yield from _ports(table, limit, json_=json_)
+
+
+def _wire(found: Counter[Party]) -> list[dict[str, Any]]:
+    """Endpoints of a remote endpoint's sessions on the wire, those with the most first."""
+    return [
+        {"remote": str(party.address), "remote_port": party.port, "sessions": sessions}
+        for party, sessions in found.most_common(WIRES)
+        if isinstance(party, Remote)
+    ]
 
 
 def _ports(table: Table, limit: int, *, json_: bool) -> Iterator[str]:
@@ -45,6 +61,9 @@ def lines(by: By, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     for row in rows:
         entries = "-" if row["entered"] is None else row["entered"]
         yield f"{_first(by, row)} {row['sessions']:>9} {entries:>11} {row['error']:>8} {row['no_port']:>8}"
+        for each in row.get("wire", ()):
+            where = _cut(host_port(each["remote"], each["remote_port"]), 26)
+            yield f"  on the wire {where:<26} {each['sessions']:>9}"
 
 
 def _first(by: By, row: Mapping[str, Any]) -> str:

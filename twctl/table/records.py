@@ -70,13 +70,17 @@ class Vestige:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
-    """Live sessions of one family and class: slots, numbers of owners, records (VESTIGE) with the sockets' tuples."""
+    """Live sessions of one family and class: slots, numbers of owners, records (VESTIGE) with the sockets' tuples.
+
+    wires: of those that are translated, by their place in the lists, the records with the tuples on the wire.
+    """
 
     family: str
     class_: Class
     slots: list[int]
     owners: list[int]
     records: list[bytes]
+    wires: Mapping[int, bytes] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -146,12 +150,11 @@ class Records:
     def _batch(self, class_: Class, found: Mapping[int, bytes]) -> Batch:
         ring = self.layout.ring(self.family, class_)
         slots = [slot for slot in found if ring.base <= slot < ring.base + ring.capacity]
-        flags = [self._flags(slot) for slot in slots]
-        records = [
-            self._socket(class_, slot) if each & TRANSLATED else found[slot]
-            for slot, each in zip(slots, flags, strict=True)
-        ]
-        return Batch(self.family, class_, slots, [each & OWNER_MASK for each in flags], records)
+        flags, records = [self._flags(slot) for slot in slots], [found[slot] for slot in slots]
+        wires = {i: records[i] for i, each in enumerate(flags) if each & TRANSLATED}
+        for i in wires:
+            records[i] = self._socket(class_, slots[i])
+        return Batch(self.family, class_, slots, [each & OWNER_MASK for each in flags], records, wires)
 
 
 def decode(  # noqa: PLR0913 - keywords

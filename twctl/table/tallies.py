@@ -138,6 +138,18 @@ def main_owners(table: Table, by: By, wanted: Iterable[Party]) -> dict[Party, Ow
     return {asked[key]: known.get(max(found, key=found.__getitem__), OTHER) for key, found in counts.items() if found}
 
 
+def on_the_wire(table: Table, wanted: Iterable[Party]) -> dict[Party, Counter[Party]]:
+    """Where the live sessions of some remote endpoints go, where that is translated on the way."""
+    asked = {key: party for party in wanted if (key := _key(party))}
+    found: dict[Party, Counter[Party]] = {party: Counter() for party in asked.values()}
+    for batch in itertools.chain(*(_batches(table, family) for family in FAMILIES)):
+        for one, other in ((batch.records[i], wire) for i, wire in batch.wires.items()):
+            here, there = _keys(By.REMOTE, dataclasses.replace(batch, records=[one, other]))
+            if here in asked and here != there:
+                found[asked[here]][party_at(By.REMOTE, there)] += 1
+    return found
+
+
 def _services(sure: Mapping[bytes, int], ephemeral: Mapping[int, Ports]) -> dict[bytes, int]:
     """Local ports without those that connect() chose, which have one session each."""
     ports = {key: (int.from_bytes(port, "big"), netns) for key in sure for port, netns in [_PORT.unpack(key)]}

@@ -1,0 +1,145 @@
+"""Sessions whose packets are translated between socket and wire: tuples, class, what blame says, what is answered."""
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from tests.load import wait_until
+from tests.load.closes import run, serving
+from tests.load.daemon import Daemon, daemon, twctl
+from tests.load.netns import Link, Namespace, link
+from tests.load.paths import deafen, undeafen
+from tests.load.segments import RST, capture
+from twctl.table.records import Vestige
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
+    reason="BPF needs root; TWCTL_TEST_KERNEL=1 forces it",
+)
+
+N = 23
+TIMES = "[time_wait]\nloopback = 60\nlocal = 60\nremote = 60\n"
+SERVICE, SERVICE_PORT, PORT = "10.96.0.1", 80, 5000
+BULK_SERVICE_PORT, BULK_PORT = 81, 5001
+RULES = f"""
+table ip t {{
+    chain out {{ type nat hook output priority -100; tcp dport {SERVICE_PORT} dnat to SERVER:{PORT}; }}
+    chain bulk {{ type nat hook output priority -100; tcp dport {BULK_SERVICE_PORT} dnat to SERVER:{BULK_PORT}; }}
+    chain post {{ type nat hook postrouting priority 100; ip daddr SERVER masquerade random; }}
+}}
+"""
+
+
+@dataclass(frozen=True)
+class Service:
+    """A client whose connections to a Service's address go to a server, from other ports; a daemon guards it."""
+
+    both: Link
+    one: Daemon
+    listener: socket.socket
+
+    @property
+    def client(self) -> Namespace:
+        """Who closes first."""
+        return self.both.client
+
+    def connected(self) -> tuple[socket.socket, socket.socket]:
+        """A connection: the client's end, and the server's."""
+        with self.client.entered():
+            near = socket.create_connection((SERVICE, SERVICE_PORT))
+        far, _ = self.listener.accept()
+        return near, far
+
+    def closed(self, count: int) -> list[tuple[tuple[str, int], tuple[str, int]]]:
+        """So many that were closed by the client first: its address, and as the server sees it."""
+        pairs = [self.connected() for _ in range(count)]
+        seen = [(near.getsockname(), far.getpeername()) for near, far in pairs]
+        for near, far in pairs:
+            near.close()
+            assert far.recv(1) == b""
+            far.close()
+        return seen
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Service]:
+    """Destination and source are both translated, as kube-proxy has it."""
+    with ExitStack() as stack:
+        both = stack.enter_context(link())
+        subprocess.run(both.client.command("nft", RULES.replace("SERVER", both.server_ipv4)), check=True)
+        both.client.ip("route", "add", f"{SERVICE}/32", "dev", both.device)
+        one = stack.enter_context(daemon(both.client, mode="vestigial", config=TIMES))
+        with both.server.entered():
+            listener = stack.enter_context(socket.create_server((both.server_ipv4, PORT), backlog=128))
+        yield Service(both, one, listener)
+
+
+def test_a_translated_session_has_both_tuples_and_the_class_of_its_peer(service: Service) -> None:
+    """23 to a Service's address: what the application sees, what is on the wire, and how near the real server is."""
+    seen = service.closed(N)
+    wait_until(lambda: len(service.one.table()) >= N, what="the sessions enter")
+    found = {(str(each.local), each.local_port): each for each in service.one.table()}
+    for near, wire in seen:
+        one: Vestige = found[near]
+        assert (SERVICE, SERVICE_PORT, "local") == (str(one.remote), one.remote_port, one.class_.label)
+        assert one.wire
+        assert wire == (str(one.wire.local), one.wire.local_port)
+        assert (service.both.server_ipv4, PORT) == (str(one.wire.remote), one.wire.remote_port)
+    assert len({near for near, _ in seen} & {wire for _, wire in seen}) < N, "ports are translated"
+
+
+def test_blame_counts_by_the_service_and_says_where_it_goes(service: Service) -> None:
+    """One remote endpoint, and the server behind it."""
+    service.closed(N)
+    said = twctl("blame", "--by", "remote", "--json", *service.one.options)
+    rows = [json.loads(line) for line in said.stdout.splitlines()]
+    [row] = [row for row in rows if row.get("remote") == SERVICE and row["by"] == "remote"]
+    sessions = row["sessions"]
+    assert sessions >= N
+    assert [{"remote": service.both.server_ipv4, "remote_port": PORT, "sessions": sessions}] == row["wire"]
+    assert service.both.server_ipv4 not in {row["remote"] for row in rows}
+    text = twctl("blame", "--by", "remote", *service.one.options).stdout
+    assert f"on the wire {service.both.server_ipv4}:{PORT}" in text
+
+
+def test_thousands_are_neither_lost_nor_shown_twice(service: Service) -> None:
+    """Two slots each, and each with a tuple of its own on the wire."""
+    before, count = len(service.one.table()), 3001
+    with serving(service.both.server, "--address", service.both.server_ipv4, "--port", str(BULK_PORT)):
+        load = ("--connect", "--address", SERVICE, "--port", str(BULK_SERVICE_PORT), "--threads", "1")
+        assert run(service.client, *load, "--count", str(count))["failed"] == 0
+    wait_until(lambda: len(service.one.table()) == before + count, what="all have entered")
+    found = [each for each in service.one.table() if each.remote_port == BULK_SERVICE_PORT]
+    assert count == len(found) == len({each.wire for each in found}) == len({each.local_port for each in found})
+    assert 0 == service.one.metric("twctl_table_dropped_total")
+
+
+@pytest.mark.parametrize("conntrack", ["as it was", "flushed"])
+def test_a_fin_that_comes_again_is_acknowledged_on_the_wire(service: Service, conntrack: str) -> None:
+    """Whether conntrack still knows the connection or not."""
+    pairs = [service.connected() for _ in range(N)]
+    for near, far in pairs:
+        near.close()
+        assert far.recv(1) == b""
+        deafen(far)
+        far.shutdown(socket.SHUT_WR)
+    wait_until(lambda: len(live(service.client)) == 0, what="no socket of the client's is left")
+    if conntrack == "flushed":
+        subprocess.run(service.client.command("conntrack", "-F"), check=True, capture_output=True)
+    with capture(service.both.server, service.both.device) as wire:
+        for _, far in pairs:
+            undeafen(far)
+        wait_until(lambda: not live(service.both.server), what="each FIN is acknowledged", timeout=20)
+        assert not [each for each in wire.segments() if each.has(RST)]
+
+
+def live(ns: Namespace) -> list[str]:
+    """Connections of the kernel's in a namespace."""
+    shown = subprocess.run(ns.command("ss", "-Htan", "state", "connected"), check=True, capture_output=True, text=True)
+    return shown.stdout.splitlines()
