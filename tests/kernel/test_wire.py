@@ -24,6 +24,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 N = 23
+# A FIN that comes again on a busy machine is answered, and the RST that answers this must not end the session.
+QUIET = {"net.ipv4.tcp_rfc1337": 1}
 TIMES = "[time_wait]\nloopback = 60\nlocal = 60\nremote = 60\n"
 SERVICE, SERVICE_PORT, PORT = "10.96.0.1", 80, 5000
 BULK_SERVICE_PORT, BULK_PORT = 81, 5001
@@ -71,7 +73,7 @@ class Service:
 def service() -> Iterator[Service]:
     """Destination and source are both translated, as kube-proxy has it."""
     with ExitStack() as stack:
-        both = stack.enter_context(link())
+        both = stack.enter_context(link(QUIET))
         subprocess.run(both.client.command("nft", RULES.replace("SERVER", both.server_ipv4)), check=True)
         both.client.ip("route", "add", f"{SERVICE}/32", "dev", both.device)
         one = stack.enter_context(daemon(both.client, mode="vestigial", config=TIMES))
@@ -109,14 +111,16 @@ def test_blame_counts_by_the_service_and_says_where_it_goes(service: Service) ->
 
 
 def test_thousands_are_neither_lost_nor_shown_twice(service: Service) -> None:
-    """Two slots each, and each with a tuple of its own on the wire."""
+    """Two slots each, and each with a tuple of its own on the wire, which conntrack may use again."""
     before, count = len(service.one.table()), 3001
     with serving(service.both.server, "--address", service.both.server_ipv4, "--port", str(BULK_PORT)):
         load = ("--connect", "--address", SERVICE, "--port", str(BULK_SERVICE_PORT), "--threads", "1")
-        assert run(service.client, *load, "--count", str(count))["failed"] == 0
-    wait_until(lambda: len(service.one.table()) == before + count, what="all have entered")
+        done = run(service.client, *load, "--count", str(count))
+    assert (0, count) == (done["failed"], done["made"])
+    reused = int(service.one.metric("twctl_time_wait_ended_total", reason="reused"))
+    wait_until(lambda: len(service.one.table()) == before + count - reused, what="all have entered")
     found = [each for each in service.one.table() if each.remote_port == BULK_SERVICE_PORT]
-    assert count == len(found) == len({each.wire for each in found}) == len({each.local_port for each in found})
+    assert len(found) == len({each.wire for each in found}) >= count - reused
     assert 0 == service.one.metric("twctl_table_dropped_total")
 
 
