@@ -1,5 +1,6 @@
 """Which fields of the kernel the C code is told of, as macros."""
 
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -56,3 +57,24 @@ def test_fields_of_newer_kernels_may_be_missing() -> None:
 def test_a_socket_s_cgroup_takes_all_of_its_fields(missing: str) -> None:
     """Without one of them the C code knows of none."""
     assert not {f"OFFSET_{path.replace('.', '_')}" for path in fields.CGROUP} & macros(missing).keys()
+
+
+def test_a_field_of_a_module_is_looked_for_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the kernel's types as its base, where it is loaded; else it is left out."""
+    asked = []
+
+    class FakeModule(FakeBtf):
+        def __init__(self, path: Path, base: object) -> None:
+            super().__init__()
+            asked.append((path.name, base))
+
+        def close(self) -> None:
+            asked.append(("closed", None))
+
+    monkeypatch.setattr(fields, "VMLINUX", tmp_path / "vmlinux")
+    monkeypatch.setattr(fields, "Btf", FakeModule)
+    assert "OFFSET_nf_conn_status" not in macros("nf_conn.status")
+    (tmp_path / "nf_conntrack").touch()
+    kernel = cast("Btf", FakeBtf("nf_conn.status"))
+    assert 8 == fields.macros(kernel)["OFFSET_nf_conn_status"]
+    assert [("nf_conntrack", kernel), ("closed", None)] == asked

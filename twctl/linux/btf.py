@@ -35,18 +35,18 @@ class _Member(ctypes.Structure):
 
 
 class Btf:
-    """The type information of one kernel.
+    """The type information of one kernel, or of a module that refers to the types of `base`.
 
     :raises TwctlError: if `path` is missing or cannot be read.
     """
 
-    def __init__(self, path: Path = VMLINUX) -> None:
+    def __init__(self, path: Path = VMLINUX, base: Btf | None = None) -> None:
         if not path.exists():
             raise TwctlError(
                 f"this kernel has no type information at {path}", "use a kernel built with CONFIG_DEBUG_INFO_BTF=y"
             )
-        self._btf = libbpf().btf__parse(str(path).encode(), None)
-        if not self._btf:
+        self.handle: int | None = libbpf().btf__parse_split(str(path).encode(), base.handle if base else None)
+        if not self.handle:
             raise TwctlError(
                 f"cannot read the type information at {path}",
                 "run as root, on a kernel built with CONFIG_DEBUG_INFO_BTF=y",
@@ -54,13 +54,13 @@ class Btf:
 
     def close(self) -> None:
         """Give the memory back (about 10 MB)."""
-        libbpf().btf__free(self._btf)
-        self._btf = None
+        libbpf().btf__free(self.handle)
+        self.handle = None
 
     def field(self, path: str) -> Field | None:
         """Find `struct.member[.member...]`, also inside anonymous structures and unions; None if there is no such."""
         struct, *members = path.split(".")
-        type_id = libbpf().btf__find_by_name_kind(self._btf, struct.encode(), _STRUCT)
+        type_id = libbpf().btf__find_by_name_kind(self.handle, struct.encode(), _STRUCT)
         at, bits = 0, 0
         for name in members:
             found = self._member(type_id, name) if type_id > 0 else None
@@ -72,14 +72,14 @@ class Btf:
 
     def arguments(self, function: str) -> int | None:
         """How many arguments a kernel function takes; None if the kernel has no such function (or inlined it)."""
-        type_id = libbpf().btf__find_by_name_kind(self._btf, function.encode(), _FUNC)
+        type_id = libbpf().btf__find_by_name_kind(self.handle, function.encode(), _FUNC)
         return self._type(self._type(type_id).size_or_type).info & 0xFFFF if type_id > 0 else None
 
     def _type(self, type_id: int) -> _Type:
-        return _Type.from_address(libbpf().btf__type_by_id(self._btf, type_id))
+        return _Type.from_address(libbpf().btf__type_by_id(self.handle, type_id))
 
     def _name(self, offset: int) -> str:
-        return (libbpf().btf__name_by_offset(self._btf, offset) or b"").decode()
+        return (libbpf().btf__name_by_offset(self.handle, offset) or b"").decode()
 
     def _members(self, type_id: int) -> Iterator[tuple[str, int, int, int]]:
         """Yield name, bit offset, width (0: not a bit field) and type of each member."""
@@ -93,7 +93,7 @@ class Btf:
 
     def _member(self, type_id: int, name: str) -> tuple[int, int, int] | None:
         """Return bit offset, width and type of a member, which may lie in an anonymous member."""
-        type_id = libbpf().btf__resolve_type(self._btf, type_id)
+        type_id = libbpf().btf__resolve_type(self.handle, type_id)
         if self._type(type_id).info >> 24 & 0x1F not in (_STRUCT, _UNION):
             return None
         for member, offset, width, member_type in self._members(type_id):

@@ -47,10 +47,10 @@ def libbpf() -> ctypes.CDLL:
         raise TwctlError(
             "libbpf.so.1 is not installed", "install Debian's python3-bpfcc, which brings it along"
         ) from None
-    for name in ("btf__parse", "btf__type_by_id"):
+    for name in ("btf__parse_split", "btf__type_by_id"):
         getattr(lib, name).restype = ctypes.c_void_p
     lib.btf__name_by_offset.restype = ctypes.c_char_p
-    lib.btf__parse.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
+    lib.btf__parse_split.argtypes = (ctypes.c_char_p, ctypes.c_void_p)
     lib.btf__free.argtypes = (ctypes.c_void_p,)
     lib.btf__free.restype = None
     lib.btf__find_by_name_kind.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint32)

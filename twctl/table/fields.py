@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 
 from twctl.errors import TwctlError
-from twctl.linux.btf import Btf, Field
+from twctl.linux.btf import VMLINUX, Btf, Field
 
 REQUIRED = (
     "sock_common.skc_daddr",
@@ -89,6 +90,18 @@ GUARD = (
 FUNCTIONS = ("tcp_timewait_state_process", "tcp_twsk_unique")
 
 
+# Where a field is if the kernel itself has not got it, and the module is loaded.
+MODULES = {"nf_conn.status": "nf_conntrack"}
+
+
+def _of_module(btf: Btf, path: str) -> Field | None:
+    types = VMLINUX.with_name(MODULES.get(path, "none"))
+    if not types.exists():
+        return None
+    with contextlib.closing(Btf(types, btf)) as module:
+        return module.field(path)
+
+
 def macros(btf: Btf, required: tuple[str, ...] = REQUIRED) -> Mapping[str, int]:
     """Name the offsets as the C code does: OFFSET_*, BIT_*, BITS_* and ARGUMENTS_*.
 
@@ -96,7 +109,7 @@ def macros(btf: Btf, required: tuple[str, ...] = REQUIRED) -> Mapping[str, int]:
     """
     result: dict[str, int] = {}
     for path in required + OPTIONAL:
-        field = btf.field(path)
+        field = btf.field(path) or _of_module(btf, path)
         if field is None and path in required:
             raise TwctlError(
                 f"this kernel's type information has no field {path}",
