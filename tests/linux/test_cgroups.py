@@ -51,3 +51,15 @@ def test_without_a_hierarchy_of_version_2_no_cgroup_has_a_name(tmp_path: Path) -
     """Where nothing is mounted but version 1."""
     proc, _ = mounted(tmp_path, "ext4", "cgroup")
     assert {} == cgroup_paths(proc)
+
+
+def test_the_tree_of_the_host_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's own part of it is mounted, too, and before."""
+    monkeypatch.setattr("twctl.linux.cgroups.MOUNTED", tmp_path / "host")
+    proc, host = tmp_path / "proc", tmp_path / "host/unified"
+    (host / "kubepods/pod1").mkdir(parents=True)
+    (tmp_path / "own").mkdir()
+    (proc / "self").mkdir(parents=True)
+    mounts = [f"cgroup2 {each} cgroup2 ro 0 0\n" for each in (tmp_path / "own", host)]
+    (proc / "self/mounts").write_text("".join(mounts))
+    assert {"/", "/kubepods", "/kubepods/pod1"} == set(cgroup_paths(proc).values())

@@ -5,12 +5,17 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+# A container sees its own part of the tree; whoever runs one can mount the host's /sys/fs/cgroup here.
+MOUNTED = Path("/host/sys/fs/cgroup")
 _UNIT = re.compile(r"[^/]+\.(?:service|scope)(?=/|$)")
 
 
 def cgroup_paths(proc: Path = Path("/proc")) -> dict[int, str]:
-    """The path of every cgroup by its number; paths as in /proc/PID/cgroup. Empty where no hierarchy is mounted."""
-    for root in _mounts(proc):
+    """The path of every cgroup by its number; paths as in /proc/PID/cgroup. Empty where no hierarchy is mounted.
+
+    A host with version 1 has version 2 beside it, if at all (/sys/fs/cgroup/unified), and sockets have a number there.
+    """
+    for root in sorted(_mounts(proc), key=lambda each: not each.is_relative_to(MOUNTED)):
         return {folder.stat().st_ino: f"/{folder.relative_to(root)}".replace("/.", "/") for folder in _folders(root)}
     return {}
 
