@@ -35,7 +35,7 @@ class Served:
         self.make: Callable[[bytes], bytes] = lambda request: request
         self.made: list[bytes] = []
         self.ended: Counter[str] = Counter()
-        self.server = Connections(self.listening, tls, self._at_once, self._at_leisure, self.ended)
+        self.server = Connections(self.listening, lambda: tls, self._at_once, self._at_leisure, self.ended)
 
     def _at_once(self, request: bytes) -> bytes:
         if b"/fail" in request:

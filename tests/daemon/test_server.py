@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import ssl
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.registry import CollectorRegistry
 
+from tests.load.clients import certificate
 from twctl.config.config import Tls
 from twctl.config.keys import Listen
 from twctl.daemon.server import Listener, Server
@@ -103,3 +105,25 @@ def test_bad_tls_files_are_found_before_the_address_is_bound() -> None:
     nothing = Path("/dev/null")
     with pytest.raises(TwctlError, match=r"^cannot serve metrics with TLS: .*\(check the files of \[tls\]\)$"):
         Listener(ANY, Tls(nothing, nothing, None))
+
+
+def test_a_renewed_certificate_is_served_without_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Behind a link, as a Secret's volume has it; while the files do not fit, the old one is."""
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        certificate(tmp_path / name)
+    link = tmp_path / "now"
+    link.symlink_to("old")
+    tls = Tls(link / "cert.pem", link / "key.pem", None)
+
+    def served_with() -> str:
+        return ssl.get_server_certificate(("127.0.0.1", listener.port))
+
+    with contextlib.closing(Listener(ANY, tls)) as listener, served(listener):
+        old, new = ((tmp_path / name / "cert.pem").read_text() for name in ("old", "new"))
+        assert (old, True) == (served_with(), old != new)
+        link.unlink()
+        assert old == served_with()
+        assert "the certificate stays as it was" in caplog.text
+        link.symlink_to("new")
+        assert new == served_with()

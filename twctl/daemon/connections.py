@@ -86,15 +86,15 @@ class _Conversation:
 class Connections:
     """Serves a socket that listens, in a thread of its own, until `close`.
 
-    at_once: answers a request; empty where that takes long. at_leisure: answers such a one. It is called for at most
-    half of the time, and once for all that wait with the same request. ended: counts the conversations that were ended
-    because their time was over, or for newer ones (`late`, `crowded`).
+    tls: asked for each connection. at_once: answers a request; empty where that takes long. at_leisure: answers
+    such a one. It is called for at most half of the time, and once for all that wait with the same request. ended:
+    counts the conversations that were ended because their time was over, or for newer ones (`late`, `crowded`).
     """
 
     def __init__(
         self,
         listening: socket.socket,
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext | None],
         at_once: Answer,
         at_leisure: Answer,
         ended: Counter[str],
@@ -158,7 +158,7 @@ class Connections:
                 time.sleep(STARVED_SECONDS)
                 return
             client.settimeout(0)
-            new = _Conversation(client, self._tls, self._at_once)
+            new = _Conversation(client, self._tls(), self._at_once)
             self._open[new] = NOTHING
             self._go_on(new)
             self._crowd_out(list(self._open)[:-CONNECTIONS])

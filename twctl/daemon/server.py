@@ -3,8 +3,10 @@
 /metrics; /healthy, for whoever restarts what hangs; / is the page for people.
 """
 
+import contextlib
 import io
 import ipaddress
+import logging
 import os
 import socket
 import ssl
@@ -24,6 +26,8 @@ from twctl.daemon.connections import Connections
 from twctl.daemon.page import HEADERS
 from twctl.errors import TwctlError
 
+log = logging.getLogger("twctl")
+
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 Application = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 Landing = Callable[[bool], str]  # the page; whether it may tell owners and addresses
@@ -32,7 +36,7 @@ BACKLOG = 1024
 
 
 class Listener:
-    """An address that is bound: the kernel takes connections, which wait for a Server. tls: what they are served with.
+    """An address that is bound: the kernel takes connections, which wait for a Server.
 
     ended: connections that the server ended before their answer, by the reason.
 
@@ -40,7 +44,8 @@ class Listener:
     """
 
     def __init__(self, listen: Listen, tls: Tls | None) -> None:
-        self.tls = _context(tls) if tls else None
+        self._tls, self._files = tls, _state(tls) if tls else []
+        self._context = _context(tls) if tls else None
         self._knows_clients = bool(tls and tls.client_ca)
         self.socket = _bound(listen)
         self.ended: Counter[str] = Counter()
@@ -54,6 +59,17 @@ class Listener:
         """
         own = ipaddress.ip_address(self.socket.getsockname()[0]).is_loopback
         return self._knows_clients or (own and _is_loopback(host))
+
+    def tls(self) -> ssl.SSLContext | None:
+        """What a connection is served with: certificates are renewed while the daemon runs, and nobody tells it."""
+        if self._tls and (files := _state(self._tls)) != self._files:
+            self._files = files
+            try:
+                self._context = _context(self._tls)
+                log.info("the files of [tls] have changed: the new ones are in use")
+            except TwctlError as error:  # half written, or wrong: tried again when they change
+                log.warning("the certificate stays as it was: %s", error)
+        return self._context
 
     def close(self) -> None:
         """Let go of the address."""
@@ -81,6 +97,16 @@ def _bound(listen: Listen) -> socket.socket:
         reason = str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         message = f"cannot serve metrics on {listen}: {reason}"
         raise TwctlError(message, "choose another address with --listen") from error
+
+
+def _state(tls: Tls) -> list[tuple[int, int]]:
+    """What differs once a file is another, or was written anew; links are followed, as those of a Secret's volume."""
+    found = []
+    for path in filter(None, (tls.certfile, tls.keyfile, tls.client_ca)):
+        with contextlib.suppress(OSError):
+            status = path.stat()
+            found.append((status.st_ino, status.st_mtime_ns))
+    return found
 
 
 def _context(tls: Tls) -> ssl.SSLContext:
