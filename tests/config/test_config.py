@@ -53,6 +53,16 @@ def loaded(file: Path, text: str, **overrides: object) -> Effective:
     return load(file, overrides)
 
 
+@pytest.mark.parametrize(("mode", "seconds"), [("observe", 60), ("truncate", 23), ("vestigial", 23)])
+def test_conntrack_s_time_follows_that_of_the_classes(file: Path, mode: str, seconds: int) -> None:
+    """The longest that is in force, in whole seconds; the key says where it is from."""
+    text = f'mode = "{mode}"\ntime_wait.remote = 22.5\nsysctl.nf_conntrack_tcp_timeout_time_wait = "time_wait"'
+    effective = loaded(file, text)
+    assert {"net.netfilter.nf_conntrack_tcp_timeout_time_wait": seconds} == effective.config.sysctl
+    assert ("sysctl.nf_conntrack_tcp_timeout_time_wait", "time_wait", str(file)) in effective.rows()
+    assert effective.config == from_published(effective.published()).config
+
+
 def test_defaults_need_no_file() -> None:
     """Without a file every key has its default and says so."""
     effective = load(None, {}, default_file=NOWHERE)

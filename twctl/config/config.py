@@ -1,5 +1,6 @@
 """The configuration as one value, and what its keys demand of each other."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 from twctl.addresses import Network
 from twctl.classes import Class
-from twctl.config.keys import KEYS, Listen, Mode, Probe
+from twctl.config.keys import FOLLOW, KEYS, Listen, Mode, Probe
 from twctl.config.settings import COMMAND_LINE, DEFAULT, Setting, plain, read_toml, refusal, settle
 from twctl.linux.sysctl import NAMES as SYSCTLS
 from twctl.linux.tcp import KERNEL_TIME_WAIT
@@ -155,7 +156,7 @@ def _config(settings: Mapping[str, Setting]) -> Config:
         capacity=Capacity(_by_class(value, "capacity.ipv4"), _by_class(value, "capacity.ipv6")),
         classes=_prefixes(settings),
         tls=Tls(value["tls.certfile"], value["tls.keyfile"], value["tls.client_ca"]) if value["tls.certfile"] else None,
-        sysctl={full: value[f"sysctl.{key}"] for key, full in SYSCTLS.items() if value[f"sysctl.{key}"] is not None},
+        sysctl=_sysctl(value),
         pressure=_pressure(value),
         blame=BlameSettings(value["blame.destinations"], value["blame.metrics"]),
     )
@@ -163,6 +164,13 @@ def _config(settings: Mapping[str, Setting]) -> Config:
 
 def _by_class(value: Mapping[str, Any], table: str) -> dict[Class, Any]:
     return {class_: value[f"{table}.{class_.label}"] for class_ in Class}
+
+
+def _sysctl(value: Mapping[str, Any]) -> dict[str, int]:
+    """Those that are set, by their full names. What follows the classes' times follows those that are in force."""
+    longest = KERNEL_TIME_WAIT if value["mode"] == Mode.OBSERVE else max(_by_class(value, "time_wait").values())
+    given = {full: value[f"sysctl.{key}"] for key, full in SYSCTLS.items()}
+    return {full: math.ceil(longest) if each == FOLLOW else each for full, each in given.items() if each is not None}
 
 
 def _pressure(value: Mapping[str, Any]) -> PressureSettings:

@@ -54,6 +54,10 @@ def _whole(low: int, high: int) -> Callable[[object], int]:
     return parse
 
 
+def _conntrack_seconds(value: object) -> int | str:
+    return FOLLOW if value == FOLLOW else _whole(1, 86_400)(value)
+
+
 def _boolean(value: object) -> bool:
     if not isinstance(value, bool):
         raise ValueError  # noqa: TRY004 - refusals are ValueErrors
@@ -101,7 +105,9 @@ _CAPACITIES = range(256, 4_194_304 + 1)  # the index word holds a 24-bit slot
 _PATH = Key(None, absolute_path, "an absolute path")
 _CAPACITY = Key(None, _sessions, "a whole number of sessions from 256 to 4194304", shared=True)
 LONGEST_LIFE = 1000  # s
+FOLLOW = "time_wait"  # a time that is to be that of the classes
 _TIME_WAIT = Key(None, number((sys.float_info.min, LONGEST_LIFE)), f"seconds above 0, up to {LONGEST_LIFE}")
+_CONNTRACK = Key(None, _conntrack_seconds, f'whole seconds from 1 to 86400, or "{FOLLOW}": the longest time of a class')
 _PREFIXES = Key(None, list_of(_prefix), "a list of prefixes such as 10.0.0.0/8 or fd00::/8")
 # Shorter than 0.1 s would read routes all the time; longer than a day means never.
 _INTERVAL = Key(15.0, number((0, 0), (0.1, 86400)), "0 (never) or seconds from 0.1 to 86400")
@@ -127,7 +133,7 @@ KEYS: dict[str, Key] = {
     "sysctl.tcp_tw_reuse": Key(None, _whole(0, 2), "0, 1, 2"),
     "sysctl.tcp_tw_reuse_delay": Key(None, _whole(1, 60_000), "whole milliseconds from 1 to 60000"),
     "sysctl.tcp_max_tw_buckets": Key(None, _whole(0, 2**31 - 1), "a whole number from 0 to 2147483647"),
-    "sysctl.nf_conntrack_tcp_timeout_time_wait": Key(None, _whole(1, 86_400), "whole seconds from 1 to 86400"),
+    "sysctl.nf_conntrack_tcp_timeout_time_wait": _CONNTRACK,
     "pressure.psi_stall": Key(150, _whole(0, 999), "0 (off) or milliseconds of stall a second, up to 999"),
     "pressure.tcp_memory": Key(default=True, parse=_boolean, allowed="true, false"),
     "pressure.port_headroom": Key(0.0, number((0, 0), (0.01, 0.9)), "0 (off) or a share of the ports, 0.01 to 0.9"),

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 
+from twctl.config.keys import FOLLOW
 from twctl.config.settings import Key
 
 HEAD = """\
@@ -40,7 +41,7 @@ EXAMPLES: dict[str, object] = {
     "sysctl.tcp_tw_reuse": 1,
     "sysctl.tcp_tw_reuse_delay": 1000,
     "sysctl.tcp_max_tw_buckets": 262144,
-    "sysctl.nf_conntrack_tcp_timeout_time_wait": 120,
+    "sysctl.nf_conntrack_tcp_timeout_time_wait": FOLLOW,
 }
 
 
