@@ -16,6 +16,7 @@ from twctl.advise.host import (
     orphans_overflow,
     peer_closes_first,
     server_closes_first,
+    translation_used_up,
 )
 from twctl.advise.snapshot import Snapshot
 from twctl.modes.dry_run import Freed
@@ -116,3 +117,18 @@ def test_a_service_of_few_sessions_is_no_news(sessions: int, *, fires: bool) -> 
     snapshot = recorded("server_closes")
     services = tuple(dataclasses.replace(each, sessions=sessions) for each in snapshot.services)
     assert fires == (server_closes_first(dataclasses.replace(snapshot, services=services)) is not None)
+
+
+@pytest.mark.parametrize(("taken", "urgency"), [(32255, None), (32256, "soon"), (61286, "soon"), (61287, "now")])
+def test_a_translation_is_named_from_half_of_its_ports_on(taken: int, urgency: str | None) -> None:
+    """Of all of them the worst; what a shorter time brings is what holds ports for closed connections."""
+    snapshot = recorded("translated")
+    [one] = snapshot.namespaces
+    worst = dataclasses.replace(one.translations[0], taken=taken, closed=20000)
+    other = dataclasses.replace(worst, remote="10.0.0.9", taken=23)
+    where = dataclasses.replace(one, translations=(other, worst))
+    none = "ports, with other connections; a shorter time alone brings none"
+    for seconds, gain in ((120, "15,000 ports"), (30, none)):
+        busy = dataclasses.replace(snapshot, namespaces=(where,))
+        said = translation_used_up(limited(busy, conntrack_time_wait=seconds))
+        assert (urgency, gain if urgency else None) == ((said.urgency, said.gain) if said else (None, None))

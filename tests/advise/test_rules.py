@@ -24,6 +24,7 @@ SAID = {
     "peer_closes": ["peer_closes_first"],
     "reused": ["keep_alive"],
     "server_closes": ["server_closes_first"],
+    "translated": ["translation_used_up"],
     "unbound": [],
     "used_up": ["ports_used_up", "keep_alive", "reuse_helps", "mode_fits"],
     "well": [],

@@ -28,6 +28,8 @@ RATE = 200  # connections a second of each generator: little load, and enough th
 FAR = "10.99.0.2"  # of the server, behind its own address: a remote peer
 QUIET = {"net.ipv4.tcp_rfc1337": 1}
 START_SECONDS = 60.0
+# conntrack works where a rule asks it.
+TRACKED = "table inet t { chain c { type filter hook output priority 0; ct state new counter; }; }"
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,7 @@ def host() -> Iterator[Link]:
     with link(QUIET) as both:
         both.server.ip("address", "add", f"{FAR}/32", "dev", "lo")
         both.client.ip("route", "add", f"{FAR}/32", "via", both.server_ipv4)
+        subprocess.run(both.client.command("nft", TRACKED), check=True)
         yield both
 
 

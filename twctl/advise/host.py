@@ -1,7 +1,9 @@
 """Rules about the host as a whole: its limits, who closes first, and which mode fits. Each is a pure function."""
 
-from twctl.advise.advice import NOW, SOON, Advice, endpoint, number, scarce
+from twctl.addresses import host_port
+from twctl.advise.advice import NOW, SCARCE, SOON, USED_UP, Advice, endpoint, number, scarce
 from twctl.advise.snapshot import Namespace, Snapshot
+from twctl.modes.translation import PORTS
 
 # Of a limit: from these shares on it is nearly reached, and reached for some that come.
 NEARLY, FULL = 0.9, 0.98
@@ -37,6 +39,34 @@ def conntrack_full(snapshot: Snapshot) -> Advice | None:
         if less
         else "more room; a shorter time alone brings nothing here",
         anchor="conntrack-is-nearly-full",
+    )
+
+
+def translation_used_up(snapshot: Snapshot) -> Advice | None:
+    """The host gives connections of others its own address, and has few ports of that left toward a destination."""
+    found = [(each, where) for where in snapshot.namespaces for each in where.translations]
+    worst, where = max(found, key=lambda pair: pair[0].taken, default=(None, None))
+    if worst is None or where is None or worst.used < SCARCE:
+        return None
+    seconds, full = where.limits.conntrack_time_wait or 0, worst.used >= USED_UP
+    gain = worst.closed * (1 - CONNTRACK_SECONDS / seconds) if seconds > CONNTRACK_SECONDS else 0.0
+    remote = host_port(worst.remote, worst.remote_port)
+    return Advice(
+        weight=96 if full else SOON + 15,
+        what=(
+            f"the ports of {worst.source} that this host translates to get {'used up' if full else 'scarce'} toward "
+            f"{remote}{_in(where)}: without one a connection's SYN is dropped"
+        ),
+        evidence=(
+            f"conntrack holds {number(worst.taken)} of {number(PORTS)} toward it, {number(worst.closed)} of them for "
+            f"connections that were closed in the last {seconds} s"
+        ),
+        remedy=(
+            f"nf_conntrack_tcp_timeout_time_wait = {min(seconds, CONNTRACK_SECONDS)} or less in [sysctl] of "
+            "/etc/twctl.toml, connections that are kept alive, or more addresses to translate to."
+        ),
+        gain=f"{number(gain)} ports" if gain else "ports, with other connections; a shorter time alone brings none",
+        anchor="the-ports-of-a-translation-are-used-up",
     )
 
 

@@ -11,6 +11,7 @@ from twctl.advise.host import (
     orphans_overflow,
     peer_closes_first,
     server_closes_first,
+    translation_used_up,
 )
 from twctl.advise.ports import (
     connections_leak,
@@ -29,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     ports_bound,
     connections_leak,
     conntrack_full,
+    translation_used_up,
     orphans_overflow,
     buckets_overflow,
     keep_alive,

@@ -7,6 +7,7 @@ from typing import Any
 from twctl.linux.limits import Limits
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.modes.dry_run import Freed
+from twctl.modes.translation import Translation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Namespace:
 
     listening, bound: sockets on these ports that wait for connections, or have nothing but the port (Linux 6.8).
     overflowed: a second, how many more sessions tcp_max_tw_buckets has kept out. obstacles: to mode vestigial.
+    translations: those that hold most ports.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Namespace:
     overflowed: float
     obstacles: tuple[str, ...]
     limits: Limits
+    translations: tuple[Translation, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,7 +130,14 @@ def from_plain(plain: dict[str, Any]) -> Snapshot:
 
 
 def _namespace(plain: dict[str, Any]) -> Namespace:
-    return Namespace(**plain | {"limits": Limits(**plain["limits"]), "obstacles": tuple(plain["obstacles"])})
+    return Namespace(
+        **plain
+        | {
+            "limits": Limits(**plain["limits"]),
+            "obstacles": tuple(plain["obstacles"]),
+            "translations": tuple(Translation(**each) for each in plain.get("translations", ())),
+        }
+    )
 
 
 def from_json(text: str) -> Snapshot:

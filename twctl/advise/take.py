@@ -11,10 +11,12 @@ from twctl.advise.around import Around, cgroup_of, look_around
 from twctl.advise.snapshot import Destination, Namespace, Service, Snapshot
 from twctl.classes import Class
 from twctl.linux.limits import Limits, limits
+from twctl.linux.netns import inside
 from twctl.linux.procfs import ephemeral_ports, socket_bytes
 from twctl.modes.dry_run import freed
 from twctl.modes.headroom import APART_SECONDS, LEAST, Use, toward
 from twctl.modes.obstacles import obstacles
+from twctl.modes.translation import look
 from twctl.table.counters import CLOSES, Counters
 from twctl.table.enrolments import reachable
 from twctl.table.failures import Failing, failing
@@ -204,4 +206,5 @@ def _namespace(each: Around, facts: Facts) -> Namespace:
         overflowed=_rate(facts, before.overflow, after.overflow),
         obstacles=tuple(obstacle.text for obstacle in obstacles(each.name or None)),
         limits=after,
+        translations=tuple(inside(each.name or None, lambda: look(each.name, LOOKED)[1])),
     )

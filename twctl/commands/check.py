@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from twctl.addresses import FAMILIES
+from twctl.advise.host import NEARLY
 from twctl.classes import Class
 from twctl.errors import TwctlError
-from twctl.linux import btf, sockdiag
+from twctl.linux import btf, conntrack, sockdiag
 from twctl.modes.feasible import can_destroy
 from twctl.modes.obstacles import obstacles
 from twctl.table import fields, loader
@@ -51,6 +52,7 @@ def check(pins: Path) -> Iterator[Line]:
         yield _probe(probe, pins)
     yield _destroy()
     yield _guard(pins)
+    yield _conntrack()
 
 
 def _line(what: str, attempt: Callable[[], str]) -> Line:
@@ -116,6 +118,19 @@ def _guard(pins: Path) -> Line:
         return Line("vestigial", Verdict.LESS, named, "mode vestigial needs --force here")
     reason = "the guard loads, and nothing here keeps packets from it (it cannot answer for TCP-MD5 and TCP-AO)"
     return Line("vestigial", Verdict.OK, reason)
+
+
+def _conntrack() -> Line:
+    """How full it is: beyond that new connections fail, whatever becomes of TIME_WAIT."""
+    found = conntrack.fill()
+    if found is None:
+        return Line("conntrack", Verdict.OK, "not in use here")
+    refused = "".join(f", {name} {count}" for name, count in (found.refused or {}).items())
+    reason = f"{found.entries} of at most {found.most} connections{refused}"
+    if found.entries < NEARLY * found.most:
+        return Line("conntrack", Verdict.OK, reason)
+    hint = "a greater net.netfilter.nf_conntrack_max, or a shorter nf_conntrack_tcp_timeout_time_wait in [sysctl]"
+    return Line("conntrack", Verdict.LESS, reason, hint)
 
 
 @contextlib.contextmanager

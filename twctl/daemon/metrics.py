@@ -11,6 +11,7 @@ from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.table_metrics import PartyMetrics, SessionMetrics, guard_segments, table_metrics
 from twctl.daemon.work import Work
 from twctl.daemon.work_metrics import (
+    conntrack_metrics,
     kernel_metrics,
     mode_metrics,
     namespace_metrics,
@@ -61,6 +62,7 @@ def collector_of(table: Table, work: Work, config: Config, ended: Mapping[str, i
             lambda: orphan_metrics(work),
             lambda: obstacle_metrics(work),
             lambda: port_metrics(work),
+            lambda: conntrack_metrics(work),
             lambda: [_ended(ended)],
         )
     )

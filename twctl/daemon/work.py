@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from twctl.config.config import Config
 from twctl.config.keys import Mode
+from twctl.daemon.conntrack import WatchingConntrack
 from twctl.daemon.discovery import Discovery, FollowingNamespaces
 from twctl.daemon.loop import Source, Task
 from twctl.daemon.namespaces import Namespaces
@@ -47,6 +48,7 @@ class Work:
     port_pressure: PortPressure | None = None
     relieving: RelievingPorts | None = None
     port_look: PortLook | None = None
+    conntrack: WatchingConntrack | None = None
 
     def tasks(self) -> Iterator[Task]:
         """All of them; our own namespace alone neither comes nor goes."""
@@ -59,6 +61,7 @@ class Work:
             self.unseen,
             self.leaving,
             self.port_look,
+            self.conntrack,
             self.truncating,
             self.draining,
             self.relieving,
@@ -120,6 +123,7 @@ def start_work(
         port_pressure=port_pressure,
         relieving=RelievingPorts(table, namespaces, port_pressure) if port_pressure else None,
         port_look=PortLook(table, namespaces, config, port_pressure) if config.blame.destinations else None,
+        conntrack=WatchingConntrack(namespaces, config.blame.destinations),
     )
 
 

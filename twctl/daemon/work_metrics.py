@@ -144,3 +144,21 @@ def port_metrics(work: Work) -> Iterator[Metric]:
     text = "Seconds that sessions stay in TIME_WAIT toward a destination while few ports are left (port_headroom)."
     shorter = work.relieving.seconds() if work.relieving else {}
     yield gauge("twctl_pressure_time_wait_seconds", text, shorter.items(), *DESTINATION)
+
+
+def conntrack_metrics(work: Work) -> Iterator[Metric]:
+    """How full conntrack is, what it has refused, and the ports that the host's own translation holds."""
+    fills = work.conntrack.fills if work.conntrack else {}
+    text = "Connections that conntrack remembers."
+    yield gauge("twctl_conntrack_entries", text, [((name,), fill.entries) for name, fill in fills.items()], "netns")
+    text = "Connections that conntrack remembers at most (nf_conntrack_max)."
+    yield gauge("twctl_conntrack_limit_entries", text, [((name,), fill.most) for name, fill in fills.items()], "netns")
+    refused = [
+        ((name, reason), count) for name, fill in fills.items() for reason, count in (fill.refused or {}).items()
+    ]
+    text = "What conntrack could not take: insert_failed, drop; or forgot to make room: early_drop."
+    yield counter("twctl_conntrack_refused", text, refused, "netns", "reason")
+    found = work.conntrack.translations if work.conntrack else ()
+    used = [((each.netns, each.source, each.remote, str(each.remote_port)), each.used) for each in found]
+    text = "Share of the ports of an address that this host translates to that is held toward a destination."
+    yield gauge("twctl_translated_ports_used_ratio", text, used, *DESTINATION)
