@@ -49,6 +49,14 @@ def test_listen_is_written_as_it_is_read(text: str, expected: Listen | None) -> 
     assert expected in {None, value}
 
 
+def test_an_address_may_have_brackets_whatever_its_family() -> None:
+    """A name may not."""
+    parse = KEYS["listen"].parse
+    assert [Listen("10.0.0.5", 9815), Listen("fd00::5", 9815)] == [*map(parse, ("[10.0.0.5]:9815", "[fd00::5]:9815"))]
+    with pytest.raises(ValueError):  # noqa: PT011 - it has no text
+        parse("[node]:9815")
+
+
 def test_what_is_per_class_has_a_key_for_each_class() -> None:
     """In the order of nearness."""
     labels = [class_.label for class_ in Class]

@@ -8,20 +8,29 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
 from typer.testing import CliRunner
 
+from deploy import monitoring
 from tests import ROOT
+from tests.load.container import NODE_IP
 from tests.load.kustomize import KUBERNETES, Manifest, build
+from tests.load.monitoring import ALERTS, DASHBOARD, RULES, program, rules
 from twctl import __version__
 from twctl.commands.cli import app
-from twctl.config.config import Config, load
+from twctl.config.config import Config, Tls, load
 from twctl.config.keys import Mode
+from twctl.linux.cgroups import MOUNTED as CGROUPS
+from twctl.linux.pods import LOGS
 from twctl.linux.sysctl import FOLDER, MOUNTED
 
 OVERLAYS = ("base", "pods", "vestigial", "release")
+FOLDERS = (*OVERLAYS, "monitoring")
+# The operator's own kinds, from its CRDs of version 0.93.0: without descriptions, status, and a pattern for Go alone.
+CRDS = json.loads((ROOT / "tests/deploy/monitoring.crds.json").read_text())
 # The oldest whose schemas are published with this package, and the newest.
 VERSIONS = ("1.25", "1.30", kubernetes_validate.latest_version())
 UNIT = ROOT / "deploy/systemd"
@@ -55,29 +64,42 @@ def config(overlay: str, file: Path) -> Config:
     data = build(overlay)["ConfigMap"]["data"]["twctl.toml"]
     file.write_text(data)
     words = container(overlay)["args"]
-    options = {"all_netns": "--all-netns" in words}
+    (listen,) = (word.partition("=")[2] for word in words if word.startswith("--listen="))
+    options: dict[str, object] = {"all_netns": "--all-netns" in words, "listen": listen.replace("$(NODE_IP)", NODE_IP)}
     options |= {"mode": words[words.index("--mode") + 1]} if "--mode" in words else {}
     return load(file, {name: value for name, value in options.items() if value}).config
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", FOLDERS)
 def test_kubernetes_takes_it(overlay: str, version: str) -> None:
     """Every object, strictly: no key that the schema does not have."""
     for kind, each in build(overlay).items():
-        if kind != "PodMonitor":  # not Kubernetes' own
+        if kind in CRDS:
+            jsonschema.validate(each, strict(CRDS[kind]))
+        else:
             kubernetes_validate.validate(each, version, strict=True)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+def strict(schema: Manifest) -> Manifest:
+    """The same, but that no key may stand there which it does not have; Kubernetes would drop that."""
+    made = {name: strict(each) if isinstance(each, dict) else each for name, each in schema.items()}
+    closed = isinstance(made.get("properties"), dict) and made.get("type") == "object"
+    return made | {"additionalProperties": False} if closed else made
+
+
+@pytest.mark.parametrize("overlay", FOLDERS)
 def test_kustomize_builds_the_same(overlay: str) -> None:
     """`kubectl kustomize` and this test's own builder agree, but for the hash in a name."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed")
     done = subprocess.run(["kubectl", "kustomize", KUBERNETES / overlay], capture_output=True, text=True, check=True)
     built = {each["kind"]: each for each in yaml.safe_load_all(done.stdout)}
+    # It gives a folded text one more line break before an indented line, where it writes that anew.
     theirs, ours = (
-        re.sub(r'"twctl-[a-z0-9]{10}"', '"twctl-HASH"', json.dumps(each, sort_keys=True, indent=1))
+        re.sub(r'"twctl-[a-z0-9]{10}"', '"twctl-HASH"', json.dumps(each, sort_keys=True, indent=1)).replace(
+            r"\n\n", r"\n"
+        )
         for each in (built, build(overlay))
     )
     assert theirs == ours
@@ -113,9 +135,13 @@ def test_it_is_confined(overlay: str) -> None:
 
 
 def test_the_host_s_files_are_few_and_each_has_its_use(tmp_path: Path) -> None:
-    """The pins; names of namespaces; where sysctls are written, the journal and the sysctls. Nothing else."""
+    """The pins, and names of pods; names of namespaces; where sysctls are written, those and the journal. No other."""
     pins = config("base", tmp_path / "twctl.toml").pins
-    base = {"/sys/fs/bpf": (str(pins.parent), False, None)}
+    base = {
+        "/sys/fs/bpf": (str(pins.parent), False, None),
+        "/sys/fs/cgroup": (str(CGROUPS), True, None),
+        **{f"{LOGS}/{name}": (f"{LOGS}/{name}", True, None) for name in ("pods", "containers")},
+    }
     pods = base | {"/run/netns": ("/run/netns", True, "HostToContainer")}
     vestigial = pods | {
         str(FOLDER): (str(FOLDER), False, None),
@@ -134,10 +160,46 @@ def test_the_configuration_and_the_arguments_are_twctl_s(tmp_path: Path) -> None
         made, found = config(overlay, tmp_path / "twctl.toml"), container(overlay)
         assert expected == (made.mode, made.all_netns)
         assert found["args"][0] == "run"
-        assert all(f"{word} " in told for word in found["args"] if word.startswith("--"))
+        assert all(f"{word.partition('=')[0]} " in told for word in found["args"] if word.startswith("--"))
         assert {made.listen.port} == {each["containerPort"] for each in found["ports"]}
-        paths = {found[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
-        assert paths == {"/healthy"}
+        probes = [found[f"{kind}Probe"]["httpGet"] for kind in ("startup", "liveness", "readiness")]
+        assert [{"path": "/healthy", "port": "metrics", "scheme": "HTTPS"}] * 3 == probes
+
+
+def test_metrics_are_served_at_the_node_s_address_alone_and_with_tls(tmp_path: Path) -> None:
+    """The files of the configuration are those of the Secret, which nobody but root can read."""
+    for overlay in ("base", "pods", "vestigial"):
+        made, pod = config(overlay, tmp_path / "twctl.toml"), build(overlay)["DaemonSet"]["spec"]["template"]["spec"]
+        assert made.listen.host == NODE_IP
+        (node_ip,) = container(overlay)["env"]
+        assert node_ip == {"name": "NODE_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.hostIP"}}}
+        (folder,) = (each["mountPath"] for each in container(overlay)["volumeMounts"] if each["name"] == "tls")
+        assert made.tls == Tls(Path(folder, "tls.crt"), Path(folder, "tls.key"), None)
+        (secret,) = (each["secret"] for each in pod["volumes"] if "secret" in each)
+        assert secret == {"secretName": "twctl-tls", "defaultMode": 0o400}
+
+
+def test_selinux_s_type_has_its_reason() -> None:
+    """One that may use bpf(2); the manifest says why."""
+    assert {"type": "spc_t"} == container("base")["securityContext"]["seLinuxOptions"]
+    assert "container_t may not use bpf(2)" in (KUBERNETES / "base/daemonset.yaml").read_text()
+
+
+def test_rules_and_dashboard_are_those_of_prometheus_and_grafana() -> None:
+    """What deploy/monitoring.py writes stands there, and is the same as what is deployed without Kubernetes."""
+    for path, text in monitoring.files().items():
+        assert text == path.read_text(), "python deploy/monitoring.py"
+    made = build("monitoring")
+    (group,) = made["PrometheusRule"]["spec"]["groups"]
+    assert [*rules(RULES), *rules(ALERTS)] == group["rules"]
+    assert json.loads(DASHBOARD.read_text()) == json.loads(made["ConfigMap"]["data"]["twctl.json"])
+
+
+def test_promtool_takes_the_rules_of_the_operator(tmp_path: Path) -> None:
+    """A PrometheusRule's spec is a file of rules."""
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump(build("monitoring")["PrometheusRule"]["spec"]))
+    subprocess.run([program("promtool"), "check", "rules", str(file)], check=True, capture_output=True)
 
 
 def test_only_where_nothing_is_lost_by_it_a_stop_releases() -> None:
@@ -159,8 +221,7 @@ def test_the_image_is_this_version() -> None:
 
 def test_prometheus_finds_the_pods_as_job_twctl() -> None:
     """What deploy/prometheus asks of the scrape job; PodMonitor is a resource of the Prometheus operator."""
-    found = build("base")
-    monitor, template = found["PodMonitor"], found["DaemonSet"]["spec"]["template"]
+    monitor, template = build("monitoring")["PodMonitor"], build("base")["DaemonSet"]["spec"]["template"]
     assert monitor["apiVersion"] == "monitoring.coreos.com/v1"
     labels = template["metadata"]["labels"]
     assert monitor["spec"]["selector"]["matchLabels"].items() <= labels.items()
@@ -168,6 +229,8 @@ def test_prometheus_finds_the_pods_as_job_twctl() -> None:
     (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
     assert endpoint["port"] in {port["name"] for port in container("base")["ports"]}
     assert {"instance"} == {each["targetLabel"] for each in endpoint["relabelings"]}
+    secret = {"name": "twctl-tls", "key": "ca.crt"}
+    assert ("https", {"serverName": "twctl", "ca": {"secret": secret}}) == (endpoint["scheme"], endpoint["tlsConfig"])
 
 
 def test_the_memory_of_the_default_table_fits() -> None:
@@ -176,4 +239,4 @@ def test_the_memory_of_the_default_table_fits() -> None:
     request, limit = (int(resources[kind]["memory"].removesuffix("Mi")) for kind in ("requests", "limits"))
     assert request >= 24 + 35
     assert limit >= request + 160
-    assert tomllib.loads((KUBERNETES / "base/twctl.toml").read_text()).keys() == {"mode", "listen", "pins"}
+    assert tomllib.loads((KUBERNETES / "base/twctl.toml").read_text()).keys() == {"mode", "pins", "tls"}

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel.test_blame import cgroup2
+from tests.kernel.test_pods import folder
 from tests.load import counters, wait_until
-from tests.load.closes import run
+from tests.load.closes import closes_binary, run
 from tests.load.container import NUMBERS, container, rights
 from tests.load.daemon import twctl
 from tests.load.host import Host, host
@@ -81,6 +83,22 @@ def test_base_works_in_the_node_s_namespace_and_stops_without_a_trace(
         assert "took over the pinned table" in pod.log
         assert pod.stop() == 0
         assert not pins.exists()
+
+
+def test_base_calls_owners_by_their_pods(node: Host, pins: Path, tmp_path: Path) -> None:
+    """It sees the node's cgroups, and what the kubelet calls them; both are made after its start."""
+    uid, id_ = f"2f4b7c1e-93d0-4a6b-8a57-{os.getpid():012x}", f"{os.getpid():064x}"
+    with (
+        container(node, "base", tmp_path, pins, config="[blame]\nmetrics = 1\n") as pod,
+        folder(cgroup2() / f"kubepods/burstable/pod{uid}/{id_}") as cgroup,
+    ):
+        node.run("touch", f"/var/log/containers/cart_shop_web-{id_}.log")
+        enter = ("bash", "-c", 'echo 0 >"$0"; exec "$@"', str(cgroup / "cgroup.procs"), str(closes_binary()))
+        options = ("--count", str(N), "--close", "client", "--inline", "--threads", "1")
+        assert node.own.popen(*enter, *options).wait(60) == 0
+        path = f"/kubepods/burstable/pod{uid}/{id_}"
+        series = f'twctl_owner_time_wait_entered_total{{cgroup="{path}",owner="shop/cart/web",uid="0"}}'
+        assert pod.metric(series) == N
 
 
 def test_pods_has_the_pods_as_they_come_and_go(node: Host, pins: Path, tmp_path: Path) -> None:

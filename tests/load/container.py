@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import signal
+import ssl
 import subprocess
 import time
 import urllib.request
@@ -19,6 +20,7 @@ from typing import Any
 
 from tests import ROOT
 from tests.load import wait_until
+from tests.load.clients import certificate
 from tests.load.daemon import START_SECONDS
 from tests.load.host import Host
 from tests.load.kustomize import build
@@ -41,7 +43,8 @@ MOUNTS = (
 PROPAGATION = {None: "rprivate", "HostToContainer": "rslave"}
 # What moby's and containerd's profiles have, and that of Debian 12's containers-common does not yet.
 NEWER = {"CAP_BPF": "bpf", "CAP_PERFMON": "perf_event_open", "CAP_SYSLOG": "syslog"}
-PORT = 9815
+# The only address of such a host (tests/load/host.py).
+NODE_IP, PORT = "127.0.0.1", 9815
 # linux/capability.h
 NUMBERS = {"NET_ADMIN": 12, "SYS_ADMIN": 21, "SYS_RESOURCE": 24, "SYSLOG": 34, "PERFMON": 38, "BPF": 39}
 
@@ -53,6 +56,7 @@ class Container:
     host: Host
     file: Path
     process: "subprocess.Popen[bytes]"
+    tls: ssl.SSLContext
 
     @property
     def log(self) -> str:
@@ -67,7 +71,8 @@ class Container:
 
     def get(self, path: str) -> str:
         """What it serves, asked on the node."""
-        with self.host.own.entered(), urllib.request.urlopen(f"http://127.0.0.1:{PORT}{path}", timeout=5) as answer:
+        url = f"https://{NODE_IP}:{PORT}{path}"
+        with self.host.own.entered(), urllib.request.urlopen(url, timeout=5, context=self.tls) as answer:
             text: bytes = answer.read()
         return text.decode()
 
@@ -98,18 +103,19 @@ class Container:
 
 
 @contextmanager
-def container(host: Host, overlay: str, folder: Path, pins: Path, *words: str) -> Iterator[Container]:
+def container(host: Host, overlay: str, folder: Path, pins: Path, *words: str, config: str = "") -> Iterator[Container]:
     """The pod of an overlay on a node; the block begins when it is ready. words: more arguments.
 
-    folder: of the test; pins: below /sys/fs/bpf, in place of the configuration's.
+    folder: of the test; pins: below /sys/fs/bpf, in place of the configuration's; config: what is added to that.
     """
     bundle = folder / f"{overlay}-{time.monotonic_ns()}"
     bundle.mkdir()
     objects = build(overlay)
     (bundle / "twctl.toml").write_text(
-        objects["ConfigMap"]["data"]["twctl.toml"].replace("/bpf/twctl", f"/bpf/{pins.name}")
+        objects["ConfigMap"]["data"]["twctl.toml"].replace("/bpf/twctl", f"/bpf/{pins.name}") + config
     )
     pod = objects["DaemonSet"]["spec"]["template"]["spec"]
+    cert = _secret(bundle / "twctl-tls")
     spec = _spec(pod, bundle, words)
     _root(host, bundle / "root")
     # crun refuses to start where both versions of cgroups are mounted; it makes none here.
@@ -120,7 +126,7 @@ def container(host: Host, overlay: str, folder: Path, pins: Path, *words: str) -
     command = ("crun", "--cgroup-manager=disabled", "run", "--bundle", str(bundle), f"twctl-{bundle.name}")
     with (bundle / "log").open("wb") as log:
         process = subprocess.Popen([*host.prefix, *command], stdout=log, stderr=log)
-    made = Container(host, bundle / "log", process)
+    made = Container(host, bundle / "log", process, ssl.create_default_context(cafile=cert))
     try:
         (probe,) = (each["readinessProbe"] for each in pod["containers"])
         wait_until(lambda: made.passes(probe), what="it is ready", timeout=START_SECONDS)
@@ -136,6 +142,14 @@ def rights(pid: int | str) -> set[int]:
     masks = {int(line.split()[1], 16) for line in lines if line.startswith(("CapPrm", "CapBnd"))}
     (mask,) = masks
     return {number for number in range(64) if mask >> number & 1}
+
+
+def _secret(folder: Path) -> Path:
+    """The Secret for TLS, of this node's address; returns what is to be believed."""
+    folder.mkdir()
+    cert, key = certificate(folder)
+    key.rename(folder / "tls.key")
+    return cert.rename(folder / "tls.crt")
 
 
 def _root(host: Host, folder: Path) -> None:
@@ -165,7 +179,7 @@ def _spec(pod: dict[str, Any], bundle: Path, words: tuple[str, ...]) -> dict[str
         "ociVersion": "1.0.2",
         "process": {
             "user": {"uid": context["runAsUser"], "gid": context["runAsGroup"]},
-            "args": [*container.get("command", [ENTRYPOINT]), *container.get("args", ()), *words],
+            "args": [*container.get("command", [ENTRYPOINT]), *map(_expanded, container.get("args", ())), *words],
             "env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), capabilities),
@@ -184,6 +198,11 @@ def _spec(pod: dict[str, Any], bundle: Path, words: tuple[str, ...]) -> dict[str
     }
 
 
+def _expanded(word: str) -> str:
+    """As the kubelet replaces variables."""
+    return word.replace("$(NODE_IP)", NODE_IP)
+
+
 def _volumes(pod: dict[str, Any], container: dict[str, Any], bundle: Path) -> Iterator[dict[str, Any]]:
     volumes = {each["name"]: each for each in pod["volumes"]}
     for mount in container["volumeMounts"]:
@@ -192,7 +211,10 @@ def _volumes(pod: dict[str, Any], container: dict[str, Any], bundle: Path) -> It
         if "emptyDir" in volume:
             yield {"destination": mount["mountPath"], "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]}
             continue
-        source = volume["hostPath"]["path"] if "hostPath" in volume else str(bundle / mount["subPath"])
+        if "hostPath" in volume:
+            source = volume["hostPath"]["path"]
+        else:
+            source = str(bundle / (volume["secret"]["secretName"] if "secret" in volume else mount["subPath"]))
         yield {"destination": mount["mountPath"], "type": "bind", "source": source, "options": options}
     if not IMAGE:  # last: the checkout may lie below /tmp
         yield {"destination": str(ROOT), "type": "bind", "source": str(ROOT), "options": ["rbind", "ro"]}

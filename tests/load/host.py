@@ -1,6 +1,7 @@
 """A host of a test's own, for a daemon that works in every namespace it finds: it must not find the machine's.
 
-It is a mount namespace with a /run/netns that is empty, and a network namespace that a daemon there takes for its own.
+It is a mount namespace with an empty /run/netns and /var/log, and a network namespace that a daemon there takes for
+its own.
 """
 
 import itertools
@@ -13,7 +14,8 @@ from pathlib import Path
 from tests.load.netns import Namespace
 
 _numbers = itertools.count()
-_BEGIN = "mount -t tmpfs twctl-test /run/netns && ip link set lo up && echo ready && exec sleep infinity"
+_EMPTY = " && ".join(f"mount -t tmpfs twctl-test {folder}" for folder in ("/run/netns", "/var/log"))
+_BEGIN = f"{_EMPTY} && ip link set lo up && echo ready && exec sleep infinity"
 
 
 def _run(*words: str) -> None:

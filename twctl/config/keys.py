@@ -68,8 +68,8 @@ def _listen(value: object) -> Listen:
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9._-]+)):([0-9]{1,5})", text(value))
     if not match or int(match[3]) not in _PORTS:
         raise ValueError
-    if match[1]:
-        ipaddress.IPv6Address(match[1])
+    if match[1]:  # of either family: who writes it for a whole cluster does not know which
+        ipaddress.ip_address(match[1])
     elif re.fullmatch(r"[0-9.]+", match[2]):
         ipaddress.IPv4Address(match[2])
     return Listen(match[1] or match[2], int(match[3]))
