@@ -271,9 +271,13 @@ class Duty:
         time.sleep(max(AGED - subject.age, 0))
         return subject
 
+    def ends(self, connection: Connection) -> tuple[str, int, str, int]:
+        """The session as its application sees it."""
+        return connection.tuple[2:] + connection.tuple[:2]
+
     def remaining(self, subject: Subject) -> float:
         """Seconds until the timer of a session fires."""
-        remote, remote_port, local, local_port = subject.connection.tuple
+        local, local_port, remote, remote_port = self.ends(subject.connection)
         ends = (ip_address(local), local_port), (ip_address(remote), remote_port)
         if self.watch:
             rows = {((v.local, v.local_port), (v.remote, v.remote_port)): v for v in self.watch.table()}

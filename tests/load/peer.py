@@ -171,6 +171,15 @@ class TunPeer:
         connection.send(ACK)
         return connection
 
+    def caller(self, timeout: float = 3.0) -> Tuple:
+        """Who dials, and was not answered yet: where packets are translated, no socket tells."""
+        end = time.monotonic() + timeout
+        while True:
+            for tuple_, queue in self._queues.items():
+                if tuple_ not in self._connections and queue and queue[0].flags == SYN:
+                    return tuple_
+            assert self._pump(end - time.monotonic()), f"no SYN in {timeout} s"
+
     def answer(self, tuple_: Tuple, *, timestamps: bool = True, isn: int = 1_000_000) -> Connection:
         """Be the server of a connection that a socket of the kernel opens: (peer, port, kernel, port)."""
         connection = self._connections[tuple_] = Connection(self, tuple_, timestamps=timestamps, isn=isn)
