@@ -275,17 +275,21 @@ class Duty:
         """The session as its application sees it."""
         return connection.tuple[2:] + connection.tuple[:2]
 
-    def remaining(self, subject: Subject) -> float:
-        """Seconds until the timer of a session fires."""
+    def left(self, subject: Subject) -> float | None:
+        """Seconds until the timer of a session fires; None: nobody is on duty for it."""
         local, local_port, remote, remote_port = self.ends(subject.connection)
         ends = (ip_address(local), local_port), (ip_address(remote), remote_port)
         if self.watch:
             rows = {((v.local, v.local_port), (v.remote, v.remote_port)): v for v in self.watch.table()}
-            return rows[ends].expires_in
+            return rows[ends].expires_in if ends in rows else None
         answer = read_answer(self._sockets.ask([exact_request(*ends)])[0])
-        assert answer
-        assert TIMER_TIME_WAIT == answer.timer, "no mini-socket"
-        return answer.left
+        return answer.left if answer and answer.timer == TIMER_TIME_WAIT else None
+
+    def remaining(self, subject: Subject) -> float:
+        """Seconds until the timer of a session fires."""
+        left = self.left(subject)
+        assert left is not None, "no session"
+        return left
 
 
 @contextmanager

@@ -151,6 +151,11 @@ class TunPeer:
         assert self.receive(fence, 3.0), "no RST from a closed port"
         return self._queues.pop(connection.tuple, [])
 
+    def strays(self) -> list[Segment]:
+        """What came until now and belongs to no connection: of a tuple that the peer does not know."""
+        found = [tuple_ for tuple_ in self._queues if tuple_ not in self._connections]
+        return [one for tuple_ in found for one in self._queues.pop(tuple_)]
+
     def receive(self, connection: Connection, timeout: float) -> Segment | None:
         """The next segment of a connection; None if none comes in `timeout` seconds."""
         tuple_ = connection.tuple

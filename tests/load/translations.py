@@ -20,7 +20,7 @@ from tests.load.counters import plain
 from tests.load.duty import LINGER2, TIME_WAIT, Duty, Subject, on_duty
 from tests.load.netns import Namespace, namespace
 from tests.load.paths import IPV4, IPV6, MAPPED
-from tests.load.peer import Connection, Tuple, TunPeer, tun_peer
+from tests.load.peer import Connection, TunPeer, Tuple, tun_peer
 from tests.load.scripts import Script
 
 RULES = Path(__file__).with_name("rules")
