@@ -141,6 +141,11 @@ _OUTPUT = "chain local {{ type nat hook output priority -100; %s; }}"
 _PREROUTING = "chain in {{ type nat hook prerouting priority dstnat; %s; }}"
 _TO_SERVICE = _OUTPUT % "{ip} daddr {service_} tcp dport 80 dnat to {peer}:8080"
 
+# What the others are compared with: the host dials, or (True) is dialled.
+PLAIN: Mapping[bool, Translation] = {
+    False: Translation(lambda _ns: None, same=True),
+    True: Translation(lambda _ns: None, local=("any", 8080), target=("host", 8080), served=True, same=True),
+}
 TRANSLATIONS: Mapping[str, Translation] = {
     # ---- the host dials ----
     "service": Translation(nftables(_TO_SERVICE), target=("service", 80)),
@@ -148,11 +153,11 @@ TRANSLATIONS: Mapping[str, Translation] = {
     "snat to nobody's address": Translation(nftables(_POSTROUTING % 'oifname "tun0" snat to {outside}')),
     "masquerade": Translation(nftables(_POSTROUTING % "{ip} saddr {pod_} masquerade"), local=("pod", 0)),
     "masquerade with other ports": Translation(
-        nftables(_POSTROUTING % 'oifname "tun0" meta l4proto tcp masquerade to :50000-59999')
+        nftables(_POSTROUTING % 'oifname "tun0" meta l4proto tcp masquerade to :10000-59999')
     ),
     "dnat and snat": Translation(
         nftables(
-            _TO_SERVICE + "\n" + _POSTROUTING % "{ip} daddr {peer_} meta l4proto tcp snat to {outside}:50000-59999"
+            _TO_SERVICE + "\n" + _POSTROUTING % "{ip} daddr {peer_} meta l4proto tcp snat to {outside}:10000-59999"
         ),
         target=("service", 80),
     ),
@@ -279,9 +284,10 @@ class TranslatedDuty(Duty):
 
 
 @contextmanager
-def translated_duty(kind: str, name: str, sysctls: Mapping[str, object] | None = None) -> Iterator[TranslatedDuty]:
+def translated_duty(
+    kind: str, translation: Translation, sysctls: Mapping[str, object] | None = None
+) -> Iterator[TranslatedDuty]:
     """A namespace with a translation and the scripted peer, and the kernel or the guard on duty."""
-    translation = TRANSLATIONS[name]
     with ExitStack() as stack:
         ns = stack.enter_context(namespace(sysctls))
         peer = stack.enter_context(tun_peer(ns, translation.device))
