@@ -219,9 +219,9 @@ class TranslatedDuty(Duty):
         return self._closed(sock, connection, state)
 
     def open(
-        self, family: str, *, timestamps: bool = True, isn: int = 1_000_000, port: int = 0
+        self, family: str, *, timestamps: bool = True, isn: int = 1_000_000, port: int = 0, remote_port: int = 0
     ) -> tuple[socket.socket, Connection]:
-        """A connection that is translated. port: the host's own, where it dials (0: a new one)."""
+        """A connection that is translated. Ports, where the host dials: its own, and the one dialled (0: new ones)."""
         if self.translation.served:
             with self.listening(family) as listener:
                 return self.accepted(listener, family, timestamps=timestamps, isn=isn)
@@ -229,12 +229,21 @@ class TranslatedDuty(Duty):
         sock = self._socket(family)
         sock.settimeout(0)
         sock.bind(self._named(self.translation.local[0], family, port or self._port))
-        remote_port = self.translation.target[1] or 1024 + self._port % 60000
+        remote_port = remote_port or self.translation.target[1] or 1024 + self._port % 60000
         name = self._named(self.translation.target[0], family, remote_port)
         assert sock.connect_ex(name) == errno.EINPROGRESS
         connection = self.peer.answer(self.peer.caller(), timestamps=timestamps, isn=isn)
         sock.settimeout(None)
         return self._noted(sock, connection)
+
+    def again(self, subject: Subject, family: str = IPV4) -> Subject:
+        """A new session of the host's, with the tuple that the application has had for another."""
+        _, port, _, remote_port = self.ends(subject.connection)
+        return self._closed(*self.open(family, port=port, remote_port=remote_port), TIME_WAIT)
+
+    def subject(self, connection: Connection) -> Subject:
+        """A session of a connection that a script has closed."""
+        return Subject(self, connection, TIME_WAIT, connection.seen(), time.monotonic())
 
     def accepted(
         self, listener: socket.socket, family: str, *, timestamps: bool = True, isn: int = 1_000_000
@@ -306,17 +315,21 @@ def _add_addresses(ns: Namespace, translation: Translation) -> None:
         ns.ip("-4" if family == IPV4 else "-6", "route", "add", "default", "dev", translation.device)
 
 
-def forget(ns: Namespace, ends: Tuple) -> None:
-    """Delete what conntrack knows of a connection, which is named as whoever opened it sees it."""
-    local, local_port, remote, remote_port = ends
-    words = ("-s", local, "-d", remote, "--sport", str(local_port), "--dport", str(remote_port))
-    family = "ipv6" if ":" in local else "ipv4"
-    done = subprocess.run(
-        ns.command("conntrack", "-D", "-f", family, "-p", "tcp", *words), capture_output=True, text=True, check=False
-    )
-    assert "1 flow entries have been deleted" in done.stderr, done.stderr
+def _conntrack(duty: TranslatedDuty, subject: Subject, word: str) -> str:
+    """Ask for the entry of a session, which conntrack knows as the end that dialled sees it."""
+    local, local_port, remote, remote_port = subject.connection.tuple
+    if not duty.translation.served:
+        local, local_port, remote, remote_port = duty.ends(subject.connection)
+    where = ("-s", local, "-d", remote, "--sport", str(local_port), "--dport", str(remote_port))
+    command = ("conntrack", word, "-f", "ipv6" if ":" in local else "ipv4", "-p", "tcp", *where)
+    return subprocess.run(duty.ns.command(*command), capture_output=True, text=True, check=False).stdout
 
 
-def settle() -> None:
-    """As long as it takes until a restart of a timer is seen."""
-    time.sleep(0.25)
+def entries(duty: TranslatedDuty, subject: Subject) -> list[str]:
+    """What conntrack knows of a session."""
+    return _conntrack(duty, subject, "-L").splitlines()
+
+
+def forget(duty: TranslatedDuty, subject: Subject) -> None:
+    """Let conntrack forget a session."""
+    assert _conntrack(duty, subject, "-D"), "conntrack did not know it"
