@@ -47,7 +47,7 @@ def answers(subject: Subject, sent: Sent = FIN_AGAIN) -> list[Reply]:
 # ---- an entry that goes before the session ----
 
 
-@pytest.mark.parametrize("both", (*DIALLED, *SERVED), indirect=True)
+@pytest.mark.parametrize("both", [*DIALLED, *SERVED], indirect=True)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_session_answers_without_an_entry_of_conntrack(both: tuple[TranslatedDuty, ...], family: str) -> None:
     """It was deleted: a stock host does not know its own session by the tuple on the wire, and resets the peer."""
@@ -62,7 +62,7 @@ def test_a_session_answers_without_an_entry_of_conntrack(both: tuple[TranslatedD
         assert duty.left(subject)
 
 
-@pytest.mark.parametrize("both", (*DIALLED, *SERVED), indirect=True)
+@pytest.mark.parametrize("both", [*DIALLED, *SERVED], indirect=True)
 def test_a_session_answers_when_the_entry_s_time_is_up(both: tuple[TranslatedDuty, ...]) -> None:
     """Conntrack's own time for TIME_WAIT is shorter than that of the session."""
     _, guarded = both
@@ -106,7 +106,7 @@ def test_an_entry_that_outlives_the_session_lets_a_new_one_begin(both: tuple[Tra
 # ---- ways into TIME_WAIT ----
 
 
-@pytest.mark.parametrize("both", (*DIALLED, *SERVED), indirect=True)
+@pytest.mark.parametrize("both", [*DIALLED, *SERVED], indirect=True)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_way_into_time_wait_is_known_by_its_wire(both: tuple[TranslatedDuty, ...], way: str, family: str) -> None:
@@ -122,7 +122,7 @@ def test_every_way_into_time_wait_is_known_by_its_wire(both: tuple[TranslatedDut
 # ---- a new connection in the place of a session ----
 
 
-@pytest.mark.parametrize("both", (*SERVED, "tproxy"), indirect=True)
+@pytest.mark.parametrize("both", [*SERVED, "tproxy"], indirect=True)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_new_syn_finds_the_listener(both: tuple[TranslatedDuty, ...], family: str) -> None:
     """An acceptable one ends the session and is accepted by the socket that listens; another is acknowledged."""

@@ -48,7 +48,10 @@ FILTER_DROP = (0x06, 0, 0, 0)  # classic BPF: BPF_RET | BPF_K, 0 bytes
 
 @dataclass(frozen=True)
 class Route:
-    """Where the two ends are. `mapped`: both are AF_INET6 sockets that speak IPv4."""
+    """Where the two ends are. `mapped`: both are AF_INET6 sockets that speak IPv4.
+
+    dialled: what the client connects to, where that is translated (port 0: the server's); port: the server's (0: any).
+    """
 
     client: Namespace
     server: Namespace
@@ -56,6 +59,8 @@ class Route:
     server_address: str
     family: str = IPV4
     device: str = "lo"  # of the client, where every segment of both ends passes
+    dialled: tuple[str, int] | None = None
+    port: int = 0
 
     @property
     def domain(self) -> int:
@@ -142,9 +147,11 @@ def connected(route: Route, n: int, closer: str, payload: bytes = b"twctl") -> I
     pairs: list[Pair] = []
     with route.server.socket(route.domain) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((route.spoken(route.server_address), 0))
+        listener.bind((route.spoken(route.server_address), route.port))
         listener.listen(n)
         address = listener.getsockname()
+        if route.dialled:
+            address = route.spoken(route.dialled[0]), route.dialled[1] or address[1]
         try:
             for _ in range(n):
                 client = route.client.socket(route.domain)
@@ -197,7 +204,7 @@ def undeafen(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
-def _drops(sock: socket.socket) -> int:
+def drops(sock: socket.socket) -> int:
     """Segments the socket dropped, which is how a deaf one tells that a segment came."""
     return array.array("I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 64))[SK_MEMINFO_DROPS]
 
@@ -278,14 +285,14 @@ def _cross(pair: Pair, session: Session, wire: Capture) -> None:
         # the ACK of the payload may be still to come: a FIN must not be what carries it
         wait_until(partial(_all_acknowledged, end), what="payload acknowledged")
         deafen(end)
-    before = _drops(pair.active), _drops(pair.passive)
+    before = drops(pair.active), drops(pair.passive)
     pair.active.shutdown(socket.SHUT_WR)
     pair.passive.shutdown(socket.SHUT_WR)
-    wait_until(lambda: _drops(pair.passive) > before[1] and _drops(pair.active) > before[0], what="FINs dropped")
+    wait_until(lambda: drops(pair.passive) > before[1] and drops(pair.active) > before[0], what="FINs dropped")
     undeafen(pair.passive)
     inject(near.ns, _last(wire, near, FIN))
     await_state(pair.passive, CLOSING)
-    wait_until(lambda: _drops(pair.active) > before[0] + 1, what="ACK dropped")
+    wait_until(lambda: drops(pair.active) > before[0] + 1, what="ACK dropped")
     acknowledgment = _last(wire, far, ACK)
     undeafen(pair.active)
     inject(far.ns, _last(wire, far, FIN))

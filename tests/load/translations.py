@@ -36,6 +36,7 @@ ADDRESSES: dict[str, dict[str, str]] = {
         "pod": "10.79.0.1",
         "outside": "10.78.0.77",
         "service": "10.96.0.10",
+        "node's service": "10.96.0.11",
         "bridge": "172.17.0.1",
     },
     IPV6: {
@@ -45,6 +46,7 @@ ADDRESSES: dict[str, dict[str, str]] = {
         "pod": "fd79::1",
         "outside": "fd78::77",
         "service": "fd96::10",
+        "node's service": "fd96::11",
         "bridge": "fd17::1",
     },
 }
@@ -103,7 +105,8 @@ def nftables(text: str) -> Callable[[Namespace], None]:
     return install
 
 
-def _nft_kube_proxy(ns: Namespace) -> None:
+def nft_kube_proxy(ns: Namespace) -> None:
+    """As kube-proxy's mode nftables writes it."""
     text = (RULES / "kube-proxy.nft").read_text()
     for family in (IPV4, IPV6):
         _feed(ns, in_family(text, family), "nft", "-f", "-")
@@ -136,10 +139,10 @@ class Translation:
     device: str = "tun0"
 
 
-_POSTROUTING = "chain out {{ type nat hook postrouting priority srcnat; %s; }}"
-_OUTPUT = "chain local {{ type nat hook output priority -100; %s; }}"
-_PREROUTING = "chain in {{ type nat hook prerouting priority dstnat; %s; }}"
-_TO_SERVICE = _OUTPUT % "{ip} daddr {service_} tcp dport 80 dnat to {peer}:8080"
+POSTROUTING = "chain out {{ type nat hook postrouting priority srcnat; %s; }}"
+OUTPUT = "chain local {{ type nat hook output priority -100; %s; }}"
+PREROUTING = "chain in {{ type nat hook prerouting priority dstnat; %s; }}"
+_TO_SERVICE = OUTPUT % "{ip} daddr {service_} tcp dport 80 dnat to {peer}:8080"
 
 # What the others are compared with: the host dials, or (True) is dialled.
 PLAIN: Mapping[bool, Translation] = {
@@ -149,31 +152,31 @@ PLAIN: Mapping[bool, Translation] = {
 TRANSLATIONS: Mapping[str, Translation] = {
     # ---- the host dials ----
     "service": Translation(nftables(_TO_SERVICE), target=("service", 80)),
-    "snat": Translation(nftables(_POSTROUTING % "{ip} saddr {pod_} snat to {host}"), local=("pod", 0)),
-    "snat to nobody's address": Translation(nftables(_POSTROUTING % 'oifname "tun0" snat to {outside}')),
-    "masquerade": Translation(nftables(_POSTROUTING % "{ip} saddr {pod_} masquerade"), local=("pod", 0)),
+    "snat": Translation(nftables(POSTROUTING % "{ip} saddr {pod_} snat to {host}"), local=("pod", 0)),
+    "snat to nobody's address": Translation(nftables(POSTROUTING % 'oifname "tun0" snat to {outside}')),
+    "masquerade": Translation(nftables(POSTROUTING % "{ip} saddr {pod_} masquerade"), local=("pod", 0)),
     "masquerade with other ports": Translation(
-        nftables(_POSTROUTING % 'oifname "tun0" meta l4proto tcp masquerade to :10000-59999')
+        nftables(POSTROUTING % 'oifname "tun0" meta l4proto tcp masquerade to :10000-59999')
     ),
     "dnat and snat": Translation(
         nftables(
-            _TO_SERVICE + "\n" + _POSTROUTING % "{ip} daddr {peer_} meta l4proto tcp snat to {outside}:10000-59999"
+            _TO_SERVICE + "\n" + POSTROUTING % "{ip} daddr {peer_} meta l4proto tcp snat to {outside}:10000-59999"
         ),
         target=("service", 80),
     ),
     "docker masquerade": Translation(iptables("docker"), local=("bridge", 0)),
     "docker published port": Translation(iptables("docker"), target=("host", 8080), device="docker0"),
     "kube-proxy service": Translation(iptables("kube-proxy"), target=("service", 80)),
-    "kube-proxy service, nftables": Translation(_nft_kube_proxy, target=("service", 80)),
+    "kube-proxy service, nftables": Translation(nft_kube_proxy, target=("service", 80)),
     # ---- the host is dialled ----
     "dnat to a local socket": Translation(
-        nftables(_PREROUTING % 'iifname "tun0" tcp dport 80 dnat to {pod}:8080'),
+        nftables(PREROUTING % 'iifname "tun0" tcp dport 80 dnat to {pod}:8080'),
         local=("pod", 8080),
         target=("host", 80),
         served=True,
     ),
     "redirect": Translation(
-        nftables(_PREROUTING % 'iifname "tun0" tcp dport 80 redirect to :8080'),
+        nftables(PREROUTING % 'iifname "tun0" tcp dport 80 redirect to :8080'),
         local=("any", 8080),
         target=("host", 80),
         served=True,
@@ -182,7 +185,7 @@ TRANSLATIONS: Mapping[str, Translation] = {
         iptables("kube-proxy"), local=("host", 9090), target=("host", 30080), served=True
     ),
     "kube-proxy node port, nftables": Translation(
-        _nft_kube_proxy, local=("host", 9090), target=("host", 30080), served=True
+        nft_kube_proxy, local=("host", 9090), target=("host", 30080), served=True
     ),
     "mesh inbound": Translation(iptables("istio"), local=("any", 15006), target=("host", 8080), served=True),
     "tproxy": Translation(_tproxy, local=("any", 50080), target=("service", 80), served=True, same=True),
@@ -300,19 +303,19 @@ def translated_duty(
     with ExitStack() as stack:
         ns = stack.enter_context(namespace(sysctls))
         peer = stack.enter_context(tun_peer(ns, translation.device))
-        _add_addresses(ns, translation)
+        add_addresses(ns, translation.device)
         translation.install(ns)
         made = TranslatedDuty(ns, peer, stack.enter_context(on_duty(kind, ns)), translation)
         stack.callback(made.close)
         yield made
 
 
-def _add_addresses(ns: Namespace, translation: Translation) -> None:
+def add_addresses(ns: Namespace, device: str) -> None:
     """The host's other addresses; and all else is behind the tun."""
     for family, length in ((IPV4, "32"), (IPV6, "128")):
         for name in ("pod", "bridge"):
             ns.ip("address", "add", f"{ADDRESSES[family][name]}/{length}", "dev", "lo")
-        ns.ip("-4" if family == IPV4 else "-6", "route", "add", "default", "dev", translation.device)
+        ns.ip("-4" if family == IPV4 else "-6", "route", "add", "default", "dev", device)
 
 
 def _conntrack(duty: TranslatedDuty, subject: Subject, word: str) -> str:
