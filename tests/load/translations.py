@@ -231,6 +231,7 @@ class TranslatedDuty(Duty):
         self._port += 1
         sock = self._socket(family)
         sock.settimeout(0)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port may have sessions with other peers
         sock.bind(self._named(self.translation.local[0], family, port or self._port))
         remote_port = remote_port or self.translation.target[1] or 1024 + self._port % 60000
         name = self._named(self.translation.target[0], family, remote_port)
@@ -243,6 +244,12 @@ class TranslatedDuty(Duty):
         """A new session of the host's, with the tuple that the application has had for another."""
         _, port, _, remote_port = self.ends(subject.connection)
         return self._closed(*self.open(family, port=port, remote_port=remote_port), TIME_WAIT)
+
+    def closed_from(self, port: int, remote_port: int, state: str, family: str) -> Subject:
+        """A session with these ports of the host's and of the peer's."""
+        sock, connection = self.open(family, port=port, remote_port=remote_port)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_LINGER2, LINGER2)
+        return self._closed(sock, connection, state)
 
     def subject(self, connection: Connection) -> Subject:
         """A session of a connection that a script has closed."""
