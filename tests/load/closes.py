@@ -18,13 +18,18 @@ FLAGS = ("-O2", "-Wall", "-Wextra", "-pthread")
 
 
 def closes_binary(folder: Path = BUILD) -> Path:
-    """The compiled program. Its name holds a hash of source and flags, so an old one is never run."""
-    digest = hashlib.sha256(SOURCE.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
-    binary = folder / f"closes-{digest}"
+    """The load generator."""
+    return program(SOURCE, folder)
+
+
+def program(source: Path, folder: Path = BUILD) -> Path:
+    """A compiled program. Its name holds a hash of source and flags, so an old one is never run."""
+    digest = hashlib.sha256(source.read_bytes() + " ".join(FLAGS).encode()).hexdigest()[:16]
+    binary = folder / f"{source.stem}-{digest}"
     if not binary.exists():
         folder.mkdir(parents=True, exist_ok=True)
         fresh = folder / f"{binary.name}.{os.getpid()}"
-        subprocess.run(["gcc", *FLAGS, "-o", str(fresh), str(SOURCE)], check=True)
+        subprocess.run(["gcc", *FLAGS, "-o", str(fresh), str(source)], check=True)
         fresh.replace(binary)  # whole or not at all: two test runs may build at once
     return binary
 

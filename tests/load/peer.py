@@ -212,13 +212,19 @@ class TunPeer:
         return sock, connection
 
 
+def open_tun(ns: Namespace, device: str) -> int:
+    """A new tun device of a namespace: its far side."""
+    with ns.entered():  # the device is made in the namespace of the thread that opens the file
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH14x", device.encode(), IFF_TUN | IFF_NO_PI))
+    return fd
+
+
 @contextmanager
 def tun_peer(ns: Namespace, device: str = "tun0") -> Iterator[TunPeer]:
     """A tun device in the namespace (10.78.0.1/24, fd78::1/64) with the peer (.2, ::2) behind it."""
-    with ns.entered():  # the device is made in the namespace of the thread that opens the file
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fd = open_tun(ns, device)
     try:
-        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH14x", device.encode(), IFF_TUN | IFF_NO_PI))
         add_addresses(ns, device, KERNEL_IPV4, KERNEL_IPV6)
         await_address(ns, KERNEL_IPV6)
         yield TunPeer(fd, ns, device)

@@ -1,0 +1,84 @@
+"""Thousands of connections through a Service, over a link that loses packets and mixes up their order."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.load import counters
+from tests.load.closes import run, serving
+from tests.load.daemon import Daemon
+from tests.load.duty import on_duty
+from tests.load.netns import Namespace, namespace
+from tests.load.paths import IPV4, IPV6
+from tests.load.relay import Relay, relay
+from tests.load.translations import ADDRESSES, add_addresses, iptables
+
+pytestmark = pytest.mark.alone("it makes connections as fast as it can")
+
+COUNT, LONG_COUNT = 3001, 200_003
+BYTES = 4099  # both ways: several segments
+LOST, HELD = 300, 3000  # of 100,000 packets
+TIMES = "[time_wait]\nloopback = 2\nlocal = 10\nremote = 60\n"
+SYSCTLS = {"net.ipv4.tcp_rfc1337": 0}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node with kube-proxy's rules, and the one behind the link that has the service's endpoints."""
+
+    host: Namespace
+    peer: Namespace
+    link: Relay
+    watch: Daemon | None
+
+
+@contextmanager
+def node(kind: str) -> Iterator[Node]:
+    """Stock or guarded."""
+    with ExitStack() as stack:
+        host, peer = (stack.enter_context(namespace(SYSCTLS)) for _ in range(2))
+        between = stack.enter_context(relay(host, peer, lost=LOST, held=HELD))
+        add_addresses(host, "tun0")
+        peer.ip("address", "add", "10.78.0.3/24", "dev", "tun0")
+        peer.ip("address", "add", "fd78::3/64", "dev", "tun0", "nodad")
+        iptables("kube-proxy")(host)
+        # as [sysctl] nf_conntrack_tcp_timeout_time_wait has it: else the host's own translation has no ports left
+        host.sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", 10)
+        yield Node(host, peer, between, stack.enter_context(on_duty(kind, host, TIMES)))
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_every_byte_arrives_and_nobody_is_reset(kind: str, family: str, *, long: bool) -> None:
+    """The host closes first, and its answers to what comes late are those of TIME_WAIT."""
+    count = LONG_COUNT if long and kind != "stock" else COUNT
+    how = ("--family", family, "--bytes", str(BYTES), "--close", "client")
+    with node(kind) as made:
+        endpoints = "10.78.0.2,10.78.0.3" if family == IPV4 else "fd78::2,fd78::3"
+        with serving(made.peer, *how, "--address", endpoints, "--port", "8080"):
+            target = ("--address", ADDRESSES[family]["service"], "--port", "80")
+            words = ("--connect", *how, *target, "--threads", "32", "--count", str(count))
+            report = run(made.host, *words, timeout=1200)
+        resets = counters.tcp(made.host)["EstabResets"], counters.tcp(made.peer)["EstabResets"]
+        guard = (
+            {name: value for name, value in made.watch.metrics().items() if "guard_segments" in name}
+            if made.watch
+            else {}
+        )
+    print(
+        kind,
+        family,
+        report["made"],
+        report["failed"],
+        report["errors"],
+        report["seconds"],
+        made.link.counts,
+        resets,
+        guard,
+    )
+    assert (count, 0) == (report["made"], report["failed"])
+    assert made.link.counts["lost"] > (0, 0)
+    assert made.link.counts["refused"] == (0, 0)
+    assert made.link.counts["resets"] == (0, 0)
+    assert resets == (0, 0)
