@@ -21,7 +21,9 @@ COUNT, LONG_COUNT = 3001, 200_003
 BYTES = 4099  # both ways: several segments
 LOST, HELD = 300, 3000  # of 100,000 packets
 TIMES = "[time_wait]\nloopback = 2\nlocal = 10\nremote = 60\n"
-SYSCTLS = {"net.ipv4.tcp_rfc1337": 0}
+# An ACK that comes twice finds the other end gone; the RST that answers it must end no session: what came later would
+# be answered with a RST of the host's.
+SYSCTLS = {"net.ipv4.tcp_rfc1337": 1}
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,9 @@ def test_every_byte_arrives_and_nobody_is_reset(kind: str, family: str, *, long:
             words = ("--connect", *how, *target, "--threads", "32", "--count", str(count))
             report = run(made.host, *words, timeout=1200)
         resets = counters.tcp(made.host)["EstabResets"], counters.tcp(made.peer)["EstabResets"]
-        guard = (
-            {name: value for name, value in made.watch.metrics().items() if "guard_segments" in name}
-            if made.watch
-            else {}
-        )
-    print(
-        kind,
-        family,
-        report["made"],
-        report["failed"],
-        report["errors"],
-        report["seconds"],
-        made.link.counts,
-        resets,
-        guard,
-    )
     assert (count, 0) == (report["made"], report["failed"])
-    assert made.link.counts["lost"] > (0, 0)
-    assert made.link.counts["refused"] == (0, 0)
-    assert made.link.counts["resets"] == (0, 0)
-    assert resets == (0, 0)
+    assert min(made.link.counts["lost"]) > 0
+    assert min(made.link.counts["held"]) > 0
+    assert (0, 0) == made.link.counts["refused"]
+    assert 0 == made.link.counts["resets"][0]  # the peer's answer what comes twice for an end that is gone
+    assert (0, 0) == resets

@@ -1,4 +1,4 @@
-"""A link between two namespaces that loses packets and lets others overtake them, also where the kernel has no netem."""
+"""A link between two namespaces that loses packets and mixes up their order, also where the kernel has no netem."""
 
 import json
 import os
