@@ -162,6 +162,11 @@ def outcome(subject: Subject, sent: tuple[Sent, ...]) -> Outcome:
     return Outcome(replies, len(subject.duty.peer.strays()), timer)
 
 
+def unwindowed(found: Outcome) -> Outcome:
+    """Without the window: that depends on the route which the connection began with, and so on the translation."""
+    return replace(found, replies=[[replace(one, window=0) for one in replies] for replies in found.replies])
+
+
 @pytest.mark.parametrize(("family", "timestamps"), [(IPV4, True), (IPV6, True), (MAPPED, False)])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_peer_gets_what_time_wait_would_answer(trio: Trio, case: Case, family: str, *, timestamps: bool) -> None:
@@ -173,7 +178,7 @@ def test_the_peer_gets_what_time_wait_would_answer(trio: Trio, case: Case, famil
     if case.goes_astray(trio.stock.translation):
         assert "goes on" == stock.timer
         assert all(reply.flags & RST for replies in stock.replies for reply in replies)
-        assert plain == other
+        assert unwindowed(plain) == unwindowed(other)
         return
     if trio.stock.translation.same:
         # The guard finds no listener by the tuple, for the rule that names its port is netfilter's: it lets a SYN in.
@@ -181,5 +186,5 @@ def test_the_peer_gets_what_time_wait_would_answer(trio: Trio, case: Case, famil
         if any(one.flags & (SYN | ACK) == SYN for one in case.sent):
             other = replace(other, replies=stock.replies, timer=stock.timer)
     else:
-        assert plain == stock
+        assert unwindowed(plain) == unwindowed(stock)
     assert stock == other

@@ -156,11 +156,11 @@ TRANSLATIONS: Mapping[str, Translation] = {
     "snat to nobody's address": Translation(nftables(POSTROUTING % 'oifname "tun0" snat to {outside}')),
     "masquerade": Translation(nftables(POSTROUTING % "{ip} saddr {pod_} masquerade"), local=("pod", 0)),
     "masquerade with other ports": Translation(
-        nftables(POSTROUTING % 'oifname "tun0" meta l4proto tcp masquerade to :10000-59999')
+        nftables(POSTROUTING % 'oifname "tun0" meta l4proto tcp masquerade to :40000-64999')
     ),
     "dnat and snat": Translation(
         nftables(
-            _TO_SERVICE + "\n" + POSTROUTING % "{ip} daddr {peer_} meta l4proto tcp snat to {outside}:10000-59999"
+            _TO_SERVICE + "\n" + POSTROUTING % "{ip} daddr {peer_} meta l4proto tcp snat to {outside}:40000-64999"
         ),
         target=("service", 80),
     ),
