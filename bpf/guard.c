@@ -121,6 +121,19 @@ ALWAYS_INLINE bool is_safe(struct __sk_buff *skb, const struct work *w, struct s
 	return (s32)(s->tsval - last) > 0;
 }
 
+/* Where a SYN has the tuple of a session whose socket had another, conntrack has chosen it, and the kernel without the guard would let
+ * it out: TIME_WAIT holds back whoever asks for the same tuple with connect(). */
+ALWAYS_INLINE bool may_leave(struct __sk_buff *skb, struct work *w, struct segment *s)
+{
+	struct bpf_sock *sk = skb->sk;
+
+	if (!sk)
+		return true;
+	if (!vestige_socket(w))
+		return false;
+	return !is_of_socket(w, tuple_of_socket(w), sk) || (vestige_read(w) && is_safe(skb, w, s));
+}
+
 /* A SYN that has a vestige. One without a socket is only forwarded. If it has its tuple from conntrack it takes the place of the
  * session, as far as the kernel goes without the guard: what answers it is not for this host. Any other has our name by itself: of
  * IPv4 the kernel forwards nothing that came with an address of this host (fib_validate_source), of IPv6 it does for whoever asks. */
@@ -128,7 +141,7 @@ ALWAYS_INLINE int let_out_or_hold(struct __sk_buff *skb, struct work *w, struct 
 {
 	if (!skb->sk && !(translation_of(skb, is_ipv4(w) ? SOURCE_TRANSLATED : 0) & SOURCE_TRANSLATED))
 		return TC_ACT_UNSPEC;
-	if (skb->sk && (!vestige_read(w) || !is_safe(skb, w, s))) {
+	if (!may_leave(skb, w, s)) {
 		count(ACTION_HELD);
 		return TC_ACT_SHOT;
 	}

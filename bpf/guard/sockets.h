@@ -8,10 +8,15 @@
 
 enum presence { PRESENCE_NONE, PRESENCE_LISTENER, PRESENCE_LIVE };
 
-/* Of a session that is TRANSLATED it has another tuple than the segment. */
+/* The tuple of the socket that the session found had. */
+ALWAYS_INLINE const struct tuple *tuple_of_socket(const struct work *w)
+{
+	return w->flags & TRANSLATED ? &w->socket : &w->session.tuple;
+}
+
 ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work *w)
 {
-	const struct tuple *t = w->flags & TRANSLATED ? &w->socket : &w->session.tuple;
+	const struct tuple *t = tuple_of_socket(w);
 	struct bpf_sock_tuple ends = {};
 	struct bpf_sock *sk;
 	u32 state;

@@ -8,10 +8,9 @@
 #include "table.h"
 #include "wire.h"
 
-/* Whether a packet's tuple is that of its socket. One that is mapped to IPv6 has the IPv4 addresses, too. */
-ALWAYS_INLINE bool is_of_socket(const struct work *w, struct bpf_sock *sk)
+/* Whether a tuple is that of a socket. One that is mapped to IPv6 has the IPv4 addresses, too. */
+ALWAYS_INLINE bool is_of_socket(const struct work *w, const struct tuple *t, struct bpf_sock *sk)
 {
-	const struct tuple *t = &w->session.tuple;
 	u32 difference = (bpf_htons(sk->src_port) ^ t->local_port) | ((u16)sk->dst_port ^ t->remote_port);
 
 	if (is_ipv4(w))
@@ -42,7 +41,7 @@ ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 cl
 	if (!sk)
 		return;
 	sk = bpf_sk_fullsock(sk);
-	if (!sk || is_of_socket(w, sk) || !is_of_netns(skb, sk))
+	if (!sk || is_of_socket(w, t, sk) || !is_of_netns(skb, sk))
 		return;
 	wire = wires.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!wire) {

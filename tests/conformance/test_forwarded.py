@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from tests.load import wait_until
-from tests.load.counters import plain
+from tests.load.counters import CLOSE, plain
 from tests.load.duty import FIN_WAIT2, TIME_WAIT
 from tests.load.netns import Namespace, add_addresses, await_address, namespace
-from tests.load.paths import CLOSE, IPV4, IPV6, state_of
+from tests.load.paths import IPV4, IPV6, state_of
 from tests.load.peer import Connection, Tuple
 from tests.load.segments import ACK, FIN, PSH
 from tests.load.translations import (
@@ -56,8 +56,8 @@ def node(kind: str) -> Iterator[Node]:
         for family, option in ((IPV4, "-4"), (IPV6, "-6")):
             container.ip(option, "route", "add", "default", "via", CONTAINER[family][0])
             host.sysctl(f"net.{family}.conf.all.forwarding", 1)
-        if duty.watch:
-            wait_until(lambda: duty.watch.metric("twctl_guard_devices") == 3, what="the guard on the container's link")
+        if watch := duty.watch:
+            wait_until(lambda: watch.metric("twctl_guard_devices") == 3, what="the guard on the container's link")
         yield Node(duty, container)
 
 

@@ -29,11 +29,16 @@ QUIET = {"net.ipv4.tcp_rfc1337": 1}
 TIMES = "[time_wait]\nloopback = 60\nlocal = 60\nremote = 60\n"
 SERVICE, SERVICE_PORT, PORT = "10.96.0.1", 80, 5000
 BULK_SERVICE_PORT, BULK_PORT = 81, 5001
+FIXED_PORT, WIRE_PORT = 5002, 7777  # toward the first all have this port on the wire
 RULES = f"""
 table ip t {{
     chain out {{ type nat hook output priority -100; tcp dport {SERVICE_PORT} dnat to SERVER:{PORT}; }}
     chain bulk {{ type nat hook output priority -100; tcp dport {BULK_SERVICE_PORT} dnat to SERVER:{BULK_PORT}; }}
-    chain post {{ type nat hook postrouting priority 100; ip daddr SERVER masquerade random; }}
+    chain post {{
+        type nat hook postrouting priority 100
+        ip daddr SERVER tcp dport {FIXED_PORT} masquerade to :{WIRE_PORT}
+        ip daddr SERVER masquerade random
+    }}
 }}
 """
 
@@ -147,3 +152,23 @@ def live(ns: Namespace) -> list[str]:
     """Connections of the kernel's in a namespace."""
     shown = subprocess.run(ns.command("ss", "-Htan", "state", "connected"), check=True, capture_output=True, text=True)
     return shown.stdout.splitlines()
+
+
+def test_a_port_that_conntrack_has_chosen_holds_nobody_back(service: Service) -> None:
+    """Other sockets' sessions had the tuple on the wire, and nothing tells a new SYN from an old one: as on stock."""
+    service.client.sysctl("net.ipv4.tcp_timestamps", 0)
+    with ExitStack() as stack:
+        stack.callback(service.client.sysctl, "net.ipv4.tcp_timestamps", 1)
+        with service.both.server.entered():
+            listener = stack.enter_context(socket.create_server((service.both.server_ipv4, FIXED_PORT)))
+        for _ in range(N):
+            subprocess.run(service.client.command("conntrack", "-F"), check=True, capture_output=True)
+            with service.client.entered():
+                near = socket.create_connection((service.both.server_ipv4, FIXED_PORT))
+            far, (_, port) = listener.accept()
+            assert port == WIRE_PORT
+            near.close()
+            assert far.recv(1) == b""
+            far.close()
+    assert 0 == service.one.metric("twctl_guard_segments_total", action="held")
+    assert N - 1 <= service.one.metric("twctl_time_wait_ended_total", reason="reused")
