@@ -115,6 +115,11 @@ def test_sysctls_are_put_back_before_a_table_is_loaded(monkeypatch: pytest.Monke
     pins = SimpleNamespace(root=Path("/one"), current=Path("/one/current"), load=refused)
     config = load(None, {}, default_file=NOWHERE).config
     with pytest.raises(TwctlError, match="does not take it"):
-        take_over_or_load(cast("Pins", pins), config, Ours(frozenset(), frozenset()), lambda: order.append("sysctls"))
+        take_over_or_load(
+            cast("Pins", pins),
+            config,
+            Ours(frozenset(), frozenset(), Path("/nowhere")),
+            lambda: order.append("sysctls"),
+        )
     seconds = [2, 10, 60, 60, 60, 60] if left else []
     assert ["sysctls", f"load {[each * 10**9 for each in seconds]}"] == order

@@ -162,7 +162,7 @@ def test_a_guard_of_an_earlier_mode_goes_when_its_last_vestige_is_over(monkeypat
     now, table = [1000.0], FakeTable()
     monkeypatch.setattr("twctl.daemon.upkeep.time.monotonic", lambda: now[0])
     monkeypatch.setattr("twctl.daemon.upkeep.remove_guard", lambda *_: iter(()))
-    task = Leaving(cast("Table", table), Ours(frozenset(), frozenset()))
+    task = Leaving(cast("Table", table), Ours(frozenset(), frozenset(), Path("/nowhere")))
     assert 10 < task.run() < 11
     assert (7, False) == (table.guard, task.over)
     now[0] += task.seconds

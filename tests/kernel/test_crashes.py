@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.test_guard import BOTH, buckets, guarded
+from tests.kernel.test_guard import buckets
 from tests.load import counters, wait_until
 from tests.load.closes import run
 from tests.load.crashes import Crashes
 from tests.load.daemon import START_SECONDS, Daemon, twctl
+from tests.load.guards import BOTH, guarded
 from tests.load.netns import Namespace, namespace
 from twctl.errors import TwctlError
 from twctl.table.maps import Table

@@ -4,6 +4,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
 from pyroute2 import IPRoute
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 LO = 1
 PINS = "/sys/fs/bpf/twctl"
-OURS = Ours(frozenset((PINS,)), frozenset())
+OURS = Ours(frozenset((PINS,)), frozenset(), Path("/nowhere"))
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_filters_say_whose_they_are(host: tuple[Namespace, IPRoute, Device], ver
         Filters(PINS, OURS, 3, versions[1]).mend(requests, lo)
     remove_all(requests, OURS)
     assert 2 == len(names(requests))
-    assert 2 == Filters(PINS, Ours(OURS.names | {"/bpf/other"}, frozenset()), 3, versions[1]).mend(requests, lo)
+    assert 2 == Filters(PINS, OURS._replace(names=OURS.names | {"/bpf/other"}), 3, versions[1]).mend(requests, lo)
     assert [f"{name} {PINS}" for name in NAMES.values()] == names(requests)
     remove_all(requests, OURS)
     assert [] == names(requests)
@@ -81,7 +82,7 @@ def test_an_earlier_version_takes_its_leave(host: tuple[Namespace, IPRoute, Devi
     _, requests, lo = host
     place = [Filter(side, 1, 0x7477, "bpf", name, 0, 1 << 16 | 3) for side, name in NAMES.items()]
     programs = [tc.Program(each, versions[0].descriptors[INGRESS]) for each in place]
-    earlier = Ours(OURS.names, frozenset(versions[0].ids.values()))
+    earlier = OURS._replace(programs=frozenset(versions[0].ids.values()))
     tc.attach(requests, LO, [], programs)
     assert ["", ""] == [owner(each) for each in tc.filters(requests, LO)]
     remove_all(requests, OURS)

@@ -1,7 +1,6 @@
 """Mode vestigial on the real kernel: order and safety of the guard, and what programs see of it."""
 
 import fcntl
-import json
 import os
 import re
 import signal
@@ -18,6 +17,7 @@ from tests.kernel.test_truncate import reload
 from tests.load import counters, paths, wait_until
 from tests.load.closes import run, serving
 from tests.load.daemon import Daemon, daemon, twctl
+from tests.load.guards import BOTH, guarded, programs
 from tests.load.netns import Link, Namespace, link, namespace
 from tests.load.obstacles import SAID, add_ipsec
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SERVER
@@ -53,24 +53,11 @@ def buckets(ns: Namespace) -> int:
         return int(Path("/proc/sys", BUCKETS).read_text())
 
 
-def guarded(ns: Namespace, device: str) -> list[str]:
-    """Names of the guard's filters on a device, as `tc` shows them, without the folder of the pins."""
-    found = []
-    for side in ("ingress", "egress"):
-        command = ns.command("tc", "-j", "filter", "show", "dev", device, side)
-        rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout or "[]")
-        found += [row["options"]["bpf_name"].split()[0] for row in rows if "options" in row]
-    return found
-
-
 def qdiscs(ns: Namespace, device: str) -> str:
     """What `tc qdisc` shows."""
     return subprocess.run(
         ns.command("tc", "qdisc", "show", "dev", device), capture_output=True, text=True, check=True
     ).stdout
-
-
-BOTH = ["twctl_ingress", "twctl_egress"]
 
 
 @pytest.mark.parametrize("closer", [CLIENT, SERVER])
@@ -152,16 +139,6 @@ def test_another_guard_takes_the_place_of_the_last(guarding: tuple[Namespace, Da
     assert (2, 2, set()) == (len(before), len(after), before & after)
     assert BOTH == guarded(ns, "lo")
     assert one.metric("twctl_guard_reattached_total") == 0
-
-
-def programs(ns: Namespace) -> set[int]:
-    """Numbers of the programs on lo."""
-    found = set()
-    for side in ("ingress", "egress"):
-        command = ns.command("tc", "-j", "filter", "show", "dev", "lo", side)
-        rows = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        found |= {row["options"]["prog"]["id"] for row in rows if "options" in row}
-    return found
 
 
 def test_a_new_device_gets_the_guard(guarding: tuple[Namespace, Daemon]) -> None:

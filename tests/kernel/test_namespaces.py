@@ -40,7 +40,9 @@ def namespaces(folder: Path, tmp_path: Path) -> Iterator[Namespaces]:
     config = load(None, {"sysctl": {"tcp_tw_reuse": VALUE}}, default_file=NOWHERE).config
     table = Table(folder, writable=True)
     with contextlib.closing(
-        Namespaces(table, folder, config, Journal(tmp_path / "journal.json"), Ours(frozenset(), frozenset()))
+        Namespaces(
+            table, folder, config, Journal(tmp_path / "journal.json"), Ours(frozenset(), frozenset(), Path("/nowhere"))
+        )
     ) as made:
         made.keep(set())
         yield made

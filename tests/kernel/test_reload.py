@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.kernel.test_guard import BOTH, buckets, guarded, programs
+from tests.kernel.test_guard import buckets
 from tests.load import counters, wait_until
 from tests.load.closes import run, serving
 from tests.load.daemon import Daemon, daemon, twctl
+from tests.load.guards import BOTH, guarded, programs
 from tests.load.netns import Namespace, link, namespace
 from tests.load.peer import tun_peer
 from tests.load.scripts import assert_fins_acknowledged, scripted

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.kernel.test_guard import BOTH, guarded
 from tests.load import counters, wait_until
 from tests.load.closes import run
 from tests.load.daemon import Daemon, daemon
+from tests.load.guards import BOTH, guarded
 from tests.load.netns import Namespace, namespace
 from tests.load.obstacles import SAID, add_ipsec, remove_ipsec
 from twctl.linux.netlink import RouteNetlink

@@ -146,12 +146,13 @@ class Namespaces:
             raise FullError("there is no room for another network namespace", "name those that matter with netns")
 
         enter, closing = opened.enter_context, contextlib.closing
+        path = f"/proc/self/fd/{handle}" if name else None
         namespace = Namespace(
             index,
             name,
             cookie,
             os.fstat(handle).st_ino,
-            f"/proc/self/fd/{handle}" if name else None,
+            path,
             enter(closing(RouteWatcher(self._config.classes, name))),
             enter(closing(ClassTries(self._table, index))),
             enter(closing(SockDiag(name))),
@@ -160,7 +161,7 @@ class Namespaces:
             enter(closing(PortRange(name))),
             enter(closing(EntryCount(name))),
             enter(closing(MaxTimeWait(name))),
-            enter(closing(Guard(name, index, self.folder, self._ours, self.guard_delays))) if self._guarded else None,
+            enter(closing(Guard(path, index, self.folder, self._ours, self.guard_delays))) if self._guarded else None,
         )
         if netns.inode(name) != namespace.inode:
             raise TwctlError(f"network namespace {name} became another one just now", "try again")

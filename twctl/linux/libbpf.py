@@ -7,6 +7,7 @@ import functools
 import os
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 from twctl.errors import TwctlError
 
@@ -35,6 +36,12 @@ class TestRun(ctypes.Structure):
     )
 
 
+class LinkCreate(ctypes.Structure):
+    """The beginning of struct bpf_link_create_opts (bpf/bpf.h): what follows differs between versions, and is 0."""
+
+    _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("unused", ctypes.c_uint32))
+
+
 @functools.cache
 def libbpf() -> ctypes.CDLL:
     """Load libbpf.
@@ -61,6 +68,9 @@ def libbpf() -> ctypes.CDLL:
     lib.bpf_map_delete_elem.argtypes = (ctypes.c_int, ctypes.c_char_p)
     lib.bpf_map_get_next_key.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
     lib.bpf_map_lookup_elem.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p)
+    lib.bpf_prog_load.argtypes = (
+        *(ctypes.c_uint32, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p),
+    )
     lib.libbpf_set_print(None)  # its warnings would stand between our own lines; every failure is reported by errno
     return lib
 
@@ -142,14 +152,65 @@ def map_items(fd: int) -> dict[bytes, bytes]:
     return items
 
 
-def attached(device: int, place: int) -> int:
-    """How many programs are attached to a network device (index, in the thread's namespace) at this place (BPF_TCX_*).
+SCHED_CLS, PROG_ARRAY = 3, 3  # BPF_PROG_TYPE_*, BPF_MAP_TYPE_*
+PROGRAMS_AT_A_PLACE = 64  # BPF_MPROG_MAX
 
-    0 also where the kernel has no such place.
+
+def classifier(name: str, instructions: bytes) -> int:
+    """Load a TC program; returns its descriptor. Raises OSError."""
+    count = len(instructions) // 8
+    return _checked(libbpf().bpf_prog_load(SCHED_CLS, name.encode(), b"GPL", instructions, count, None), name)
+
+
+def program_array(name: str, entries: int) -> int:
+    """Make an array of programs for tail calls; returns its descriptor. Raises OSError.
+
+    It is emptied when the last descriptor and pin of it goes, also if programs that call into it run on.
     """
-    count = ctypes.c_uint32(0)
-    found = libbpf().bpf_prog_query(device, place, 0, None, None, ctypes.byref(count))
-    return 0 if found < 0 else count.value
+    return _checked(libbpf().bpf_map_create(PROG_ARRAY, name.encode(), 4, 4, entries, None), name)
+
+
+def attached(device: int, place: int) -> list[int]:
+    """Numbers of the programs at this place (BPF_TCX_*) of a device (index, in the thread's namespace), in order.
+
+    :raises OSError: EINVAL where the kernel has no such place.
+    """
+    found, count = (ctypes.c_uint32 * PROGRAMS_AT_A_PLACE)(), ctypes.c_uint32(PROGRAMS_AT_A_PLACE)
+    _checked(libbpf().bpf_prog_query(device, place, 0, None, found, ctypes.byref(count)), "bpf_prog_query")
+    return list(found)[: count.value]
+
+
+class Link(NamedTuple):
+    """What a link says of itself: its number, its program's, and where it is; device: 0 once that is gone."""
+
+    number: int
+    program: int
+    device: int
+    place: int
+
+
+def link(fd: int) -> Link:
+    """Of a link to a network device. Raises OSError."""
+    return Link(*struct.unpack_from("=4xII4xII", _info(fd)))
+
+
+def link_create(program: int, device: int, place: int, flags: int) -> int:
+    """Attach a program to a device of the thread's namespace; it stays as long as the descriptor, or a pin of it.
+
+    :raises OSError: EINVAL where the kernel has no such place, ENODEV, EPERM.
+    """
+    options = LinkCreate(sz=ctypes.sizeof(LinkCreate), flags=flags)
+    return _checked(libbpf().bpf_link_create(program, device, place, ctypes.byref(options)), "bpf_link_create")
+
+
+def link_update(fd: int, program: int) -> None:
+    """Put another program in the place of a link's own, at once. Raises OSError."""
+    _checked(libbpf().bpf_link_update(fd, program, None), "bpf_link_update")
+
+
+def link_detach(fd: int) -> None:
+    """Take the program away, whoever has the link open. Raises OSError."""
+    _checked(libbpf().bpf_link_detach(fd), "bpf_link_detach")
 
 
 class Program:

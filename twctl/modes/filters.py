@@ -7,6 +7,7 @@ namespace it works in and what kind of device it is on, and us, whether the qdis
 
 import errno
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import NamedTuple
 
 from pyroute2 import IPRoute
@@ -17,8 +18,9 @@ from twctl.linux.devices import Device, find_device
 from twctl.linux.tc import EGRESS, INGRESS, Filter, Program
 from twctl.table.shared import CONSTANTS
 
-# First of all filters, and a handle that others do not use: there is room for one guard, of one twctl.
-PRIORITY, HANDLE = 1, 0x7477
+# First of all filters that come in, last of all that go out; and a handle that others do not use: there is room for one
+# guard, of one twctl.
+PRIORITIES, HANDLE = {INGRESS: 1, EGRESS: 0xFFFF}, 0x7477
 NAMES = {INGRESS: "twctl_ingress", EGRESS: "twctl_egress"}
 # The upper half of the class ID, where no program looks; the lower one is theirs.
 QDISC_FOUND, QDISC_MADE = 1 << 16, 2 << 16
@@ -56,11 +58,13 @@ class Sides(NamedTuple):
 class Ours(NamedTuple):
     """By what our filters are told: names of the folder of the pins, and numbers of the guard's programs in it.
 
-    An earlier version's filters do not say whose they are: their program does.
+    An earlier version's filters do not say whose they are: their program does. folder: where the links are pinned
+    (links.py).
     """
 
     names: frozenset[str]
     programs: frozenset[int]
+    folder: Path
 
     def has(self, found: Filter) -> bool:
         """Whether a filter is one of them."""
@@ -103,7 +107,7 @@ class Filters:
         )
         tc.attach(requests, device.number, there, made)
 
-    def mend(self, requests: IPRoute, device: Device) -> int:
+    def mend(self, requests: IPRoute, device: Device, sides: Collection[int] = tuple(NAMES)) -> int:
         """Put right what is missing, or takes the device for another kind; returns how many are missing.
 
         Raises OSError.
@@ -114,17 +118,17 @@ class Filters:
         if others := {pins for each in found if (pins := owner(each)) is not None} - self._ours.names - {""}:
             message = f"{device.name} has the guard of another twctl, which pins at {min(others)}"
             raise TwctlError(message, f"stop that one, then 'twctl release --pins {min(others)}'")
-        if self._wrong(device, found):
-            self._put(requests, device, found)
-        return len(self._sides.ids.items() - {(each.parent, each.program) for each in found})
+        if wrong := self._wrong(device, found, sides):
+            self._put(requests, device, found, wrong)
+        wanted = {(side, self._sides.ids[side]) for side in sides}
+        return len(wanted - {(each.parent, each.program) for each in found})
 
-    def _wrong(self, device: Device, found: Collection[Filter]) -> list[int]:
-        """Sides without the very program, by its present name and class ID; it may be an earlier version's."""
-        class_id = class_id_of(self._index, device)
-        right = {(each.parent, each.name, each.program) for each in found if each.class_id & FOR_PROGRAM == class_id}
-        return [side for side in NAMES if (side, self._name(side), self._sides.ids[side]) not in right]
+    def _wrong(self, device: Device, found: Collection[Filter], sides: Collection[int]) -> list[int]:
+        """Sides without the very program, by its present name, place and class ID; it may be an earlier version's."""
+        right = {each._replace(class_id=each.class_id & FOR_PROGRAM) for each in found}
+        return [side for side in sides if self._program(device, side, 0).place not in right]
 
-    def _put(self, requests: IPRoute, device: Device, found: Collection[Filter]) -> None:
+    def _put(self, requests: IPRoute, device: Device, found: Collection[Filter], wrong: Collection[int]) -> None:
         kind = tc.qdisc_kinds(requests).get(device.number, "clsact")
         if kind != "clsact":  # `ingress` takes both filters, and has no egress
             remove_from(requests, device.number, self._ours)
@@ -133,15 +137,18 @@ class Filters:
             self.attach(requests, device)
             found = tc.filters(requests, device.number)
         qdisc = QDISC_MADE if any(map(_says_made, found)) else QDISC_FOUND
-        for parent in self._wrong(device, found):
+        for parent in self._wrong(device, found, wrong):
             tc.put_filter(requests, device.number, self._program(device, parent, qdisc))
+        for each in found:  # an earlier version's, which stood first on both sides
+            if each.parent in wrong and owner(each) is not None and each.priority != PRIORITIES[each.parent]:
+                tc.remove_filter(requests, device.number, each)
 
     def _name(self, parent: int) -> str:
         return f"{NAMES[parent]} {self._pins}"
 
     def _program(self, device: Device, parent: int, qdisc: int) -> Program:
         class_id = qdisc | class_id_of(self._index, device)
-        place = Filter(parent, PRIORITY, HANDLE, "bpf", self._name(parent), self._sides.ids[parent], class_id)
+        place = Filter(parent, PRIORITIES[parent], HANDLE, "bpf", self._name(parent), self._sides.ids[parent], class_id)
         return Program(place, self._sides.descriptors[parent])
 
 
@@ -157,14 +164,14 @@ def _says_made(found: Filter) -> bool:
     return owner(found) is not None and bool(found.class_id & QDISC_MADE)
 
 
-def remove_from(requests: IPRoute, device: int, ours: Ours) -> None:
+def remove_from(requests: IPRoute, device: int, ours: Ours, sides: Collection[int] = tuple(NAMES)) -> None:
     """Take ours off a device. Raises OSError.
 
     A qdisc that was made for them and has no others goes with them, in one request: who is killed has done all or
     nothing.
     """
     found = tc.filters(requests, device)
-    mine = [each for each in found if ours.has(each)]
+    mine = [each for each in found if ours.has(each) and each.parent in sides]
     if mine and len(mine) == len(found) and any(map(_says_made, mine)):
         tc.remove_clsact(requests, device)
         return

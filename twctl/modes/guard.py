@@ -1,32 +1,43 @@
-"""The guard in one network namespace: its filters on every device, put there as they come, kept there, taken away."""
+"""The guard in one network namespace: on every device, put there as they come, kept there, taken away."""
 
 import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from pyroute2 import IPRoute
 from pyroute2.netlink import nlmsg
-from pyroute2.netlink.rtnl import RTM_DELLINK, RTM_DELQDISC, RTM_DELTFILTER, RTM_NEWLINK, RTNLGRP_LINK, RTNLGRP_TC
+from pyroute2.netlink.rtnl import (
+    RTM_DELLINK,
+    RTM_DELQDISC,
+    RTM_DELTFILTER,
+    RTM_NEWLINK,
+    RTM_NEWTFILTER,
+    RTNLGRP_LINK,
+    RTNLGRP_TC,
+)
 
 from twctl.errors import TwctlError
-from twctl.linux import libbpf, netns
+from twctl.linux import libbpf, netns, tcx
 from twctl.linux.devices import Device, devices, find_device, packets
 from twctl.linux.netlink import LostError, RouteNetlink
 from twctl.linux.rtnl import decode
 from twctl.linux.tc import EGRESS, INGRESS
-from twctl.modes.filters import Filters, Ours, Sides, any_left, needs_guard, remove_all, remove_from
+from twctl.modes.filters import Ours, Sides, any_left, needs_guard, remove_all
 from twctl.modes.histogram import Histogram
+from twctl.modes.links import array_of, is_any_left, remove_links
+from twctl.modes.places import Places
+from twctl.table.pins import GUARD
 from twctl.table.published import known_as
 
 PROGRAMS = {INGRESS: "guard_ingress", EGRESS: "guard_egress"}
 DELAY_EDGES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0)  # s
 EVENT_BYTES = 1 << 20
 # Notifications after which the guard may have to be put on a device; all of them name its number in `index`.
-_TOUCHING = frozenset((RTM_NEWLINK, RTM_DELLINK, RTM_DELTFILTER, RTM_DELQDISC))
+_TOUCHING = frozenset((RTM_NEWLINK, RTM_DELLINK, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_DELQDISC))
 
 Made = TypeVar("Made")
 
@@ -51,8 +62,11 @@ class Guard:
             for fd in descriptors.values():
                 undo.callback(os.close, fd)
             sides = Sides({parent: libbpf.program_id(fd) for parent, fd in descriptors.items()}, descriptors)
+            array = array_of(ours.folder, descriptors) if tcx.is_available() else None
+            if array is not None:
+                undo.callback(os.close, array)
             self._undo = undo.pop_all()
-        self._filters = Filters(str(table.parent), ours, index, sides)
+        self._places = Places(str(table.parent), ours, path, index, sides, array)
         self._looked: float | None = None  # when all devices were looked at last (monotonic)
         self.devices: dict[int, str] = {}
         self.reattached = self.late = 0
@@ -74,10 +88,11 @@ class Guard:
         since, self._looked = self._looked, time.monotonic()
         with self._netlink.requests() as requests:
             present = devices(requests)
-            for gone in self.devices.keys() - {each.number for each in present}:
+            numbers = {each.number for each in present}
+            self._places.keep(numbers)
+            for gone in self.devices.keys() - numbers:
                 del self.devices[gone]
-            for each in present:
-                self._ensure(requests, each, since)
+            self._ensure_all(requests, present, since)
 
     def follow(self, since: float) -> None:
         """Handle what has changed since (monotonic, s): new devices get the guard, a filter that was taken comes back.
@@ -92,11 +107,16 @@ class Guard:
         if not touched:
             return
         with self._netlink.requests() as requests:
-            for number in touched:
-                if present := find_device(requests, number):
-                    self._ensure(requests, present, since)
-                else:
-                    self.devices.pop(number, None)
+            found = {number: find_device(requests, number) for number in touched}
+            for number in [number for number, present in found.items() if not present]:
+                self._places.forget(number)
+                self.devices.pop(number, None)
+            self._ensure_all(requests, [present for present in found.values() if present], since)
+
+    def _ensure_all(self, requests: IPRoute, present: Sequence[Device], since: float | None) -> None:
+        self._places.look(present)
+        for each in present:
+            self._ensure(requests, each, since)
 
     def _touched(self) -> set[int]:
         """Devices about which a notification says that the guard may have to be put there."""
@@ -112,6 +132,7 @@ class Guard:
 
     def remove(self) -> None:
         """Take the filters away. Raises OSError."""
+        self._places.keep(set())
         with self._netlink.requests() as requests:
             remove_all(requests, self._ours)
         self.devices.clear()
@@ -122,23 +143,22 @@ class Guard:
         try:
             if not needs_guard(device):
                 if known or since is None:  # it has become a port: its master has the guard, others' frames pass here
-                    remove_from(requests, device.number, self._ours)
+                    self._places.take_off(requests, device.number)
                     self.devices.pop(device.number, None)
                 return
             if not known:
-                self._filters.attach(requests, device)
-                guarded = time.monotonic()
-            put = self._filters.mend(requests, device)
+                self._places.attach(requests, device)
+            put = self._places.mend(requests, device)
         except OSError as error:
             if not find_device(requests, device.number):  # it has gone meanwhile
                 return
-            hint = f"'tc filter show dev {device.name} ingress' shows what else is there"
+            hint = f"'tc filter show dev {device.name} egress' shows what else is there"
             raise TwctlError(f"the guard cannot be attached to {device.name}: {error.strerror}", hint) from error
         self.devices[device.number] = device.name
         if known:
             self.reattached += put
         elif since is not None:
-            self._delays.add(guarded - since)
+            self._delays.add(time.monotonic() - since)
             self.late += packets(requests, device.number) > 0
 
 
@@ -154,14 +174,18 @@ def ours_at(pins: Path) -> Ours:
             fd = libbpf.obj_get(pins / "current" / "programs" / name)
             programs.add(libbpf.program_id(fd))
             os.close(fd)
-    return Ours(frozenset(known_as(pins)), frozenset(programs))
+    return Ours(frozenset(known_as(pins)), frozenset(programs), pins / GUARD)
 
 
-def remove(ours: Ours, stay: Container[int] = ()) -> Iterator[str]:
+def remove(ours: Ours, stay: Collection[int] = ()) -> Iterator[str]:
     """Take the guard out of every namespace that can be entered, but for those to stay (inodes).
 
     The filters tell whose they are: it does not matter what became of the table. Yields what failed, a line each.
     """
+    try:
+        remove_links(ours.folder, stay)
+    except OSError as error:
+        yield f"the guard is left: {error}"
     for path in netns.reachable():
         if (inode := netns.inode(path)) in stay:
             continue
@@ -173,7 +197,9 @@ def remove(ours: Ours, stay: Container[int] = ()) -> Iterator[str]:
 
 def is_left(ours: Ours) -> bool:
     """Whether the guard stands in any namespace that can be entered. Raises OSError."""
-    return any(_in(path, lambda requests: any_left(requests, ours)) for path in netns.reachable())
+    return is_any_left(ours.folder) or any(
+        _in(path, lambda requests: any_left(requests, ours)) for path in netns.reachable()
+    )
 
 
 def _in(path: str | None, ask: Callable[[IPRoute], Made]) -> Made | None:

@@ -8,16 +8,15 @@ from typing import NamedTuple
 from pyroute2.netlink import NETLINK_XFRM, NLM_F_DUMP, NLM_F_REQUEST, nlmsg
 from pyroute2.netlink.nlsocket import NetlinkSocket
 
-from twctl.linux import libbpf
+from twctl.linux import tcx
 from twctl.linux.devices import devices
 from twctl.linux.netlink import RouteNetlink, complete
 from twctl.linux.netns import inside
 from twctl.linux.tc import INGRESS, filters
-from twctl.modes.filters import PRIORITY, owner
+from twctl.modes.filters import PRIORITIES, owner
 
-BPF_TCX_INGRESS = 46  # linux/bpf.h
 XFRM_MSG_GETPOLICY = 0x15  # linux/xfrm.h
-KINDS = ("xdp", "tcx", "tc", "ipsec")
+KINDS = ("xdp", "tc", "ipsec")
 
 
 class Obstacle(NamedTuple):
@@ -45,15 +44,13 @@ def obstacles(netns: str | None) -> Iterator[Obstacle]:
 def _programs(netns: str | None) -> Iterator[Obstacle]:
     """Programs that get packets before the guard does."""
     with contextlib.closing(RouteNetlink(netns)) as netlink, netlink.requests() as requests:
-        present = devices(requests)
-        tcx = inside(netns, lambda: [each for each in present if libbpf.attached(each.number, BPF_TCX_INGRESS)])
-        for device in present:
+        for device in devices(requests):
             if device.xdp:
                 yield Obstacle("xdp", f"XDP on {device.name}: what it redirects or drops does not reach the guard")
-            if device in tcx:
-                yield Obstacle("tcx", f"a TCX program on {device.name} runs before the guard")
+            if tcx.is_available():  # there the guard is first
+                continue
             for each in filters(requests, device.number):
-                if each.parent == INGRESS and each.priority <= PRIORITY and owner(each) is None:
+                if each.parent == INGRESS and each.priority <= PRIORITIES[INGRESS] and owner(each) is None:
                     text = f"another TC filter on {device.name} runs before the guard (pref {each.priority})"
                     yield Obstacle("tc", text)
 

@@ -13,6 +13,7 @@ from twctl.table import loader
 
 BPFFS = Path("/sys/fs/bpf")
 PATH_BYTES = 80  # it becomes part of names that may have 255, in one of them three for each
+GUARD = "guard"
 MOUNTED_BY_US = "twctl"  # the source name of a bpffs that we mounted
 # `locked` holds the lock for some microseconds; `twctl top` asks each second, and must keep no daemon from starting.
 LOCK_TRIES, LOCK_PAUSE = 20, 0.01  # s
@@ -21,7 +22,8 @@ LOCK_TRIES, LOCK_PAUSE = 20, 0.01  # s
 class Pins:
     """The folder under bpffs, mode 0700.
 
-    current/ holds the objects in use (maps/, programs/, links/), next/ those that a loader is just pinning.
+    current/ holds the objects in use (maps/, programs/, links/), next/ those that a loader is just pinning. guard/ has
+    the guard's links, which may outlive its table (modes/links.py).
     """
 
     def __init__(self, root: Path) -> None:
@@ -99,7 +101,7 @@ class Pins:
 
     def unpin(self) -> None:
         """Unpin everything."""
-        for folder in (self.current, self._next):
+        for folder in (self.root / GUARD, self.current, self._next):
             _unpin(folder)
 
     def locked(self) -> bool:

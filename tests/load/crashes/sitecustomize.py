@@ -28,6 +28,9 @@ CALLS = frozenset(
         "bpf_map_delete_elem",
         "bpf_attach_raw_tracepoint",
         "bpf_attach_kfunc",
+        "bpf_link_create",
+        "bpf_link_update",
+        "bpf_link_detach",
     )
 )
 # linux/rtnetlink.h: RTM_NEWQDISC and so on, for qdiscs and filters.
