@@ -1,0 +1,114 @@
+"""The guard beside programs of others on a device: first in, last out, and all of them work."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+
+import pytest
+
+from tests.load import foreign, paths, wait_until
+from tests.load.clsact import PREFIX
+from tests.load.daemon import Daemon, daemon
+from tests.load.foreign import CLSACT, TCX
+from tests.load.guards import guarded, standing
+from tests.load.netns import Link, Namespace, link, namespace
+from tests.load.paths import IPV4
+from tests.load.segments import ACK, FIN, RST, Capture, capture, inject
+from twctl.linux import tcx
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
+    reason="BPF needs root; TWCTL_TEST_KERNEL=1 forces it",
+)
+
+N = 7
+LOOK = 40  # s: a look each 10 s
+TIMES = "[time_wait]\nlocal = 60\n"
+# The guard's form and theirs. Where the kernel has no TCX nobody has it.
+FORMS = [(TCX, TCX), (TCX, CLSACT), (CLSACT, CLSACT)]
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Mapping[str, int]]:
+    """Of somebody else."""
+    with foreign.loaded() as found:
+        yield found
+
+
+def prefix(form: str) -> tuple[str, ...]:
+    """Words before a command that is to find a kernel with or without TCX."""
+    if form == TCX and not tcx.is_available():
+        pytest.skip("the kernel has no TCX (Linux 6.6)")
+    return PREFIX if form == CLSACT else ()
+
+
+def is_in_place(ns: Namespace, device: str) -> bool:
+    """First in, last out."""
+    found = standing(ns, device)
+    return found["ingress"][0][0] == "twctl_ingress" and found["egress"][-1][0] == "twctl_egress"
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(("form", "theirs"), FORMS)
+def test_the_guard_is_first_in_and_last_out(
+    programs: Mapping[str, int], form: str, theirs: str, *, before: bool
+) -> None:
+    """Of programs that rewrite, redirect and end the chain. Sessions have their tuple on the wire and are answered for."""
+    ingress = {name: programs[name] for name in ("around", "rewrite_in", "ends")}
+    egress = {"rewrite_out": programs["rewrite_out"]}
+    with ExitStack() as stack:
+        both = stack.enter_context(link())
+
+        def come() -> None:
+            stack.enter_context(foreign.attached(both.client, both.device, theirs, ingress, egress))
+
+        def guard() -> Daemon:
+            started = daemon(both.client, mode="vestigial", config=TIMES, prefix=prefix(form))
+            return stack.enter_context(started)
+
+        one = in_order(before=before, come=come, guard=guard)
+        wait_until(lambda: is_in_place(both.client, both.device), what="first in, last out", timeout=LOOK)
+        assert (4, 2) == (
+            len(standing(both.client, both.device)["ingress"]),
+            len(standing(both.client, "veth0")["egress"]),
+        )
+        with capture(both.server, both.device) as wire:
+            paths.fin_wait2(paths.over_link(both, IPV4), N)
+            sessions = one.table()
+            assert [each.local_port ^ 1 for each in sessions] == [
+                each.wire.local_port for each in sessions if each.wire
+            ]
+            assert N == len(sessions)
+            assert_answered(both, wire)
+
+
+def in_order(*, before: bool, come: Callable[[], None], guard: Callable[[], Daemon]) -> Daemon:
+    """The others come before the guard or after it."""
+    if before:
+        come()
+    one = guard()
+    if not before:
+        come()
+    return one
+
+
+def assert_answered(both: Link, wire: Capture) -> None:
+    """Each FIN that the server sends again gets an ACK, and no RST."""
+    found = wire.segments()
+    fins = [each for each in found if each.source == both.server_ipv4 and each.flags & FIN]
+    assert N == len(fins)
+    for each in fins:
+        inject(both.server, each)
+    wait_until(lambda: len(wire.segments()) >= len(found) + 2 * N, what="answers")
+    answers = [each for each in wire.segments()[len(found) :] if each.source == both.client_ipv4]
+    assert [ACK] * N == [each.flags & (ACK | FIN | RST) for each in answers]
+
+
+def test_a_device_that_moves_leaves_the_guard_behind() -> None:
+    """A link would go with it, and take its segments for the first namespace's; where it comes to there is no guard."""
+    with namespace() as ns, namespace() as other, daemon(ns, mode="vestigial", prefix=prefix(TCX)):
+        ns.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+        wait_until(lambda: len(guarded(ns, "veth0")) == len(guarded(ns, "veth1")) == 2, what="guarded")
+        ns.ip("link", "set", "veth0", "netns", other.name)
+        wait_until(lambda: guarded(other, "veth0") == [], what="it has left the guard")
+        assert 2 == len(guarded(ns, "veth1"))
