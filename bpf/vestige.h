@@ -290,13 +290,20 @@ struct settings {
 #define NETNS_INDEX 0xff
 #define NETNS_GUARDED 0x100
 #define NETNS_TPROXY 0x200	/* a rule there hands packets to a transparent proxy */
+#define NETNS_WITNESSED 0x400	/* each FIN that the guard sees leave there has a note (DEVICE_WITNESSED) */
 
 /* The class ID (16 bits) that the guard's filter was attached with says what a packet does not: the namespace's index + 1, and
  * below it what kind of device it is. So one program serves all namespaces, also where bpf_get_netns_cookie is missing. */
 #define DEVICE_ETHERNET 1	/* it has Ethernet headers */
 #define DEVICE_LOOPS 2		/* what is sent out of it comes back in by it: lo, or a VRF's own */
 #define DEVICE_IN_VRF 4
-#define DEVICE_BITS 3
+#define DEVICE_WITNESSED 8	/* somebody else's program, in its namespace, may end what goes out before the guard sees it */
+#define DEVICE_BITS 4
+
+/* Of a NETNS_WITNESSED namespace: sessions whose FIN the guard has seen leave, and those whose FIN went past it. */
+struct witness {
+	u64 noted, missed;
+};
 
 struct enrolment {
 	u64 cookie;	/* SO_NETNS_COOKIE; 0: this index is free */

@@ -31,7 +31,7 @@ ALWAYS_INLINE bool is_of_netns(struct __sk_buff *skb, struct bpf_sock *sk)
 	       !read_kernel(socket, sizeof(socket), sk) && socket[OFFSET_sock_common_skc_net / 8] == net;
 }
 
-/* A FIN leaves: where its tuple is not that of its socket, that is noted. */
+/* A FIN leaves: where its tuple is not that of its socket, that is noted; where it is WITNESSED, in any case. */
 ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 classid)
 {
 	const struct tuple *t = &w->session.tuple;
@@ -41,7 +41,7 @@ ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 cl
 	if (!sk)
 		return;
 	sk = bpf_sk_fullsock(sk);
-	if (!sk || is_of_socket(w, t, sk) || !is_of_netns(skb, sk))
+	if (!sk || (is_of_socket(w, t, sk) && !(classid & DEVICE_WITNESSED)) || !is_of_netns(skb, sk))
 		return;
 	wire = wires.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!wire) {

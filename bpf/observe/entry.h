@@ -28,7 +28,7 @@ ALWAYS_INLINE u64 life_of(u32 netns, u32 class, int state, u64 jiffies)
 ALWAYS_INLINE u32 classify_on_wire(struct work *w, const struct view *v, u32 netns)
 {
 	struct wire wire = {};
-	bool noted = netns & NETNS_GUARDED && take_wire(w, v, &wire);
+	bool noted = take_wire(w, v, netns, &wire);
 	u32 class = classify(w);
 
 	w->flags = noted && !wire.looping ? TRANSLATED : 0;

@@ -8,6 +8,8 @@
 #include "table.h"
 #include "wire.h"
 
+BPF_F_TABLE("array", u32, struct witness, witnesses, NAMESPACES, BPF_F_MMAPABLE);
+
 #define STORED 8 /* programs that keep something with a socket and are looked at; the newest come first */
 
 /* The kernel gives a socket's storage to programs of its own types alone (BTF), which a raw tracepoint is not. */
@@ -31,12 +33,35 @@ ALWAYS_INLINE bool read_wire(struct wire *wire, const struct view *v)
 	return false;
 }
 
+/* The peer has acknowledged a FIN of this session: the guard has seen it leave, or it never will. */
+ALWAYS_INLINE void witness(u32 netns, bool noted)
+{
+	u32 index = netns & NETNS_INDEX;
+	struct witness *witness = witnesses.lookup(&index);
+
+	if (witness)
+		__sync_fetch_and_add(noted ? &witness->noted : &witness->missed, 1);
+}
+
+ALWAYS_INLINE bool is_same(const struct tuple *t, const struct wire *wire)
+{
+	u32 difference = (t->local_port ^ wire->local_port) | (t->remote_port ^ wire->remote_port);
+
+#define DIFFER(i) (t->local[i] ^ wire->local[i]) | (t->remote[i] ^ wire->remote[i])
+	difference |= DIFFER(0) | DIFFER(1) | DIFFER(2) | DIFFER(3);
+#undef DIFFER
+	return !difference;
+}
+
 /* Exchanges the session's tuple for that on the wire, if it has another; false if not. */
-ALWAYS_INLINE bool take_wire(struct work *w, const struct view *v, struct wire *wire)
+ALWAYS_INLINE bool take_wire(struct work *w, const struct view *v, u32 netns, struct wire *wire)
 {
 	struct tuple *t = &w->session.tuple;
+	bool noted = netns & (NETNS_GUARDED | NETNS_WITNESSED) && read_wire(wire, v);
 
-	if (!read_wire(wire, v))
+	if (netns & NETNS_WITNESSED)
+		witness(netns, noted);
+	if (!noted || !(netns & NETNS_GUARDED) || is_same(t, wire))
 		return false;
 	w->socket = *t;
 	__builtin_memcpy(t->local, wire->local, sizeof(t->local));

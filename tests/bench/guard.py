@@ -26,7 +26,7 @@ from twctl.table.sources import compile_flags, source
 ROUNDS, REPEAT = 31, 100_000
 SLICE_SECONDS = 0.05
 CHUNK, LAST = bytes(1 << 20), b"\1"
-ETHERNET_AND_NAMESPACE_0 = 9  # the class ID that the filter would have
+ETHERNET_AND_NAMESPACE_0 = 17  # the class ID that the filter would have
 EMPTY = "int nothing(struct __sk_buff *skb) { return TC_ACT_UNSPEC; }"
 PACKETS = {
     "IPv4": (0x0800, Segment("10.0.0.1", 443, "10.0.0.2", 40000, 1, 1, ACK, payload=b"x" * 1000)),

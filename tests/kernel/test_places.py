@@ -1,12 +1,15 @@
 """The guard beside programs of others on a device: first in, last out, and all of them work."""
 
+import contextlib
 import os
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 
 import pytest
 
-from tests.load import foreign, paths, wait_until
+from tests.kernel.test_guard import buckets
+from tests.load import counters, foreign, paths, wait_until
 from tests.load.clsact import PREFIX
 from tests.load.daemon import Daemon, daemon
 from tests.load.foreign import CLSACT, TCX
@@ -14,7 +17,9 @@ from tests.load.guards import guarded, standing
 from tests.load.netns import Link, Namespace, link, namespace
 from tests.load.paths import IPV4
 from tests.load.segments import ACK, FIN, RST, Capture, capture, inject
-from twctl.linux import tcx
+from twctl.linux import libbpf, tcx
+from twctl.table.enrolments import NETNS_WITNESSED, witnessed
+from twctl.table.maps import Table
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -53,7 +58,7 @@ def is_in_place(ns: Namespace, device: str) -> bool:
 def test_the_guard_is_first_in_and_last_out(
     programs: Mapping[str, int], form: str, theirs: str, *, before: bool
 ) -> None:
-    """Of programs that rewrite, redirect and end the chain. Sessions have their tuple on the wire and are answered for."""
+    """Of programs that rewrite, redirect and end it. Sessions have their tuple on the wire, and are answered for."""
     ingress = {name: programs[name] for name in ("around", "rewrite_in", "ends")}
     egress = {"rewrite_out": programs["rewrite_out"]}
     with ExitStack() as stack:
@@ -79,6 +84,8 @@ def test_the_guard_is_first_in_and_last_out(
                 each.wire.local_port for each in sessions if each.wire
             ]
             assert N == len(sessions)
+            if before:
+                assert (N, 0) == witnessed(Table(one.pins / "current"), 0)
             assert_answered(both, wire)
 
 
@@ -102,6 +109,35 @@ def assert_answered(both: Link, wire: Capture) -> None:
     wait_until(lambda: len(wire.segments()) >= len(found) + 2 * N, what="answers")
     answers = [each for each in wire.segments()[len(found) :] if each.source == both.client_ipv4]
     assert [ACK] * N == [each.flags & (ACK | FIN | RST) for each in answers]
+
+
+@pytest.mark.parametrize(("form", "theirs"), FORMS)
+def test_who_lets_packets_out_before_the_guard_suspends_it(programs: Mapping[str, int], form: str, theirs: str) -> None:
+    """It misses local SYNs then. The kernel keeps TIME_WAIT sockets until that program has gone."""
+    with link() as both, daemon(both.client, mode="vestigial", config=TIMES, prefix=prefix(form)) as one:
+        path = paths.over_link(both, IPV4)
+        with foreign.attached(both.client, both.device, theirs, {}, {"ends": programs["ends"]}):
+            wait_until(lambda: is_witnessed(one), what="seen", timeout=LOOK)
+            paths.fin_wait2(path, N)
+            assert (0, N) == witnessed(Table(one.pins / "current"), 0)
+            wait_until(lambda: buckets(both.client) > 0, what="the kernel's again", timeout=LOOK)
+            assert 1 == one.metric("twctl_guard_obstacles", kind="egress")
+            paths.fin_wait2(path, N)
+            assert N == counters.time_wait_count(both.client)
+            assert is_in_place(both.client, both.device)
+        wait_until(lambda: buckets(both.client) == 0, what="the guard's again", timeout=2 * LOOK)
+        assert 0 == one.metric("twctl_guard_obstacles", kind="egress")
+
+
+def is_witnessed(one: Daemon) -> bool:
+    """Whether the probes know that the guard may miss what goes out."""
+    with contextlib.closing(Table(one.pins / "current")) as table:
+        fd = table.fd("namespaces")
+    try:
+        (flags,) = libbpf.map_items(fd).values()
+    finally:
+        os.close(fd)
+    return bool(struct.unpack("=I", flags)[0] & NETNS_WITNESSED)
 
 
 def test_a_device_that_moves_leaves_the_guard_behind() -> None:

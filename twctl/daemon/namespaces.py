@@ -31,7 +31,7 @@ from twctl.modes.guard import DELAY_EDGES, Guard
 from twctl.modes.histogram import Histogram
 from twctl.modes.sysctls import FIN_TIMEOUT, GUARD_NEEDS, LO_FORWARDING, fin_timeout_of, sysctls_of
 from twctl.routes.watcher import RouteWatcher
-from twctl.table.enrolments import NETNS_GUARDED, NETNS_TPROXY, enrol, index_for, withdraw
+from twctl.table.enrolments import NETNS_GUARDED, NETNS_TPROXY, NETNS_WITNESSED, enrol, index_for, withdraw, witnessed
 from twctl.table.maps import NAME_BYTES, Table
 from twctl.table.tries import ClassTries
 
@@ -131,8 +131,13 @@ class Namespaces:
     def watch(self, namespace: Namespace, *, guarded: bool) -> None:
         """Have the probes watch a namespace, and know what of its rules concerns the guard. Raises TwctlError."""
         proxied = guarded and netns.inside(namespace.path, has_tproxy_rule)
-        flags = NETNS_GUARDED * guarded | NETNS_TPROXY * proxied
+        witnessed = namespace.guard is not None and namespace.guard.witnessed
+        flags = NETNS_GUARDED * guarded | NETNS_TPROXY * proxied | NETNS_WITNESSED * witnessed
         enrol(self._table, namespace.index, namespace.cookie, namespace.name or "", flags)
+
+    def witnessed(self, namespace: Namespace) -> tuple[int, int]:
+        """Sessions whose FIN the guard has seen leave, and those whose FIN has passed it by."""
+        return witnessed(self._table, namespace.index)
 
     def _opened(self, name: str | None, opened: contextlib.ExitStack) -> Namespace:
         if len((name or "").encode()) > NAME_BYTES:

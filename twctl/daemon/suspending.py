@@ -13,7 +13,7 @@ from collections import Counter
 from twctl.daemon.discovery import Discovery
 from twctl.daemon.namespace import Namespace
 from twctl.linux.netfilter import RuleNotices
-from twctl.modes.obstacles import Obstacle, obstacles
+from twctl.modes.obstacles import Obstacle, PassedBy, obstacles
 
 log = logging.getLogger("twctl")
 
@@ -29,6 +29,7 @@ class _Seen:
 
     rules: RuleNotices
     due: float
+    passed_by: PassedBy
     found: list[Obstacle] = dataclasses.field(default_factory=list)
 
 
@@ -63,7 +64,9 @@ class Suspending:
         for gone in self._seen.keys() - present:
             self._seen.pop(gone).rules.close()
         for new in present - self._seen.keys():
-            self._seen[new] = _Seen(RuleNotices(new.path), now + LOOK_SECONDS)
+            self._seen[new] = _Seen(
+                RuleNotices(new.path), now + LOOK_SECONDS, PassedBy(*self._discovery.namespaces.witnessed(new))
+            )
         for namespace, seen in self._seen.items():
             if seen.rules.take() or (namespace.guard and namespace.guard.disturbed):
                 seen.due = min(seen.due, now)
@@ -74,7 +77,7 @@ class Suspending:
         namespaces, seen = self._discovery.namespaces, self._seen[namespace]
         seen.due = time.monotonic() + LOOK_SECONDS
         with contextlib.suppress(OSError):  # a device went while it was asked for
-            seen.found = list(obstacles(namespace.path))
+            seen.found = [*obstacles(namespace.path), *self._passed_by(namespace, seen)]
         name = namespace.name or "(own)"
         if seen.found and namespace not in namespaces.suspended:
             why = "; ".join(each.text for each in seen.found)
@@ -86,3 +89,9 @@ class Suspending:
             log.info("network namespace %s: nothing is between wire and sockets any more, the guard goes on", name)
         elif not seen.found:
             namespaces.watch(namespace, guarded=True)
+
+    def _passed_by(self, namespace: Namespace, seen: _Seen) -> list[Obstacle]:
+        if namespace.guard and namespace.guard.witnessed:
+            return list(seen.passed_by.look(*self._discovery.namespaces.witnessed(namespace)))
+        seen.passed_by = PassedBy(*self._discovery.namespaces.witnessed(namespace))
+        return []

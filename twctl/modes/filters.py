@@ -94,11 +94,13 @@ def needs_guard(device: Device) -> bool:
 class Filters:
     """Puts them on the devices of one namespace.
 
-    pins: the folder that they are named after. index: the namespace's.
+    pins: the folder that they are named after. index: the namespace's. witnessed: what their class IDs say of it.
     """
 
     def __init__(self, pins: str, ours: Ours, index: int, sides: Sides) -> None:
         self._pins, self._ours, self._index, self._sides = pins, ours, index, sides
+
+        self.witnessed = False
 
     def attach(self, requests: IPRoute, device: Device) -> None:
         """Put them on a device that has none, before anything is looked at; whether it worked is for `mend` to tell."""
@@ -147,16 +149,17 @@ class Filters:
         return f"{NAMES[parent]} {self._pins}"
 
     def _program(self, device: Device, parent: int, qdisc: int) -> Program:
-        class_id = qdisc | class_id_of(self._index, device)
+        class_id = qdisc | class_id_of(self._index, device, witnessed=self.witnessed)
         place = Filter(parent, PRIORITIES[parent], HANDLE, "bpf", self._name(parent), self._sides.ids[parent], class_id)
         return Program(place, self._sides.descriptors[parent])
 
 
-def class_id_of(index: int, device: Device) -> int:
+def class_id_of(index: int, device: Device, *, witnessed: bool = False) -> int:
     """What tells the programs their namespace, and what kind of device it is (bpf/guard/segment.h)."""
     kind = device.type in ETHERNET and CONSTANTS["DEVICE_ETHERNET"]
     kind |= (device.type == LOOPBACK or device.kind == VRF) and CONSTANTS["DEVICE_LOOPS"]
     kind |= device.port_of == VRF and CONSTANTS["DEVICE_IN_VRF"]
+    kind |= witnessed and CONSTANTS["DEVICE_WITNESSED"]
     return (index + 1) << CONSTANTS["DEVICE_BITS"] | kind
 
 

@@ -117,6 +117,13 @@ class Guard:
         self._places.look(present)
         for each in present:
             self._ensure(requests, each, since)
+        if self._places.turn():
+            self.attach()
+
+    @property
+    def witnessed(self) -> bool:
+        """Whether each FIN that leaves has a note, as the guard may miss some (places.py)."""
+        return self._places.witnessed
 
     def _touched(self) -> set[int]:
         """Devices about which a notification says that the guard may have to be put there."""

@@ -119,6 +119,11 @@ class Links:
                 self._drop(device.number, side, pin)
         return missing
 
+    def has_others(self, device: int, side: int) -> bool:
+        """Whether somebody else's programs were on a side of a device at the last look."""
+        ours = {found.program for pin in self._pins.get((device, side), ()) if (found := tcx.find(pin))}
+        return bool(set(self._orders.get((device, side), ())) - ours)
+
     def _refuse_others(self, device: Device) -> None:
         """A link does not say whose it is: that takes a look at the pins beside ours."""
         own = self._folder.parents[1]

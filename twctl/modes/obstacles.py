@@ -1,6 +1,7 @@
 """Why the guard may not see on a device what a local socket sees: something changes or takes packets in between."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from twctl.linux.tc import INGRESS, filters
 from twctl.modes.filters import PRIORITIES, owner
 
 XFRM_MSG_GETPOLICY = 0x15  # linux/xfrm.h
-KINDS = ("xdp", "tc", "ipsec")
+KINDS = ("xdp", "tc", "ipsec", "egress")
 
 
 class Obstacle(NamedTuple):
@@ -24,6 +25,27 @@ class Obstacle(NamedTuple):
 
     kind: str
     text: str
+
+
+@dataclasses.dataclass(slots=True)
+class PassedBy:
+    """Whether sessions end without the guard: other programs let packets out before it sees them.
+
+    noted, missed: sessions until the last look.
+    """
+
+    noted: int
+    missed: int
+    standing: bool = False
+
+    def look(self, noted: int, missed: int) -> Iterator[Obstacle]:
+        """The obstacle, if there was one of these since the last look; it stays until there were none among some."""
+        fresh, passed = noted - self.noted, missed - self.missed
+        self.noted, self.missed = noted, missed
+        self.standing = passed > 0 or (self.standing and not fresh)
+        if self.standing:
+            text = "another program lets packets out before the guard sees them"
+            yield Obstacle("egress", f"{text} ('tc filter show dev DEVICE egress', 'bpftool net')")
 
 
 class PolicyId(nlmsg):  # type: ignore[misc]

@@ -32,6 +32,7 @@ MAPS = (
         "dues_map",
         "tos",
         "wires",
+        "witnesses",
         "tallies",
         "failures",
     ),

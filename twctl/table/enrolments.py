@@ -10,9 +10,12 @@ from twctl.linux import libbpf, netns
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.table.layout import LATE_SECONDS, NAMESPACES
 from twctl.table.maps import ENROLMENT, Table
-from twctl.table.shared import CONSTANTS
+from twctl.table.shared import CONSTANTS, STRUCTS
 
-NETNS_GUARDED, NETNS_TPROXY = CONSTANTS["NETNS_GUARDED"], CONSTANTS["NETNS_TPROXY"]
+NETNS_GUARDED, NETNS_TPROXY, NETNS_WITNESSED = (
+    CONSTANTS[f"NETNS_{name}"] for name in ("GUARDED", "TPROXY", "WITNESSED")
+)
+WITNESS = STRUCTS["witness"]
 # Longest life of a vestige that no guard has (s): TIME_WAIT, and what fentry waits for an end.
 UNGUARDED_SECONDS = KERNEL_TIME_WAIT + LATE_SECONDS
 
@@ -20,7 +23,7 @@ UNGUARDED_SECONDS = KERNEL_TIME_WAIT + LATE_SECONDS
 def enrol(table: Table, index: int, cookie: int, name: str, flags: int = 0) -> None:
     """Have the probes watch a namespace under this index.
 
-    flags: NETNS_GUARDED, its vestiges live as `lives` says; NETNS_TPROXY.
+    flags: NETNS_GUARDED, its vestiges live as `lives` says; NETNS_TPROXY; NETNS_WITNESSED.
     """
     ENROLMENT.pack_into(table.enrolment_rows, index * ENROLMENT.size, cookie, 0, name.encode())
     table.update("namespaces", struct.pack("=Q", cookie), struct.pack("=I", index | flags))
@@ -35,6 +38,13 @@ def withdraw(table: Table, index: int, cookie: int) -> None:
     finally:
         os.close(fd)
     ENROLMENT.pack_into(table.enrolment_rows, index * ENROLMENT.size, 0, time.monotonic_ns(), b"")
+
+
+def witnessed(table: Table, index: int) -> tuple[int, int]:
+    """Sessions of a namespace whose FIN the guard has seen leave, and those whose FIN it has not (NETNS_WITNESSED)."""
+    memory = table.map("witnesses", WITNESS.size * NAMESPACES)
+    noted, missed = WITNESS.packer(("noted", "missed")).unpack_from(memory, index * WITNESS.size)
+    return noted, missed
 
 
 def index_for(table: Table, cookie: int) -> int | None:
