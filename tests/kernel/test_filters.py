@@ -110,7 +110,7 @@ def test_whose_qdisc_it_is_outlives_versions_and_losses(
     assert 1 == filters.mend(requests, lo)
     filters = Filters(PINS, OURS, 3, versions[1])
     assert 2 == filters.mend(requests, lo)
-    assert {(3 + 1) << 3 | 0b011} == {each.class_id & 0xFFFF for each in tc.filters(requests, LO)}
+    assert {(3 + 1) << 4 | 0b0011} == {each.class_id & 0xFFFF for each in tc.filters(requests, LO)}
     assert {ours} == {bool(each.class_id & QDISC_MADE) for each in tc.filters(requests, LO)}
     remove_all(requests, OURS)
     assert ({} if ours else {LO: "clsact"}) == tc.qdisc_kinds(requests)

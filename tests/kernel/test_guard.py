@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.test_truncate import reload
-from tests.load import counters, paths, wait_until
+from tests.load import clsact, counters, paths, wait_until
 from tests.load.closes import run, serving
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.guards import BOTH, guarded, programs
@@ -22,6 +22,7 @@ from tests.load.netns import Link, Namespace, link, namespace
 from tests.load.obstacles import SAID, add_ipsec
 from tests.load.paths import CLIENT, IPV4, IPV6, MAPPED, SERVER
 from tests.load.segments import RST, capture
+from twctl.linux import tcx
 from twctl.linux.devices import Device
 from twctl.linux.netns import cookie
 from twctl.modes.filters import class_id_of
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 N = 23
+LOOK = 40  # s: a look each 10 s
 FAMILIES = (IPV4, IPV6, MAPPED)
 BUCKETS = "net/ipv4/tcp_max_tw_buckets"
 TUNSETIFF, TUNSETLINK, IFF_TUN_NO_PI = 0x400454CA, 0x400454CD, 0x1001  # linux/if_tun.h
@@ -174,11 +176,11 @@ def test_a_device_that_becomes_a_port_of_a_bridge_leaves_the_guard_to_that(guard
 def test_the_class_id_tells_namespace_and_kind_of_device() -> None:
     """Index 0 and no Ethernet headers; the highest index; lo; a VRF, which is the lo of its ports, and one of them."""
     kinds = {
-        (0, Device(7, "tun0", 65534, "tun", "", xdp=False)): 0b1_000,
-        (255, Device(7, "eth0", 1, "", "", xdp=False)): 256 << 3 | 0b001,
-        (0, Device(1, "lo", 772, "", "", xdp=False)): 0b1_011,
-        (0, Device(7, "blue", 1, "vrf", "", xdp=False)): 0b1_011,
-        (0, Device(7, "eth0", 1, "veth", "vrf", xdp=False)): 0b1_101,
+        (0, Device(7, "tun0", 65534, "tun", "", xdp=False)): 0b1_0000,
+        (255, Device(7, "eth0", 1, "", "", xdp=False)): 256 << 4 | 0b0001,
+        (0, Device(1, "lo", 772, "", "", xdp=False)): 0b1_0011,
+        (0, Device(7, "blue", 1, "vrf", "", xdp=False)): 0b1_0011,
+        (0, Device(7, "eth0", 1, "veth", "vrf", xdp=False)): 0b1_0101,
     }
     assert kinds == {key: class_id_of(*key) for key in kinds}
 
@@ -247,7 +249,7 @@ def test_a_qdisc_that_somebody_else_made_stays(ns: Namespace) -> None:
     """Empty, as it was; what is on it besides the guard stays, too."""
     subprocess.run(ns.command("tc", "qdisc", "add", "dev", "lo", "clsact"), check=True)
     before = qdiscs(ns, "lo")
-    with daemon(ns, mode="vestigial"):
+    with daemon(ns, mode="vestigial", prefix=clsact.PREFIX):
         assert guarded(ns, "lo") == BOTH
     assert (before, []) == (qdiscs(ns, "lo"), guarded(ns, "lo"))
 
@@ -255,7 +257,7 @@ def test_a_qdisc_that_somebody_else_made_stays(ns: Namespace) -> None:
 def test_release_finds_the_guard_without_its_table(ns: Namespace) -> None:
     """The pins were removed by hand: the filters tell whose they are, the journal what the sysctls were."""
     before = buckets(ns), qdiscs(ns, "lo")
-    with daemon(ns, mode="vestigial") as one:
+    with daemon(ns, mode="vestigial", prefix=clsact.PREFIX) as one:
         one.kill()
         subprocess.run(["rm", "-r", str(one.pins)], check=True)
         assert (0, BOTH) == (buckets(ns), guarded(ns, "lo"))
@@ -291,10 +293,17 @@ def test_what_holds_a_lock_is_not_released(ns: Namespace) -> None:
         assert (0, BOTH) == (buckets(ns), guarded(ns, "lo"))
 
 
+@pytest.fixture(scope="module")
+def filtering() -> Iterator[tuple[Namespace, Daemon]]:
+    """As guarding, where the kernel has no TCX."""
+    with namespace() as ns, daemon(ns, mode="vestigial", prefix=clsact.PREFIX) as one:
+        yield ns, one
+
+
 @pytest.mark.parametrize("what", [["filter", "del", "dev", "lo", "ingress"], ["qdisc", "del", "dev", "lo", "clsact"]])
-def test_a_guard_that_is_taken_away_comes_back(guarding: tuple[Namespace, Daemon], what: list[str]) -> None:
+def test_a_filter_that_is_taken_away_comes_back(filtering: tuple[Namespace, Daemon], what: list[str]) -> None:
     """By `tc` in other hands: put back at once, and counted."""
-    ns, one = guarding
+    ns, one = filtering
     reattached = one.metric("twctl_guard_reattached_total")
     subprocess.run(ns.command("tc", *what), check=True)
     wait_until(lambda: sorted(guarded(ns, "lo")) == sorted(BOTH), what="the guard is back")
@@ -302,10 +311,22 @@ def test_a_guard_that_is_taken_away_comes_back(guarding: tuple[Namespace, Daemon
     assert buckets(ns) == 0
 
 
+@pytest.mark.skipif(not tcx.is_available(), reason="the kernel has no TCX (Linux 6.6)")
+def test_a_link_that_is_taken_away_comes_back(guarding: tuple[Namespace, Daemon]) -> None:
+    """By somebody who has no business in that folder: put back at the next look, and counted."""
+    ns, one = guarding
+    reattached = one.metric("twctl_guard_reattached_total")
+    for pin in (one.pins / "guard" / "links").iterdir():
+        pin.unlink()
+    wait_until(lambda: sorted(guarded(ns, "lo")) == sorted(BOTH), what="the guard is back", timeout=LOOK)
+    wait_until(lambda: one.metric("twctl_guard_reattached_total") > reattached, what="counted")
+    assert buckets(ns) == 0
+
+
 def test_where_the_guard_cannot_be_put_back_the_sysctl_goes_back(ns: Namespace) -> None:
     """Another kind of qdisc has taken the place of clsact: the daemon ends, and the kernel does its duty again."""
     before = buckets(ns)
-    with daemon(ns, mode="vestigial") as one:
+    with daemon(ns, mode="vestigial", prefix=clsact.PREFIX) as one:
         assert one.process
         one.process.send_signal(signal.SIGSTOP)  # or it would be faster
         for what in (["del", "dev", "lo", "clsact"], ["add", "dev", "lo", "ingress"]):
