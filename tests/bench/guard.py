@@ -9,7 +9,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tests.load.daemon import daemon
@@ -17,7 +17,7 @@ from tests.load.netns import Link, link
 from tests.load.segments import ACK, Segment, build
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
-from twctl.linux import btf, libbpf
+from twctl.linux import btf, libbpf, tcx
 from twctl.table import fields
 from twctl.table.layout import Layout
 from twctl.table.shared import bpf_folder
@@ -48,13 +48,15 @@ def _miss(count: int) -> dict[str, Any]:
     flags = compile_flags(layout, fields.macros(types, fields.GUARD))
     types.close()
     text = source("guard.c").replace("skb->tc_classid", str(ETHERNET_AND_NAMESPACE_0)) + EMPTY
-    loaded = bcc.BPF(text=text.encode(), cflags=flags)
+    loaded, linked = (bcc.BPF(text=each.encode(), cflags=flags) for each in (text, source("guard.c")))
     fds = {name: loaded.load_func(name, bcc.BPF.SCHED_CLS).fd for name in ("guard_ingress", "guard_egress", "nothing")}
+    guards = [linked.load_func(name, bcc.BPF.SCHED_CLS).fd for name in ("guard_ingress", "guard_egress")]
+    fds |= _labels(guards)
     results = {}
     for family, (protocol, segment) in PACKETS.items():
         frame = bytes(12) + struct.pack(">H", protocol) + build(segment)
         rounds = [{name: _nanoseconds(fd, frame) for name, fd in fds.items()} for _ in range(count)]
-        for name in ("guard_ingress", "guard_egress"):
+        for name in [each for each in fds if each != "nothing"]:
             above = statistics.median(row[name] - row["nothing"] for row in rounds)
             results[f"{name}, a segment without a vestige, {family}"] = {
                 "ns above the empty program": above,
@@ -63,6 +65,17 @@ def _miss(count: int) -> dict[str, Any]:
                 "met": above <= 25,
             }
     return results
+
+
+def _labels(guards: Sequence[int]) -> dict[str, int]:
+    """What a TCX link runs, a label and then the guard: descriptors by name."""
+    array = libbpf.program_array("guards", len(guards))
+    labels = {}
+    for element, fd in enumerate(guards):
+        libbpf.map_update(array, struct.pack("=I", element), struct.pack("=i", fd))
+        name = f"{('guard_ingress', 'guard_egress')[element]} in a TCX link"
+        labels[name] = tcx.load_label("label", ETHERNET_AND_NAMESPACE_0, array, element)
+    return labels
 
 
 def _nanoseconds(fd: int, frame: bytes) -> int:

@@ -21,7 +21,7 @@ from tests.load import counters, wait_until
 from tests.load.closes import run
 from tests.load.crashes import Crashes
 from tests.load.daemon import START_SECONDS, Daemon, twctl
-from tests.load.guards import BOTH, guarded
+from tests.load.guards import BOTH, guarded, standing
 from tests.load.netns import Namespace, namespace
 from twctl.errors import TwctlError
 from twctl.table.maps import Table
@@ -33,7 +33,6 @@ pytestmark = pytest.mark.skipif(
 
 N = 7
 DEVICES = ("lo", "veth0", "veth1")
-SIDES = ("ingress", "egress")
 SYSCTLS = ("net.ipv4.tcp_max_tw_buckets", "net.ipv4.tcp_fin_timeout")
 TIMES = "loopback = 0.3\nlocal = 0.3\nremote = 0.3\n"
 LIVES = f"[time_wait]\n{TIMES}[fin_wait2]\n{TIMES}"
@@ -55,8 +54,8 @@ class Place:
 
     def state(self) -> str:
         """All that twctl changes on a host."""
-        tc = (("qdisc", "show"), *(("filter", "show", "dev", name, side) for name in DEVICES for side in SIDES))
-        shown = [subprocess.run(self.ns.command("tc", *words), capture_output=True, check=True).stdout for words in tc]
+        qdiscs = subprocess.run(self.ns.command("tc", "qdisc", "show"), capture_output=True, check=True).stdout
+        shown = [qdiscs, *(standing(self.ns, name) for name in DEVICES)]
         files = [path for path in (self.one.pins, *Path("/run/twctl").glob(f"*{self.one.pins.name}*")) if path.exists()]
         return repr((shown, files, [self.ns.sysctl(name) for name in SYSCTLS]))
 
