@@ -39,7 +39,7 @@ class FakeNamespace:
 
     def __init__(self, path: str) -> None:
         self.name = self.path = path
-        self.guard = SimpleNamespace(disturbed=False)
+        self.guard = SimpleNamespace(disturbed=False, witnessed=False)
 
 
 class FakeNamespaces(list[FakeNamespace]):
@@ -50,6 +50,11 @@ class FakeNamespaces(list[FakeNamespace]):
         self.suspended: set[FakeNamespace] = set()
         self.done: list[tuple[str, str]] = []
         self.watched: list[str] = []
+        self.sessions = (0, 0)
+
+    def witnessed(self, _: FakeNamespace) -> tuple[int, int]:
+        """See Namespaces."""
+        return self.sessions
 
     def suspend(self, namespace: FakeNamespace) -> list[str]:
         """See Namespaces."""
@@ -132,6 +137,22 @@ def test_an_obstacle_suspends_once_and_its_end_resumes(watch: Watch, caplog: pyt
     assert [("suspend", "a"), ("resume", "a")] == watch.namespaces.done
     assert {} == watch.task.found()
     assert [1, 0] == [sum(f"namespace {name}: until" in line for line in caplog.messages) for name in ("a", "b")]
+
+
+def test_sessions_that_leave_past_the_guard_suspend_it_where_it_is_witnessed(watch: Watch) -> None:
+    """Until others have notes again; elsewhere nobody counts them."""
+    watch.namespaces.sessions = (7, 3)
+    watch.after(2 * LOOK_SECONDS)
+    assert [] == watch.namespaces.done
+    watch.namespaces[0].guard.witnessed = True
+    watch.after(2 * LOOK_SECONDS)
+    assert [] == watch.namespaces.done
+    watch.namespaces.sessions = (7, 5)
+    watch.after(3 * LOOK_SECONDS)
+    assert ([("suspend", "a")], {"egress": 1}) == (watch.namespaces.done, watch.task.found())
+    watch.namespaces.sessions = (8, 5)
+    watch.after(2 * LOOK_SECONDS)
+    assert [("suspend", "a"), ("resume", "a")] == watch.namespaces.done
 
 
 @pytest.mark.parametrize("what", ["rules", "devices"])

@@ -8,7 +8,8 @@ import pytest
 
 from tests.load.netns import Namespace, namespace
 from twctl.errors import TwctlError
-from twctl.modes.obstacles import KINDS, obstacles
+from twctl.linux import tcx
+from twctl.modes.obstacles import KINDS, PassedBy, obstacles
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -59,13 +60,23 @@ def test_ipsec_policies_are_one(ns: Namespace) -> None:
     assert lines(ns) == ["2 IPsec policies: the guard does not see inside ESP"]
 
 
-def test_a_filter_before_the_guard_is_one(ns: Namespace) -> None:
+def test_a_filter_before_the_guard_is_one_where_there_is_no_tcx(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that comes after the guard's priority is none."""
+    monkeypatch.setattr(tcx, "is_available", lambda: False)
     run(ns, "tc", "qdisc", "add", "dev", "lo", "clsact")
     run(ns, "tc", "filter", "add", "dev", "lo", "ingress", "pref", "2", *FILTER)
     assert lines(ns) == []
     run(ns, "tc", "filter", "add", "dev", "lo", "ingress", "pref", "1", *FILTER)
     assert set(lines(ns)) == {"another TC filter on lo runs before the guard (pref 1)"}
+    monkeypatch.setattr(tcx, "is_available", lambda: True)
+    assert lines(ns) == []
+
+
+def test_sessions_that_leave_past_the_guard_are_one() -> None:
+    """Until others do not; as long as there are none at all it stays as it was."""
+    passed_by = PassedBy(5, 3)
+    looks = [(5, 3), (6, 3), (6, 4), (6, 4), (9, 5), (9, 5), (10, 5), (10, 5)]
+    assert [False, False, True, True, True, True, False, False] == [bool([*passed_by.look(*each)]) for each in looks]
 
 
 def test_a_namespace_that_is_not_there_is_an_error() -> None:
