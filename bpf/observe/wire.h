@@ -43,12 +43,15 @@ ALWAYS_INLINE void witness(u32 netns, bool noted)
 		__sync_fetch_and_add(noted ? &witness->noted : &witness->missed, 1);
 }
 
-ALWAYS_INLINE bool is_same(const struct tuple *t, const struct wire *wire)
+ALWAYS_INLINE bool is_same(const struct work *w, const struct wire *wire)
 {
+	const struct tuple *t = &w->session.tuple;
 	u32 difference = (t->local_port ^ wire->local_port) | (t->remote_port ^ wire->remote_port);
 
-#define DIFFER(i) (t->local[i] ^ wire->local[i]) | (t->remote[i] ^ wire->remote[i])
-	difference |= DIFFER(0) | DIFFER(1) | DIFFER(2) | DIFFER(3);
+#define DIFFER(i) ((t->local[i] ^ wire->local[i]) | (t->remote[i] ^ wire->remote[i]))
+	difference |= DIFFER(0);
+	if (!is_ipv4(w)) /* of IPv4 the other words are anything */
+		difference |= DIFFER(1) | DIFFER(2) | DIFFER(3);
 #undef DIFFER
 	return !difference;
 }
@@ -61,7 +64,7 @@ ALWAYS_INLINE bool take_wire(struct work *w, const struct view *v, u32 netns, st
 
 	if (netns & NETNS_WITNESSED)
 		witness(netns, noted);
-	if (!noted || !(netns & NETNS_GUARDED) || is_same(t, wire))
+	if (!noted || !(netns & NETNS_GUARDED) || is_same(w, wire))
 		return false;
 	w->socket = *t;
 	__builtin_memcpy(t->local, wire->local, sizeof(t->local));

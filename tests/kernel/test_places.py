@@ -15,7 +15,7 @@ from tests.load.daemon import Daemon, daemon
 from tests.load.foreign import CLSACT, TCX
 from tests.load.guards import guarded, standing
 from tests.load.netns import Link, Namespace, link, namespace
-from tests.load.paths import IPV4
+from tests.load.paths import IPV4, IPV6, MAPPED
 from tests.load.segments import ACK, FIN, RST, Capture, capture, inject
 from twctl.linux import libbpf, tcx
 from twctl.table.enrolments import NETNS_WITNESSED, witnessed
@@ -127,6 +127,17 @@ def test_who_lets_packets_out_before_the_guard_suspends_it(programs: Mapping[str
             assert is_in_place(both.client, both.device)
         wait_until(lambda: buckets(both.client) == 0, what="the guard's again", timeout=2 * LOOK)
         assert 0 == one.metric("twctl_guard_obstacles", kind="egress")
+
+
+def test_who_lets_packets_on_to_the_guard_changes_nothing(programs: Mapping[str, int]) -> None:
+    """Each session has a note, which says what its socket says: it has one tuple."""
+    with link() as both:
+        passing = foreign.attached(both.client, both.device, TCX, {}, {"passes": programs["passes"]})
+        with passing, daemon(both.client, mode="vestigial", config=TIMES, prefix=prefix(TCX)) as one:
+            for family in (IPV6, IPV4, MAPPED):
+                paths.fin_wait2(paths.over_link(both, family), N)
+            assert (3 * N, 0) == witnessed(Table(one.pins / "current"), 0)
+            assert [None] * 3 * N == [each.wire for each in one.table()]
 
 
 def is_witnessed(one: Daemon) -> bool:

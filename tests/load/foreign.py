@@ -37,6 +37,7 @@ static inline __attribute__((always_inline)) int rewrite(struct __sk_buff *skb, 
 
 int rewrite_in(struct __sk_buff *skb) { return rewrite(skb, IN); }
 int rewrite_out(struct __sk_buff *skb) { return rewrite(skb, OUT); }
+int passes(struct __sk_buff *skb) { return UNSPEC; }
 int ends(struct __sk_buff *skb) { return 0; }
 
 /* In by the same device once more. */
@@ -48,7 +49,7 @@ int around(struct __sk_buff *skb)
 	return bpf_redirect(skb->ifindex, 1);
 }
 """
-NAMES = ("rewrite_in", "rewrite_out", "ends", "around")
+NAMES = ("rewrite_in", "rewrite_out", "passes", "ends", "around")
 TCX, CLSACT = "tcx", "clsact"
 
 

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import struct
+import sys
 from pathlib import Path
 
 from twctl.linux import libbpf
@@ -29,7 +30,7 @@ def _instruction(code: int, target: int = 0, source: int = 0, offset: int = 0, v
 
 def _nibbles(target: int, source: int) -> int:
     """Two registers in a byte: the compiler's bit fields begin at the end that the machine's words begin at."""
-    return target | source << 4 if struct.pack("=H", 1)[0] else target << 4 | source
+    return target | source << 4 if sys.byteorder == "little" else target << 4 | source
 
 
 _PASS = _instruction(_MOVE, 0, value=_NEXT) + _instruction(_EXIT)
