@@ -41,7 +41,13 @@ ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 cl
 	if (!sk)
 		return;
 	sk = bpf_sk_fullsock(sk);
-	if (!sk || (is_of_socket(w, t, sk) && !(classid & DEVICE_WITNESSED)) || !is_of_netns(skb, sk))
+	if (!sk)
+		return;
+	if (is_of_socket(w, t, sk) && !(classid & DEVICE_WITNESSED)) {
+		wires.sk_storage_delete(sk); /* of the connection before: connect() may use a socket again */
+		return;
+	}
+	if (!is_of_netns(skb, sk))
 		return;
 	wire = wires.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!wire) {

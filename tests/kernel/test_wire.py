@@ -1,5 +1,6 @@
 """Sessions whose packets are translated between socket and wire: tuples, class, what blame says, what is answered."""
 
+import ctypes
 import json
 import os
 import socket
@@ -29,6 +30,7 @@ QUIET = {"net.ipv4.tcp_rfc1337": 1}
 TIMES = "[time_wait]\nloopback = 60\nlocal = 60\nremote = 60\n"
 SERVICE, SERVICE_PORT, PORT = "10.96.0.1", 80, 5000
 BULK_SERVICE_PORT, BULK_PORT = 81, 5001
+PLAIN_PORT = 5003
 FIXED_PORT, WIRE_PORT = 5002, 7777  # toward the first all have this port on the wire
 RULES = f"""
 table ip t {{
@@ -37,7 +39,7 @@ table ip t {{
     chain post {{
         type nat hook postrouting priority 100
         ip daddr SERVER tcp dport {FIXED_PORT} masquerade to :{WIRE_PORT}
-        ip daddr SERVER masquerade random
+        ip daddr SERVER tcp dport != {PLAIN_PORT} masquerade random
     }}
 }}
 """
@@ -172,3 +174,39 @@ def test_a_port_that_conntrack_has_chosen_holds_nobody_back(service: Service) ->
             far.close()
     assert 0 == service.one.metric("twctl_guard_segments_total", action="held")
     assert N - 1 <= service.one.metric("twctl_time_wait_ended_total", reason="reused")
+
+
+def test_a_socket_that_connects_again_has_no_wire_of_before(service: Service) -> None:
+    """First translated, then not: the second session has its own tuple alone."""
+    with ExitStack() as stack:
+        with service.both.server.entered():
+            plain = stack.enter_context(socket.create_server((service.both.server_ipv4, PLAIN_PORT)))
+        near, far = service.connected()
+        for listener in (None, plain):
+            if listener:
+                near.connect((service.both.server_ipv4, PLAIN_PORT))
+                far, _ = listener.accept()
+            mine = near.getsockname()
+            near.shutdown(socket.SHUT_WR)
+            assert far.recv(1) == b""
+            far.close()
+            found = entered(service, mine)
+            assert (listener is None) == (found.wire is not None)
+            disconnect(near)
+        near.close()
+
+
+def entered(service: Service, local: tuple[str, int]) -> Vestige:
+    """The session with this address and port of the client's, as soon as it is there."""
+
+    def found() -> list[Vestige]:
+        return [each for each in service.one.table() if (str(each.local), each.local_port) == local]
+
+    wait_until(found, what="it enters")
+    return found()[0]
+
+
+def disconnect(sock: socket.socket) -> None:
+    """Have the socket as it was before it connected (connect(2), AF_UNSPEC)."""
+    unspecified = ctypes.create_string_buffer(16)
+    assert ctypes.CDLL(None, use_errno=True).connect(sock.fileno(), unspecified, len(unspecified)) == 0
