@@ -22,9 +22,29 @@
 /* What the daemon tells the commands: for user space alone. */
 BPF_F_TABLE("array", u32, struct settings, settings, 1, BPF_F_MMAPABLE);
 
+/* A state event to SYN_SENT. No other interrupts it: of two programs at one place one is enough. */
+ALWAYS_INLINE void connects_now(u64 sk)
+{
+#ifdef MEASURE_SEARCH
+	begin_search(sk);
+#endif
+}
+
+#ifdef MEASURE_SEARCH
+/* At times attached to the root cgroup, so to all sockets. */
+int connect_goes_out(struct bpf_sock_ops *ops)
+{
+	if (ops->op == SOCK_OPS_CONNECT && ops->sk)
+		found_port(ops, ops->sk);
+	return 1;
+}
+#endif
+
 #ifdef PROBE_FENTRY
 RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
+	if (ctx->args[2] == TCP_SYN_SENT)
+		connects_now(ctx->args[0]);
 	if (ctx->args[2] == TCP_CLOSE)
 		ended(WORKER_ENTRY, (void *)ctx->args[0], ctx->args[1]);
 	return 0;
@@ -80,18 +100,29 @@ KRETFUNC_PROBE(tcp_twsk_unique)
 	return 0;
 }
 #else
-RAW_TRACEPOINT_PROBE(inet_sock_set_state)
+ALWAYS_INLINE void meet_state_event(const void *sk, u64 from, u64 to)
 {
-	const void *sk = (void *)ctx->args[0];
-	u64 from = ctx->args[1];
 	u32 worker;
 
-	if (ctx->args[2] != TCP_CLOSE)
-		return 0;
+	if (to != TCP_CLOSE)
+		return;
 	worker = meet_event(sk, from);
 	if (worker != WORKERS)
 		ended(worker, sk, from);
 	leave_event();
+}
+
+RAW_TRACEPOINT_PROBE(inet_sock_set_state)
+{
+	if (ctx->args[2] == TCP_SYN_SENT)
+		connects_now(ctx->args[0]);
+	meet_state_event((void *)ctx->args[0], ctx->args[1], ctx->args[2]);
+	return 0;
+}
+
+int again__inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	meet_state_event((void *)ctx->args[0], ctx->args[1], ctx->args[2]);
 	return 0;
 }
 #endif

@@ -220,6 +220,18 @@ struct counters {
 	u64 dropped[DROPPED];
 };
 
+/* How a search for a local port ended, and how long it took, by its upper edge in ns: 1, 2 and 5 of each decade from 1 us to 100 ms,
+ * then more. Of those that are measured, on each CPU; where none is there is no such map. */
+enum outcome { OUTCOME_FOUND, OUTCOME_NO_PORT, OUTCOMES };
+#define SEARCH_LANES 17
+#define SEARCH_EDGES { 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000, 1000000, 2000000, 5000000, 10000000, 20000000, 50000000, 100000000, 0xffffffff }
+struct connects {
+	u64 search[OUTCOMES][SEARCH_LANES];
+	u64 nanoseconds[OUTCOMES];
+	u64 unmeasured;	/* were to be, but there was no place to remember them, or the SYN waits for data */
+	u64 socket;	/* that is just looked at */
+};
+
 /* Who causes it; observe/attribution.h says how. 448 bytes for eight parties, 512 lines for each kind. */
 enum party_kind { BY_OWNER, BY_REMOTE, BY_LOCAL_PORT, KINDS };
 

@@ -6,6 +6,9 @@
 #define TWCTL_OBSERVE_CLOSE_H
 
 #include "observe/entry.h"
+#ifdef MEASURE_SEARCH
+#include "observe/search.h"
+#endif
 #include "observe/socket.h"
 #include "table.h"
 
@@ -67,6 +70,9 @@ ALWAYS_INLINE void found_no_port(u32 worker, const void *sk)
 	struct common common;
 	u32 *netns;
 
+#ifdef MEASURE_SEARCH
+	u64 since = take_search((u64)sk);
+#endif
 	if (!v || !w || read_common(&common, sk))
 		return;
 	netns = enrolled(&common);
@@ -74,6 +80,9 @@ ALWAYS_INLINE void found_no_port(u32 worker, const void *sk)
 		return;
 	read_tuple_from(w, &common, 0, *netns);
 	COUNT(worker, no_port);
+#ifdef MEASURE_SEARCH
+	end_search((u64)sk, since, OUTCOME_NO_PORT);
+#endif
 	prepare_attribution(w);
 	attribute(w, v, false);
 }

@@ -14,8 +14,9 @@ from twctl.advise.ports import (
     ports_used_up,
     reuse_helps,
     reuse_needs_timestamps,
+    search_is_long,
 )
-from twctl.advise.snapshot import Snapshot
+from twctl.advise.snapshot import Search, Snapshot
 
 
 def toward(name: str, **numbers: Any) -> Snapshot:  # noqa: ANN401 - of several types
@@ -23,6 +24,29 @@ def toward(name: str, **numbers: Any) -> Snapshot:  # noqa: ANN401 - of several 
     snapshot = recorded(name)
     [one] = snapshot.destinations
     return dataclasses.replace(snapshot, destinations=(dataclasses.replace(one, **numbers),))
+
+
+@pytest.mark.parametrize(
+    ("calls", "mean", "said"), [(101, 1e-3, True), (101, 1e-4, True), (101, 9e-5, False), (5, 1e-3, False)]
+)
+def test_a_search_is_long_from_100_us_on_if_it_costs_a_hundredth_of_a_cpu(
+    calls: float, mean: float, *, said: bool
+) -> None:
+    """Where it is not measured nothing is said."""
+    snapshot = dataclasses.replace(recorded("searching"), search=Search(calls, mean))
+    assert said == (search_is_long(snapshot) is not None)
+    assert search_is_long(dataclasses.replace(snapshot, search=None)) is None
+
+
+def test_a_step_width_is_advised_where_the_kernel_has_it_and_it_is_off() -> None:
+    """Linux 7.1: before there is no such sysctl."""
+    snapshot = recorded("searching")
+    [here] = snapshot.namespaces
+    for width, said in ((None, False), (0, True), (128, False)):
+        other = dataclasses.replace(here, limits=dataclasses.replace(here.limits, port_step=width))
+        advice = search_is_long(dataclasses.replace(snapshot, namespaces=(other,)))
+        assert advice
+        assert said == ("ip_local_port_step_width" in advice.remedy)
 
 
 CALM: dict[str, Any] = {"no_port": 0.0, "failed_last": None, "failing_since": None, "failed": 0}

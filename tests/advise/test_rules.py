@@ -23,6 +23,7 @@ SAID = {
     "no_timestamps": ["ports_used_up", "reuse_needs_timestamps", "mode_fits"],
     "peer_closes": ["peer_closes_first"],
     "reused": ["keep_alive"],
+    "searching": ["ports_used_up", "search_is_long", "keep_alive", "reuse_helps", "mode_fits"],
     "server_closes": ["server_closes_first"],
     "translated": ["translation_used_up"],
     "unbound": [],

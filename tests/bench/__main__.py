@@ -16,7 +16,7 @@ from twctl.table.pins import mount_of
 
 NAMES = (
     *("table", "blame", "guard", "connections", "daemon", "ports", "truncate", "routes"),
-    *("vestigial", "pairs", "latency", "half_open", "losses", "burst", "clients", "account"),
+    *("vestigial", "pairs", "latency", "half_open", "losses", "burst", "clients", "account", "connects"),
 )
 LONG = {"pairs", "latency", "burst", "clients"}  # have no part in a short run, unless they are named
 BOUNDS = ROOT / "tests/bench/bounds.toml"

@@ -105,7 +105,8 @@ def run(*, short: bool = False) -> dict[str, Any]:
     return parts if short else parts | _programs(count, empty, 8) | _operations() | _whole(programs)
 
 
-def _fdinfo(fd: int) -> Spent:
+def fdinfo(fd: int) -> Spent:
+    """What a program has done so far."""
     shown = Path(f"/proc/self/fdinfo/{fd}").read_text()
     fields = dict(line.split(":", 1) for line in shown.splitlines())
     return Spent(int(fields["run_time_ns"]), int(fields["run_cnt"]))
@@ -116,7 +117,7 @@ def _pinned(folder: Path) -> dict[str, Spent]:
     found = {}
     for path in sorted(folder.iterdir(), key=lambda path: (path.name not in SHOWN, SHOWN.get(path.name, path.name))):
         fd = libbpf.obj_get(path)
-        found[path.name] = _fdinfo(fd)
+        found[path.name] = fdinfo(fd)
         os.close(fd)
     return found
 
@@ -191,10 +192,10 @@ class Stopwatch:
             sz=ctypes.sizeof(libbpf.TestRun), data_in=ctypes.addressof(packet), data_size_in=64, repeat=300_000
         )
         with statistics_enabled():
-            before = _fdinfo(self._nothing)
+            before = fdinfo(self._nothing)
             result = libbpf.libbpf().bpf_prog_test_run_opts(self._nothing, ctypes.byref(opts))
             assert result == 0, os.strerror(-result)
-            return (_fdinfo(self._nothing) - before).each
+            return (fdinfo(self._nothing) - before).each
 
 
 def _events(stopwatch: Stopwatch, count: int) -> dict[str, Any]:

@@ -37,6 +37,7 @@ TABLES = [
     "sysctl",
     "pressure",
     "pressure.floor",
+    "connect",
     "blame",
 ]
 
@@ -90,6 +91,7 @@ def test_defaults_need_no_file() -> None:
             orphans=32768,
         ),
         blame=BlameSettings(destinations=5, metrics=0),
+        port_search=10,
     )
     assert expected == effective.config
     assert {"default"} == {source for _, _, source in effective.rows()}
@@ -130,6 +132,8 @@ def test_file_sets_every_key(file: Path) -> None:
         [blame]
         destinations = 23
         metrics = 100
+        [connect]
+        port_search = 0
     """
     expected = Config(
         mode=Mode.VESTIGIAL,
@@ -161,6 +165,7 @@ def test_file_sets_every_key(file: Path) -> None:
             orphans=1009,
         ),
         blame=BlameSettings(destinations=23, metrics=100),
+        port_search=0,
     )
     assert expected == loaded(file, text).config
 
@@ -226,7 +231,7 @@ PREFIXES = "allowed: a list of prefixes such as 10.0.0.0/8 or fd00::/8"
 NETNS = "allowed: a list of names under /run/netns"
 TOP = (
     "mode, listen, netns, all_netns, pins, probe, reconcile_interval, force, "
-    "time_wait, fin_wait2, capacity, classes, tls, sysctl, pressure, blame"
+    "time_wait, fin_wait2, capacity, classes, tls, sysctl, pressure, connect, blame"
 )
 TRUNCATE = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'
 MAPPED = "is IPv4 on the wire, write the IPv4 prefix"

@@ -1,6 +1,7 @@
 """The collector over a table of plain numbers: every series, and what becomes of a part that fails."""
 
 import dataclasses
+import mmap
 from collections import Counter as TallyOf
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from twctl.classes import Class
 from twctl.config.config import load
 from twctl.daemon.discovery import Discovery
 from twctl.daemon.metrics import collector_of
+from twctl.daemon.searches import MeasuringSearches
 from twctl.daemon.upkeep import Reconciling
 from twctl.daemon.work import Work
 from twctl.daemon.work_metrics import STATES
@@ -27,6 +29,7 @@ from twctl.linux.procfs import MaxOrphans, SocketBytes
 from twctl.modes.guard import DELAY_EDGES
 from twctl.modes.histogram import Histogram
 from twctl.modes.truncate import LATENESS_EDGES, Reaper
+from twctl.table.connects import CONNECTS
 from twctl.table.counters import ACTIONS, LANES, Counters, Reason
 from twctl.table.layout import Layout
 from twctl.table.maps import Table
@@ -57,6 +60,10 @@ class FakeTable:
         self.meanwhile()
         return alive
 
+    def has(self, _name: str) -> bool:
+        """None of the maps that are there only if they are wanted."""
+        return False
+
     def nested(self) -> int:
         """No event came inside of another."""
         return 0
@@ -86,6 +93,14 @@ class BlamedTable(Tallies, FakeTable):
     def __init__(self) -> None:
         FakeTable.__init__(self)
         Tallies.__init__(self)
+
+    def has(self, _name: str) -> bool:
+        """It measures searches, too."""
+        return True
+
+    def map(self, name: str, size: int) -> mmap.mmap:
+        """None was made."""
+        return mmap.mmap(-1, size) if name == CONNECTS else super().map(name, size)
 
 
 class FakeNamespaces:
@@ -141,7 +156,8 @@ def registry(table: FakeTable, kernel_sockets: Callable[[], int] = lambda: 23, b
     idle = SimpleNamespace(rounds=0, errors=0, missing=0, drift={"missing": 0, "stale": 0})
     reaper = SimpleNamespace(errors=0, passed_over=0, lateness={class_: Histogram(LATENESS_EDGES) for class_ in Class})
     discovery = FakeDiscovery(FakeNamespaces(kernel_sockets))
-    work = Work(cast("Reconciling", idle), cast("Discovery", discovery), cast("Reaper", reaper))
+    searches = cast("MeasuringSearches", object()) if table.has(CONNECTS) else None
+    work = Work(cast("Reconciling", idle), cast("Discovery", discovery), cast("Reaper", reaper), searches=searches)
     made = CollectorRegistry()
     made.register(collector_of(cast("Table", table), work, config, {"crowded": 3}))
     return made

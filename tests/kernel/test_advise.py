@@ -85,6 +85,24 @@ def test_a_load_test_to_one_server_uses_the_ports_up(both: Link) -> None:
         assert not {"ports-are-used-up-by-sessions-in-time_wait", "tcp_tw_reuse-helps-or-does-not"} & {*anchors(after)}
 
 
+def test_a_search_for_a_port_that_is_long_is_told_and_ends_with_what_holds_them(both: Link) -> None:
+    """Sessions hold all ports of one parity, which the kernel tries first; once drained they are free again."""
+    both.client.sysctl("net.ipv4.ip_local_port_range", "20000 36001")  # 16,002
+    with daemon(both.client) as one, serving(both.server, *(ways := ("--address", both.server_ipv4))):
+        run(both.client, "--connect", "--count", "8501", *ways)
+        with ThreadPoolExecutor(1) as beside:
+            going_on = beside.submit(run, both.client, "--connect", "--seconds", "8", "--rate", "101", *ways)
+            found = advised(one, "searching")
+            going_on.result()
+        long = next(each for each in found if each["anchor"] == "connect-looks-long-for-a-port")
+        assert "of 16,002 ports toward it are held" in long["evidence"]
+        assert 0 == twctl("drain", *one.options, "--all").returncode
+        with ThreadPoolExecutor(1) as beside:
+            going_on = beside.submit(run, both.client, "--connect", "--seconds", "8", "--rate", "101", *ways)
+            assert "connect-looks-long-for-a-port" not in anchors(advised(one))
+            going_on.result()
+
+
 def test_what_drain_frees_is_not_advised_any_more(both: Link) -> None:
     """The remedy that is named for at once."""
     with daemon(both.client) as one, client(over_link(both), 500) as load:

@@ -1,6 +1,9 @@
 """Counters of one moment, and the rates between two."""
 
+from dataclasses import replace
+
 from twctl.classes import Class
+from twctl.table.connects import Searches
 from twctl.table.counters import CLOSES, DROPPED, Reason
 from twctl.table.looks import Look, rates
 
@@ -15,7 +18,7 @@ def look(at: float, **changed: int) -> Look:
     counters |= dict.fromkeys((("dropped", why) for why in (*DROPPED, "nested")), 0)
     counters["no_port",] = 0
     known = {(name,) if name == "no_port" else tuple(name.split("_")): count for name, count in changed.items()}
-    return Look(at, counters | known, dict.fromkeys(Class, 1_234_567), dict.fromkeys(Class, 0.5))
+    return Look(at, counters | known, dict.fromkeys(Class, 1_234_567), dict.fromkeys(Class, 0.5), {})
 
 
 def test_rates_are_differences_by_time_and_never_negative() -> None:
@@ -33,3 +36,15 @@ def test_rates_are_differences_by_time_and_never_negative() -> None:
     assert rates(after, after) == {}
     back = look(11.0, entered_local=123, ended_local_expired=51).held(after)
     assert (0.0, 2.0) == (rates(after, back)["entered", "local"], rates(after, back)["ended", "local", "expired"])
+
+
+def test_how_long_searches_took_is_kept_until_others_are_measured() -> None:
+    """Of most looks nothing was; and of an outcome that never came nothing is said."""
+    first, then = (
+        replace(look(at), searches={"found": Searches((made,), seconds), "no_port": Searches((0,), 0.0)})
+        for at, made, seconds in ((0, 3, 5.0), (1, 7, 7.0))
+    )
+    measured = then.held(first)
+    assert {"found": 0.5} == measured.took
+    assert measured.took == then.held(measured).took
+    assert {} == first.held(None).took

@@ -25,6 +25,8 @@ MANY_A_SECOND = 10.0
 FORGOTTEN = 100
 # From this share of the ports on sockets that only have them are what connect() lacks.
 BOUND = 0.2
+# A search is long from 100 us on, fifty times what it takes while ports are free, and matters from 1 % of a CPU on.
+LONG_SEARCH, SEARCH_LOAD = 1e-4, 0.01
 REUSE_ALWAYS, REUSE_LOOPBACK = 1, 2  # tcp_tw_reuse
 
 
@@ -200,3 +202,26 @@ def _comes_back(each: Destination, snapshot: Snapshot) -> bool:
     """Whether tcp_tw_reuse lets go of its ports: else it is a load like others."""
     here = snapshot.namespace(each.netns)
     return here is not None and _reuses(each, here) and _has_timestamps(each, here) and each.used < SCARCE
+
+
+def search_is_long(snapshot: Snapshot) -> Advice | None:
+    """connect() tries port after port before one is free: that is time of its caller, and of a CPU."""
+    search = snapshot.search
+    if search is None or search.mean < LONG_SEARCH or search.calls * search.mean < SEARCH_LOAD:
+        return None
+    took, load = f"{number(1e6 * search.mean)} us", f"{search.calls * search.mean:.0%}"
+    worst = max(snapshot.destinations, key=lambda each: each.used, default=None)
+    where = f"; most are held toward {endpoint(worst)}: {held(worst)}" if worst else ""
+    steps = [each.limits.port_step for each in snapshot.namespaces]
+    step = " net.ipv4.ip_local_port_step_width = 128 has it pass runs of them." if 0 in steps else ""
+    return Advice(
+        weight=SOON - 5,
+        what=f"connect() takes {took} longer than it must: it looks that long for a free local port",
+        evidence=f"{number(search.calls)} calls a second look for a port, {load} of a CPU at most{where}",
+        remedy=(
+            "Have fewer ports held: keep connections open or pool them; mode truncate with [pressure] port_headroom = "
+            f"0.5; a wider net.ipv4.ip_local_port_range; more addresses.{step}"
+        ),
+        gain=f"{took} of each connect(), {load} of a CPU at most",
+        anchor="connect-looks-long-for-a-port",
+    )

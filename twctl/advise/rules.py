@@ -21,6 +21,7 @@ from twctl.advise.ports import (
     ports_used_up,
     reuse_helps,
     reuse_needs_timestamps,
+    search_is_long,
 )
 from twctl.advise.snapshot import Snapshot
 
@@ -29,6 +30,7 @@ RULES: tuple[Rule, ...] = (
     ports_used_up,
     ports_bound,
     connections_leak,
+    search_is_long,
     conntrack_full,
     translation_used_up,
     orphans_overflow,

@@ -93,14 +93,26 @@ class Namespace:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Search:
+    """What connect() spent on looking for a local port. calls: a second; mean: seconds of one that found a port."""
+
+    calls: float
+    mean: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The whole. seconds: how long rates were looked at; passive: connections a second whose peer closed first."""
+    """The whole. seconds: how long rates were looked at; passive: connections a second whose peer closed first.
+
+    search: None where it is not measured.
+    """
 
     mode: str
     daemon: bool
     seconds: float
     entered: float
     passive: float
+    search: Search | None
     freed: dict[str, Freed]
     destinations: tuple[Destination, ...]
     services: tuple[Service, ...]
@@ -121,6 +133,7 @@ def from_plain(plain: dict[str, Any]) -> Snapshot:
     return Snapshot(
         **plain
         | {
+            "search": Search(**plain["search"]) if plain["search"] else None,
             "freed": {mode: Freed(**each) for mode, each in plain["freed"].items()},
             "destinations": tuple(Destination(**each) for each in plain["destinations"]),
             "services": tuple(Service(**each) for each in plain["services"]),

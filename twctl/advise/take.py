@@ -1,5 +1,6 @@
 """Takes the snapshot: table, tallies and counters, and the kernel's own numbers, over about a second."""
 
+import contextlib
 import dataclasses
 import time
 from collections import Counter
@@ -8,15 +9,18 @@ from typing import NamedTuple
 
 from twctl.addresses import Endpoint
 from twctl.advise.around import Around, cgroup_of, look_around
-from twctl.advise.snapshot import Destination, Namespace, Service, Snapshot
+from twctl.advise.snapshot import Destination, Namespace, Search, Service, Snapshot
 from twctl.classes import Class
+from twctl.errors import TwctlError
 from twctl.linux.limits import Limits, limits
 from twctl.linux.netns import inside
 from twctl.linux.procfs import ephemeral_ports, socket_bytes
 from twctl.modes.dry_run import freed
 from twctl.modes.headroom import APART_SECONDS, LEAST, Use, toward
 from twctl.modes.obstacles import obstacles
+from twctl.modes.searching import Searching
 from twctl.modes.translation import look
+from twctl.table.connects import Connects, connects
 from twctl.table.counters import CLOSES, Counters
 from twctl.table.enrolments import reachable
 from twctl.table.failures import Failing, failing
@@ -65,12 +69,13 @@ class Walk:
 
 
 class Counted(NamedTuple):
-    """Counters, tallies and limits of one moment (monotonic, s)."""
+    """Counters, tallies, limits and measured searches for a port (None: none is) of one moment (monotonic, s)."""
 
     at: float
     counters: Counters
     remotes: dict[Remote, Tally]
     limits: dict[str, Limits]
+    connects: Connects | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,12 +99,13 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
     :raises TwctlError: where the namespaces of the table cannot be entered.
     """
     lists = {index: look_around(name) for index, name in reachable(table).items()}
-    before = _counted(table, lists)
-    looked = _looked(before.remotes, lists)
-    if not looked:
-        time.sleep(APART_SECONDS)
-    uses = _worst(toward(table, [before.remotes.get(each) or Tally(each, *NONE) for each in looked]))
-    after = _counted(table, lists)
+    with _searches_measured(table):
+        before = _counted(table, lists)
+        looked = _looked(before.remotes, lists)
+        if not looked:
+            time.sleep(APART_SECONDS)
+        uses = _worst(toward(table, [before.remotes.get(each) or Tally(each, *NONE) for each in looked]))
+        after = _counted(table, lists)
     walk = Walk({_key(each, lists) for each in looked})
     would_free = freed(walk.passing(table.vestiges()), time_wait, ephemeral_ports(), socket_bytes())
     owners, names = main_owners(table, By.REMOTE, looked), Names(table)
@@ -110,6 +116,7 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
         seconds=round(after.at - before.at, 3),
         entered=_rate(facts, sum(before.counters.values["entered"]), sum(after.counters.values["entered"])),
         passive=_rate(facts, *(each.counters.get("closed", CLOSES.index("passive")) for each in (before, after))),
+        search=_search(before, after),
         freed=would_free,
         destinations=tuple(_destination(each, facts) for each in looked),
         services=tuple(_services(table, facts)),
@@ -117,11 +124,27 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
     )
 
 
+@contextlib.contextmanager
+def _searches_measured(table: Table) -> Iterator[None]:
+    """Have connect()'s searches for a port measured meanwhile, where that is wanted and possible."""
+    with contextlib.ExitStack() as measuring:
+        with contextlib.suppress(TwctlError):
+            measuring.enter_context(Searching(table))
+        yield
+
+
 def _counted(table: Table, lists: Mapping[int, Around]) -> Counted:
     tallies = ranking(table, By.REMOTE, LINES * PLACES)
     remotes = {tally.party: tally for tally in tallies if isinstance(tally.party, Remote)}
     found = {each.name: limits(each.name or None) for each in lists.values()}
-    return Counted(time.monotonic(), table.counters(), remotes, found)
+    return Counted(time.monotonic(), table.counters(), remotes, found, connects(table))
+
+
+def _search(before: Counted, after: Counted) -> Search | None:
+    if before.connects is None or after.connects is None:
+        return None
+    found = after.connects.searches["found"].since(before.connects.searches["found"])
+    return Search(round(found.made / (after.at - before.at), 1), round(found.mean, 7))
 
 
 def _rate(facts: Facts, before: float, after: float) -> float:

@@ -37,6 +37,7 @@ entered/s  sessions that came into TIME_WAIT, or orphaned FIN_WAIT2
 adopted/s  taken over from the kernel's list, entry not seen
 restarted/s  timers that started anew
 ended/s  sessions that are over, by why
+connect()  how long a call looks for a local port, when it was measured last
 closed/s  connections that ended without TIME_WAIT
 owner  the unit or cgroup that made the socket, and its user; unknown: taken over
 full  of the capacity; beyond it the oldest are evicted
@@ -203,6 +204,9 @@ def _others(view: View, look: Look) -> Iterator[Line]:
         done = [name for name in ACTIONS if acted[name]]
         rates = ", ".join(f"{name} {per_second(view.rates.get(('guard', name)))}" for name in done)
         yield [(f"guard/s: {rates or 'nothing to do yet'}", "")]
+    if look.took:
+        took = ", ".join(f"{1e6 * seconds:,.1f} us ({outcome})" for outcome, seconds in look.took.items())
+        yield [(f"connect() looks for a port: {took}", "")]
     if lost := {why: count for why, count in look.of("dropped").items() if count}:
         yield [("LOST: " + ", ".join(f"{why} {count:,}" for why, count in lost.items()), ALARM)]
 

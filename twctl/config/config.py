@@ -67,7 +67,7 @@ class Config:
     netns: names under /run/netns, empty: the namespace twctl runs in; all_netns: bool, that one and all that have a
     name; pins: Path, absolute; reconcile_interval: float, seconds, 0: never; force: bool, mode vestigial also where the
     guard may not see what sockets see; time_wait, fin_wait2: float, seconds; classes: prefixes set by hand; tls: None:
-    HTTP.
+    HTTP; port_search: int, connect()'s search for a port is measured in one of so many seconds, 0: in none.
     """
 
     mode: Mode
@@ -86,6 +86,7 @@ class Config:
     sysctl: Mapping[str, int]
     pressure: PressureSettings
     blame: BlameSettings
+    port_search: int
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def _config(settings: Mapping[str, Setting]) -> Config:
         sysctl=_sysctl(value),
         pressure=_pressure(value),
         blame=BlameSettings(value["blame.destinations"], value["blame.metrics"]),
+        port_search=value["connect.port_search"],
     )
 
 

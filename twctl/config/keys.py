@@ -139,6 +139,7 @@ KEYS: dict[str, Key] = {
     "pressure.port_headroom": Key(0.0, number((0, 0), (0.01, 0.9)), "0 (off) or a share of the ports, 0.01 to 0.9"),
     "pressure.orphans": Key(32768, _whole(0, 2**31 - 1), "a whole number of sockets, 0 to 2147483647"),
     **_per_class("pressure.floor", _TIME_WAIT, 1.0, 2.0, 15.0),
+    "connect.port_search": Key(10, _whole(0, 3600), "0 (off), or whole seconds from 1 (all the time) to 3600"),
     "blame.destinations": Key(5, _whole(0, 50), "a whole number from 0 (none) to 50"),
     "blame.metrics": Key(0, _whole(0, 100), "0 (off) or how many parties of each kind, up to 100"),
 }

@@ -30,6 +30,7 @@ ABOUT = {
     "pressure": "mode truncate: when memory is low, drain; when ports run out (port_headroom), shorter TIME_WAIT. Mode "
     "vestigial: above so many orphans (2.2 kB each) those in FIN_WAIT2 become vestiges, too",
     "pressure.floor": "seconds; port_headroom makes TIME_WAIT no shorter",
+    "connect": "how long connect() looks for a local port is measured for one second of so many",
     "blame": "metrics of single destinations and parties, which have labels of their own",
 }
 # Keys that are unset by default: a value to begin with.

@@ -8,7 +8,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from twctl.config.config import Config
 from twctl.daemon.families import Metric, counter, single
 from twctl.daemon.namespaces import Namespaces
-from twctl.daemon.table_metrics import PartyMetrics, SessionMetrics, guard_segments, table_metrics
+from twctl.daemon.table_metrics import PartyMetrics, SessionMetrics, connect_metrics, guard_segments, table_metrics
 from twctl.daemon.work import Work
 from twctl.daemon.work_metrics import (
     conntrack_metrics,
@@ -55,6 +55,7 @@ def collector_of(table: Table, work: Work, config: Config, ended: Mapping[str, i
             lambda: table_metrics(table, namespaces.counts()["refused"]),
             PartyMetrics(table, config.blame.metrics, lambda: _ephemeral(namespaces)).metrics,
             lambda: guard_segments(table),
+            lambda: connect_metrics(table) if work.searches else (),
             lambda: namespace_metrics(namespaces, work.discovery.states()),
             lambda: task_metrics(work),
             lambda: mode_metrics(config, table),

@@ -39,7 +39,7 @@ def take_over_or_load(pins: Pins, config: Config, ours: Ours, put_sysctls_back: 
     if (pins.current / "maps").is_dir():
         with contextlib.suppress(TwctlError, OSError):
             table = Table(pins.current, writable=True)
-            if table.identity == table_identity(layout, config.probe):
+            if table.identity == table_identity(layout, config.probe, searches=config.port_search > 0):
                 log.info("took over the pinned table at %s: same layout", pins.current)
                 return table
             lives = [*map(max, lives, table.lives)]
@@ -47,7 +47,9 @@ def take_over_or_load(pins: Pins, config: Config, ours: Ours, put_sysctls_back: 
     put_sysctls_back()
     sizes = {family: {class_.label: layout.capacity[family][class_] for class_ in Class} for family in FAMILIES}
     earlier = [min(each, LONGEST_LIFE * 10**9) for each in lives] if guard.is_left(ours) else []
-    loaded = pins.load(loader.Request(str(pins.root / "next"), sizes, config.probe, earlier))
+    loaded = pins.load(loader.Request(str(pins.root / "next"), sizes, config.probe, earlier, config.port_search > 0))
+    if loaded.unmeasured:
+        log.warning("connect() is not measured: %s", loaded.unmeasured)
     if loaded.refused:
         log.info("fentry is not available: %s", loaded.refused)
     return Table(pins.current, writable=True)

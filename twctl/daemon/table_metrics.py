@@ -8,6 +8,7 @@ from twctl.classes import Class
 from twctl.daemon.families import Metric, counter, gauge, histogram, single
 from twctl.linux.ports import Ports
 from twctl.modes.histogram import Histogram
+from twctl.table.connects import SEARCH_SECONDS, connects
 from twctl.table.counters import CLOSES, DROPPED, LANE_SECONDS, Reason
 from twctl.table.maps import Table
 from twctl.table.names import Names
@@ -88,6 +89,18 @@ def table_metrics(table: Table, prefixes_refused: int) -> Iterator[Metric]:
     text = "What the table could not take: entries and prefixes lost, lives cut short, look-ups left incomplete."
     rows = [*dropped, (("nested",), table.nested()), (("prefix",), prefixes_refused)]
     yield counter("twctl_table_dropped", text, rows, "reason")
+
+
+def connect_metrics(table: Table) -> Iterator[Metric]:
+    """How long connect() looks for a local port; nothing where that is not measured."""
+    found = connects(table)
+    if found is None:
+        return
+    text = "Seconds that connect() looked for a local port before its SYN, or before it failed."
+    rows = [((k,), Histogram(SEARCH_SECONDS, each.lanes, each.seconds)) for k, each in found.searches.items()]
+    yield histogram("twctl_connect_port_search_seconds", text, rows, "outcome")
+    text = "Searches whose length is not known: too many at once, or the SYN waits for data (TCP Fast Open)."
+    yield counter("twctl_connect_port_search_unmeasured", text, single(found.unmeasured))
 
 
 def guard_segments(table: Table) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.orphans import WatchingOrphans
 from twctl.daemon.ports import PortLook, RelievingPorts
 from twctl.daemon.reclaim import Draining, Truncating
+from twctl.daemon.searches import MeasuringSearches, measuring_searches
 from twctl.daemon.suspending import Suspending
 from twctl.daemon.unseen import CountingUnseen, is_counted
 from twctl.daemon.upkeep import Guarding, Leaving, Reconciling
@@ -49,6 +50,7 @@ class Work:
     relieving: RelievingPorts | None = None
     port_look: PortLook | None = None
     conntrack: WatchingConntrack | None = None
+    searches: MeasuringSearches | None = None
 
     def tasks(self) -> Iterator[Task]:
         """All of them; our own namespace alone neither comes nor goes."""
@@ -65,6 +67,7 @@ class Work:
             self.truncating,
             self.draining,
             self.relieving,
+            self.searches,
             named,
         )
         return (task for task in tasks if task)
@@ -109,6 +112,8 @@ def start_work(
     reconciling.take_over()
     reconciling.wait(leaving.seconds if leaving else 0.0)
     port_pressure = _port_pressure(table, namespaces, config)
+    if searches := measuring_searches(table, config.port_search):
+        undo.callback(searches.close)
     return Work(
         reconciling=reconciling,
         discovery=discovery,
@@ -124,6 +129,7 @@ def start_work(
         relieving=RelievingPorts(table, namespaces, port_pressure) if port_pressure else None,
         port_look=PortLook(table, namespaces, config, port_pressure) if config.blame.destinations else None,
         conntrack=WatchingConntrack(namespaces, config.blame.destinations),
+        searches=searches,
     )
 
 

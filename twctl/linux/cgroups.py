@@ -7,6 +7,8 @@ from pathlib import Path
 
 # A container sees its own part of the tree; whoever runs one can mount the host's /sys/fs/cgroup here.
 MOUNTED = Path("/host/sys/fs/cgroup")
+# The number that the root of a hierarchy has (its folder's inode); a container may see a lower one in its place.
+_ROOT = 1
 _UNIT = re.compile(r"[^/]+\.(?:service|scope)(?=/|$)")
 
 
@@ -18,6 +20,11 @@ def cgroup_paths(proc: Path = Path("/proc")) -> dict[int, str]:
     for root in sorted(_mounts(proc), key=lambda each: not each.is_relative_to(MOUNTED)):
         return {folder.stat().st_ino: f"/{folder.relative_to(root)}".replace("/.", "/") for folder in _folders(root)}
     return {}
+
+
+def root_cgroup(proc: Path = Path("/proc")) -> Path | None:
+    """The folder of the cgroup that all others of version 2 are below; None: no mount here shows it."""
+    return next((root for root in _mounts(proc) if root.stat().st_ino == _ROOT), None)
 
 
 def _mounts(proc: Path) -> Iterator[Path]:

@@ -97,6 +97,17 @@ def obj_pin(fd: int, path: os.PathLike[str] | str) -> None:
     _checked(libbpf().bpf_obj_pin(fd, os.fsencode(path)), os.fspath(path))
 
 
+CGROUP_SOCK_OPS = 3  # enum bpf_attach_type
+
+
+def link_create(program: int, target: int, attach_type: int) -> int:
+    """Attach a program to a cgroup (a descriptor), beside others; returns the link's descriptor.
+
+    :raises OSError: EPERM (a program that wants to be alone is there, or below), EINVAL (no cgroup of version 2).
+    """
+    return _checked(libbpf().bpf_link_create(program, target, attach_type, None), "bpf_link_create")
+
+
 # Offsets in struct bpf_prog_info (include/uapi/linux/bpf.h); the number stands there in struct bpf_map_info, too.
 _ID, _RECURSION_MISSES = 4, 208
 

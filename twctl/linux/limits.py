@@ -16,8 +16,9 @@ class Limits:
     """Numbers of one namespace; None: not shown there.
 
     overflow: sessions that max_tw_buckets has kept out of TIME_WAIT (TCPTimeWaitOverflow); timestamps: tcp_timestamps;
-    tw_reuse: tcp_tw_reuse, and tw_reuse_delay (s); orphans, max_orphans: of the whole host; conntrack: connections that
-    conntrack remembers, of at most conntrack_max, each for conntrack_time_wait (s) after it was closed.
+    tw_reuse: tcp_tw_reuse, and tw_reuse_delay (s); port_step: ip_local_port_step_width (Linux 7.1); orphans,
+    max_orphans: of the whole host; conntrack: connections that conntrack remembers, of at most conntrack_max, each for
+    conntrack_time_wait (s) after it was closed.
     """
 
     time_wait: int
@@ -26,6 +27,7 @@ class Limits:
     timestamps: int
     tw_reuse: int
     tw_reuse_delay: float
+    port_step: int | None
     orphans: int
     max_orphans: int | None
     conntrack: int | None
@@ -54,6 +56,7 @@ def _sysctls() -> dict[str, Any]:
         "timestamps": _sysctl("ipv4/tcp_timestamps") or 0,
         "tw_reuse": _sysctl("ipv4/tcp_tw_reuse") or 0,
         "tw_reuse_delay": 1.0 if delay is None else delay / 1000,  # before Linux 6.14 always 1 s
+        "port_step": _sysctl("ipv4/ip_local_port_step_width"),
         "max_orphans": _sysctl("ipv4/tcp_max_orphans"),
         "conntrack": _sysctl("netfilter/nf_conntrack_count"),
         "conntrack_max": _sysctl("netfilter/nf_conntrack_max"),

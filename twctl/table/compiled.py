@@ -8,6 +8,7 @@ from typing import Any
 
 from twctl.addresses import FAMILIES
 from twctl.errors import TwctlError
+from twctl.table.connects import CONNECTS, SEARCHED, SEARCHING
 from twctl.table.shared import bpf_folder
 from twctl.table.sources import source
 
@@ -87,24 +88,37 @@ def compiled(  # noqa: PLR0913, PLR0917 - what to compile, and how to call it
     raise TwctlError(f"the {what} does not load: {_reason(lines, failure)}", hint)
 
 
-class Probes:
-    """The probes of one kind, compiled, loaded and attached. flags: for the compiler; probe: tracepoint or fentry."""
+class UnmeasuredError(Exception):
+    """The kernel refuses the program that measures connect()'s search for a port."""
 
-    def __init__(self, flags: list[str], probe: str) -> None:
+
+class Probes:
+    """The probes of one kind, compiled, loaded and attached. flags: for the compiler; probe: tracepoint or fentry.
+
+    searches: with what measures connect()'s search for a port, which is loaded and not attached.
+
+    :raises UnmeasuredError: if that is refused; then nothing is attached.
+    """
+
+    def __init__(self, flags: list[str], probe: str, *, searches: bool = False) -> None:
         flags = [*flags, "-DPROBE_FENTRY"] if probe == "fentry" else flags
+        flags = [*flags, "-DMEASURE_SEARCH"] if searches else flags
         self.bpf, self.programs = compiled("observe.c", flags, RECONCILERS, "RAW_TRACEPOINT", f"{probe} probe")
         self._again: dict[str, int] = {}
-        if probe == "tracepoint":
-            self.programs[AGAIN] = self._load_again()
+        self._maps = (*MAPS, CONNECTS, SEARCHING) if searches else MAPS
+        if searches:
+            self.programs[SEARCHED] = self._load_searched()
+        if probe == "tracepoint":  # a second program of the state event (observe/twice.h)
+            self.programs[AGAIN] = int(self.bpf.load_func(AGAIN, _bcc().BPF.RAW_TRACEPOINT).fd)
             self._again[AGAIN] = _attach_raw_tracepoint(self.programs[AGAIN])
 
-    def _load_again(self) -> int:
-        """Load the program of the state event a second time (observe/twice.h); returns its descriptor."""
-        first = self.bpf.funcs.pop(STATE_EVENT)  # bcc loads no function twice that it has in its list
+    def _load_searched(self) -> int:
         try:
-            return int(self.bpf.load_func(STATE_EVENT, _bcc().BPF.RAW_TRACEPOINT).fd)
-        finally:
-            self.bpf.funcs[STATE_EVENT] = first
+            with _quiet() as lines:
+                return int(self.bpf.load_func(SEARCHED, _bcc().BPF.SOCK_OPS).fd)
+        except Exception as error:
+            self.bpf.cleanup()
+            raise UnmeasuredError(_reason(lines, str(error))) from error
 
     def links(self) -> dict[str, int]:
         """Attached programs: name and descriptor of the link."""
@@ -119,7 +133,7 @@ class Probes:
 
     def maps(self) -> dict[str, int]:
         """Maps: name and descriptor. Not through BPF[name]: its JSON of two-dimensional arrays is broken."""
-        return {name: _bcc().lib.bpf_table_fd(self.bpf.module, name.encode()) for name in MAPS}
+        return {name: _bcc().lib.bpf_table_fd(self.bpf.module, name.encode()) for name in self._maps}
 
 
 def _attach_raw_tracepoint(program: int) -> int:

@@ -31,6 +31,7 @@ REQUIRED = (
     "tcp_sock.rcv_wnd",
     "tcp_sock.tsoffset",
     "tcp_sock.linger2",
+    "tcp_sock.fastopen_connect",
     "tcp_sock.rx_opt.ts_recent",
     "tcp_sock.rx_opt.ts_recent_stamp",
     "tcp_sock.rx_opt.rcv_wscale",

@@ -24,7 +24,7 @@ from twctl.linux import btf, capabilities, libbpf
 from twctl.linux.capabilities import Capability
 from twctl.linux.signals import put_off
 from twctl.table import fields
-from twctl.table.compiled import GUARDS, MAPS, Probes, compiled, map_descriptor
+from twctl.table.compiled import GUARDS, MAPS, Probes, UnmeasuredError, compiled, map_descriptor
 from twctl.table.layout import BLOCKS, LATE_SECONDS, Layout
 from twctl.table.maps import META, PROBES, RING, Table
 from twctl.table.records import TICK_SHIFT
@@ -44,14 +44,15 @@ NEEDED = (Capability.DAC_READ_SEARCH, Capability.NET_ADMIN, Capability.PERFMON, 
 class Request:
     """What to load, and the empty folder under bpffs to pin it in.
 
-    probe: auto, fentry or tracepoint. earlier: where the guard of an earlier table still stands, how long its vestiges
-    live (ns), as Table.lives; else empty.
+    probe: auto, fentry or tracepoint. searches: whether connect()'s search for a port is to be measured. earlier: where
+    the guard of an earlier table still stands, how long its vestiges live (ns), as Table.lives; else empty.
     """
 
     pins: str
     capacity: dict[str, dict[str, int]]
     probe: str
     earlier: list[int] = dataclasses.field(default_factory=list)
+    searches: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -70,10 +71,11 @@ class GuardRequest:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loaded:
-    """Which probe runs, and why fentry does not where it was asked for."""
+    """Which probe runs, why fentry does not where it was asked for, and why connect() is not measured where it was."""
 
     probe: str
     refused: str
+    unmeasured: str = ""
 
 
 def load(request: Request) -> Loaded:
@@ -120,17 +122,29 @@ def _run(request: Request | GuardRequest) -> dict[str, Any]:
 def _attach(request: Request, seed: int) -> tuple[Probes, Loaded]:
     with contextlib.closing(btf.Btf()) as types:
         offsets = fields.macros(types)
+    flags = compile_flags(request.layout, offsets, 0, seed)
     if request.probe == "tracepoint":
-        return Probes(compile_flags(request.layout, offsets, 0, seed), "tracepoint"), Loaded("tracepoint", "")
+        probes, unmeasured = _measuring(request, flags, "tracepoint")
+        return probes, Loaded("tracepoint", "", unmeasured)
     try:
-        return Probes(compile_flags(request.layout, offsets, LATE_SECONDS * 10**9, seed), "fentry"), Loaded(
-            "fentry", ""
-        )
+        late = compile_flags(request.layout, offsets, LATE_SECONDS * 10**9, seed)
+        probes, unmeasured = _measuring(request, late, "fentry")
+        return probes, Loaded("fentry", "", unmeasured)
     except TwctlError as refused:
         if request.probe == "fentry":
             raise
-        flags = compile_flags(request.layout, offsets, 0, seed)
-        return Probes(flags, "tracepoint"), Loaded("tracepoint", refused.message)
+        probes, unmeasured = _measuring(request, flags, "tracepoint")
+        return probes, Loaded("tracepoint", refused.message, unmeasured)
+
+
+def _measuring(request: Request, flags: list[str], probe: str) -> tuple[Probes, str]:
+    """The probes, with what measures connect() if that is wanted and can be had; and why it cannot."""
+    if request.searches:
+        try:
+            return Probes(flags, probe, searches=True), ""
+        except UnmeasuredError as error:
+            return Probes(flags, probe), str(error)
+    return Probes(flags, probe), ""
 
 
 def _prepare(maps: dict[str, int], request: Request, probe: str, seed: int) -> None:
@@ -142,7 +156,7 @@ def _prepare(maps: dict[str, int], request: Request, probe: str, seed: int) -> N
         libbpf.map_update(maps["rings"], struct.pack("=I", i), value)
     meta, now_ns = bytearray(META.size), time.monotonic_ns()
     numbers = {
-        "identity": table_identity(layout, request.probe),
+        "identity": table_identity(layout, request.probe, searches=request.searches),
         "loaded": now_ns,
         "seed": seed,
         "probe": PROBES.index(probe),

@@ -2,10 +2,11 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
+from twctl.table.connects import Searches, connects
 from twctl.table.counters import CLOSES, DROPPED, Reason
 from twctl.table.maps import Table
 from twctl.table.sums import Sums
@@ -21,6 +22,8 @@ class Look:
     counters: Mapping[tuple[str, ...], int]
     sessions: Mapping[Class, int]
     full: Mapping[Class, float]  # share of the capacity, of the family that has less left
+    searches: Mapping[str, Searches]  # for a local port, by outcome; those that were measured
+    took: Mapping[str, float] = field(default_factory=dict)  # mean (s) of those measured last, by outcome
 
     @classmethod
     def read(cls, table: Table) -> "Look":
@@ -32,7 +35,11 @@ class Look:
         capacity = table.layout.capacity
         full = {k: max(sums.sessions(k, f) / capacity[f][k] for f in FAMILIES) for k in Class}
         return cls(
-            time.monotonic(), counters, {k: sum(sums.sessions(k, family) for family in FAMILIES) for k in Class}, full
+            time.monotonic(),
+            counters,
+            {k: sum(sums.sessions(k, family) for family in FAMILIES) for k in Class},
+            full,
+            measured.searches if (measured := connects(table)) else {},
         )
 
     def held(self, before: "Look | None") -> "Look":
@@ -42,7 +49,13 @@ class Look:
         came back would look like events.
         """
         earlier = before.counters if before else {}
-        return replace(self, counters={name: max(count, earlier.get(name, 0)) for name, count in self.counters.items()})
+        counters = {name: max(count, earlier.get(name, 0)) for name, count in self.counters.items()}
+        return replace(self, counters=counters, took=self._took(before) if before else {})
+
+    def _took(self, before: "Look") -> dict[str, float]:
+        """Of most looks nothing was measured since the one before: then what was is kept."""
+        new = {k: each.since(before.searches[k]) for k, each in self.searches.items() if k in before.searches}
+        return dict(before.took) | {outcome: each.mean for outcome, each in new.items() if each.made}
 
     def of(self, name: str) -> dict[str, int]:
         """Counters of a name that have one label."""

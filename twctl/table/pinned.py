@@ -57,6 +57,19 @@ class Pinned:
         except OSError as error:
             raise TwctlError(f"cannot open {self._pins / 'maps' / name}: {error.strerror}", "run as root") from error
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a map: some are there only if they are wanted."""
+        return (self._pins / "maps" / name).exists()
+
+    def attach(self, name: str, cgroup: Path) -> int:
+        """Attach a pinned program of type SOCK_OPS to a cgroup; returns the link's descriptor (raises OSError)."""
+        with contextlib.ExitStack() as opened:
+            program = libbpf.obj_get(self._pins / "programs" / name)
+            opened.callback(os.close, program)
+            folder = os.open(cgroup, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+            opened.callback(os.close, folder)
+            return libbpf.link_create(program, folder, libbpf.CGROUP_SOCK_OPS)
+
     def program(self, name: str) -> libbpf.Program:
         """Open a pinned program."""
         return libbpf.Program(self._pins / "programs" / name)

@@ -50,9 +50,12 @@ def compile_flags(layout: Layout, offsets: Mapping[str, int], late: int = 0, see
     ]
 
 
-def table_identity(layout: Layout, probe: str) -> int:
-    """64 bits (int) that differ where a pinned table cannot be taken over: sources, sizes, kernel, probe."""
-    return _identity(source("observe.c"), sorted(layout.defines().items()), str(probe))
+def table_identity(layout: Layout, probe: str, *, searches: bool) -> int:
+    """64 bits (int) that differ where a pinned table cannot be taken over: sources, sizes, kernel, probe.
+
+    searches: whether connect()'s search for a port is to be measured.
+    """
+    return _identity(source("observe.c"), sorted(layout.defines().items()), str(probe), searches)
 
 
 def guard_identity() -> int:
