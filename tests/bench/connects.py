@@ -66,7 +66,7 @@ class Attachable:
         links = [lib.bpf_raw_tracepoint_open(event, self.programs[name]) for name in (STATE_EVENT.decode(), AGAIN)]
         if cgroup:
             folder = os.open(cgroup, os.O_RDONLY)
-            links.append(libbpf.link_create(self.programs[SEARCHED], folder, libbpf.CGROUP_SOCK_OPS))
+            links.append(libbpf.link_create(self.programs[SEARCHED], folder, libbpf.CGROUP_SOCK_OPS, 0))
             os.close(folder)
             libbpf.map_update(self._maps[SEARCHING], bytes(4), FOR_EVER)
         assert min(links) >= 0

@@ -100,14 +100,6 @@ def obj_pin(fd: int, path: os.PathLike[str] | str) -> None:
 CGROUP_SOCK_OPS = 3  # enum bpf_attach_type
 
 
-def link_create(program: int, target: int, attach_type: int) -> int:
-    """Attach a program to a cgroup (a descriptor), beside others; returns the link's descriptor.
-
-    :raises OSError: EPERM (a program that wants to be alone is there, or below), EINVAL (no cgroup of version 2).
-    """
-    return _checked(libbpf().bpf_link_create(program, target, attach_type, None), "bpf_link_create")
-
-
 # Offsets in struct bpf_prog_info (include/uapi/linux/bpf.h); the number stands there in struct bpf_map_info, too.
 _ID, _RECURSION_MISSES = 4, 208
 
@@ -206,7 +198,9 @@ def link(fd: int) -> Link:
 
 
 def link_create(program: int, device: int, place: int, flags: int) -> int:
-    """Attach a program to a device of the thread's namespace; it stays as long as the descriptor, or a pin of it.
+    """Attach a program to a device of the thread's namespace, or to a cgroup (its descriptor).
+
+    It stays as long as the descriptor that is returned, or a pin of it.
 
     :raises OSError: EINVAL where the kernel has no such place, ENODEV, EPERM.
     """

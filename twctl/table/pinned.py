@@ -68,7 +68,7 @@ class Pinned:
             opened.callback(os.close, program)
             folder = os.open(cgroup, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
             opened.callback(os.close, folder)
-            return libbpf.link_create(program, folder, libbpf.CGROUP_SOCK_OPS)
+            return libbpf.link_create(program, folder, libbpf.CGROUP_SOCK_OPS, 0)
 
     def program(self, name: str) -> libbpf.Program:
         """Open a pinned program."""
