@@ -27,7 +27,12 @@ FILES = {
     "/sys/fs/bpf/twctl": "pinned programs, links and maps",
     "/run/twctl": "the journal of changed sysctls, from which release puts them back",
 }
-STATUSES = {"0": "success", "1": "an error; one line on standard error says what to do", "2": "wrong usage"}
+STATUSES = {
+    "0": "success",
+    "1": "an error; one line on standard error says what to do",
+    "2": "wrong usage",
+    "75": "another process has the address or the table; a later try may succeed",
+}
 
 
 @dataclass(frozen=True)

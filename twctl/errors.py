@@ -1,4 +1,4 @@
-"""The one exception that users see, and its kind for what they typed."""
+"""The one exception that users see, and its kinds: what they typed is wrong; what passes by itself."""
 
 
 class TwctlError(Exception):
@@ -22,3 +22,9 @@ class UsageError(TwctlError):
     """What was typed on the command line is wrong."""
 
     status = 2
+
+
+class BusyError(TwctlError):
+    """Another process has what is needed; a later try may find it free."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h, which systemd shows by its name

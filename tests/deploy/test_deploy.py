@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
 from tests import ROOT
@@ -57,6 +58,73 @@ def test_the_unit_exposes_little(namespaces: bool, tmp_path: Path) -> None:  # n
     assert float(found[1]) <= EXPOSURE[namespaces]
     told = NAMESPACES.read_text() + (ROOT / "docs/architecture.md").read_text()
     assert told.count(str(EXPOSURE[namespaces])) >= 2
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    """Every line of it; systemd before 254 does not know two of them, and says so."""
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed: apt-get install systemd")
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/opt/twctl/bin/twctl", "/bin/true"))  # it need not be installed
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True, check=False)
+    about_it = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    version = int(output("systemd-analyze", "--version").split()[1])
+    newer = () if version >= 254 else ("RestartSteps", "RestartMaxDelaySec")
+    assert [f"Unknown key '{key}' in section [Service], ignoring." for key in newer] == [
+        line.partition(": ")[2] for line in about_it
+    ]
+
+
+def test_starts_that_fail_come_later_each_time(tmp_path: Path) -> None:
+    """Systemd 254 does it itself; before, the unit's own command waits as long as that would, less RestartSec=."""
+    settings = dict(re.findall(r"^(Restart\w+)=(\d+)$", UNIT.read_text(), re.MULTILINE))
+    first, most, steps = (int(settings[key]) for key in ("RestartSec", "RestartMaxDelaySec", "RestartSteps"))
+    delays = [round(first * (most / first) ** (min(n - 1, steps) / steps)) for n in range(1, 10)]
+    assert delays == [5, 10, 20, 40, 80, 160, 160, 160, 160]
+    waited = [waits(tmp_path, f'case "$3" in NRestarts) echo {n} ;; esac') for n in range(1, 10)]
+    assert [f"{delay - first}" if delay > first else "" for delay in delays] == waited
+    newer = 'case "$3" in NRestarts) echo 9 ;; RestartSteps) echo 5 ;; esac'
+    assert waits(tmp_path, newer) == ""
+    assert waits(tmp_path, "exit 1") == ""
+
+
+def waits(folder: Path, systemctl: str) -> str:
+    """How many seconds the command before the start would sleep, where systemctl answers so; nothing: not at all."""
+    (command,) = re.findall(r"^ExecStartPre=-/bin/sh -c '(.*?)'$", UNIT.read_text(), re.MULTILINE | re.DOTALL)
+    for name, script in (("systemctl", systemctl), ("sleep", "echo $1")):
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    script = command.replace("\\\n", " ").replace("$$", "$")
+    done = subprocess.run(
+        ["sh", "-c", script], env={"PATH": f"{folder}:/usr/bin:/bin"}, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
+
+
+def test_the_image_stands_on_a_base_that_cannot_change() -> None:
+    """Every stage, by digest, and on Debian's archive of one day; the digest is that of one image for all machines."""
+    text = (DEPLOY / "kubernetes/Dockerfile").read_text()
+    assert re.search(r"^ARG BASE=debian:12-slim@sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    assert re.findall(r"^FROM (\S+)", text, re.MULTILINE) == ["$BASE", "debian", "debian"]
+    assert text.count("snapshot.debian.org") == text.count("apt/sources.list\n") == 1
+
+
+@pytest.mark.parametrize("file", sorted((DEPLOY / "lock").glob("*.txt")), ids=lambda file: file.stem)
+def test_every_library_is_locked(file: Path) -> None:
+    """One version of each, with the hashes of its files, and from no index in particular."""
+    entries = re.sub(r"\\\n", "", file.read_text()).splitlines()
+    libraries = [line for line in entries if line and not line.lstrip().startswith("#")]
+    assert libraries
+    for line in libraries:
+        assert re.match(r"[a-z0-9-]+==\S+ ( ?; [^\\]+?)?( +--hash=sha256:[0-9a-f]{64})+$", line), line
+
+
+def test_what_twctl_imports_is_locked() -> None:
+    """Each library of pyproject.toml, in a version that it allows."""
+    locked = dict(re.findall(r"^([a-z0-9-]+)==([^ ;]+)", (DEPLOY / "lock/run.txt").read_text(), re.MULTILINE))
+    for each in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
+        wanted = Requirement(each)
+        assert wanted.specifier.contains(locked[wanted.name])
 
 
 def allowed_calls() -> set[str]:

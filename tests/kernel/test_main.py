@@ -204,20 +204,33 @@ def _commands(pid: int) -> str:
     return " ".join(line.read_text() for line in lines if line.exists())
 
 
-def test_a_busy_address_refuses_the_start_before_anything_is_loaded(ns: Namespace) -> None:
-    """Exit status 1 with one line, and no table that would then have to be taken away."""
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file that gets a line for each Python that starts: its arguments."""
+    line = "import sys; open({!r}, 'a').write(' '.join(sys.orig_argv) + chr(10))"
+    (tmp_path / "sitecustomize.py").write_text(line.format(str(tmp_path / "started")))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return tmp_path / "started"
+
+
+def test_a_busy_address_costs_no_compilation(manager: socket.socket, ns: Namespace, started: Path) -> None:
+    """Exit status 75 (EX_TEMPFAIL) with one line, which the manager is told as well. The compiler is not started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         pins = Path(f"/sys/fs/bpf/twctl-test-{os.getpid()}-busy")
         address = f"127.0.0.1:{taken.getsockname()[1]}"
+        words = ("run", "--pins", str(pins), "--netns", ns.name, "--listen", address)
         try:
-            done = twctl("run", "--pins", str(pins), "--netns", ns.name, "--listen", address)
-            assert (1, f"twctl: cannot serve metrics on {address}: Address already in use") == (
-                done.returncode,
-                done.stderr.partition(" (")[0],
-            )
+            done = twctl(*words)
+            reason = f"cannot serve metrics on {address}: Address already in use"
+            assert (75, f"twctl: {reason}") == (done.returncode, done.stderr.partition(" (")[0])
+            assert manager.recv(4096).decode().startswith(f"STATUS={reason}")
             assert not (pins / "current").exists()
+            assert "twctl.daemon.main" in started.read_text()
+            assert "twctl.table.loader" not in started.read_text()
         finally:
             assert twctl("release", "--pins", str(pins)).returncode == 0
+    with daemon(ns):
+        assert "twctl.table.loader" in started.read_text()
 
 
 def test_an_address_that_is_none_is_wrong_usage() -> None:

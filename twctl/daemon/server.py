@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import errno
 import io
 import ipaddress
 import logging
@@ -24,7 +25,7 @@ from twctl.config.config import Tls
 from twctl.config.keys import Listen
 from twctl.daemon.connections import Connections
 from twctl.daemon.page import HEADERS
-from twctl.errors import TwctlError
+from twctl.errors import BusyError, TwctlError
 
 log = logging.getLogger("twctl")
 
@@ -96,7 +97,8 @@ def _bound(listen: Listen) -> socket.socket:
         # Not strerror: create_server says there what it tried, too.
         reason = str(error.strerror) if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         message = f"cannot serve metrics on {listen}: {reason}"
-        raise TwctlError(message, "choose another address with --listen") from error
+        kind = BusyError if error.errno == errno.EADDRINUSE else TwctlError
+        raise kind(message, "choose another address with --listen") from error
 
 
 def _state(tls: Tls) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from twctl.errors import TwctlError
+from twctl.errors import BusyError, TwctlError
 from twctl.table import loader
 
 BPFFS = Path("/sys/fs/bpf")
@@ -65,7 +65,7 @@ class Pins:
             if self._lock is not None:
                 return
             time.sleep(LOCK_PAUSE)
-        raise TwctlError(f"another twctl uses {self.root}", "stop it first, or choose another folder with pins")
+        raise BusyError(f"another twctl uses {self.root}", "stop it first, or choose another folder with pins")
 
     def _try(self) -> int | None:
         """Descriptor of the folder, which holds the lock; None if another process has it. Raises OSError."""
