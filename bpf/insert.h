@@ -96,11 +96,13 @@ ALWAYS_INLINE bool publish(struct work *w, struct line *line, u64 fresh)
 	w->reason = match_tuple(w, line) ? REASON_REUSED : REASON_EVICTED;
 	at = &line->word[in_line(w, w->spare)];
 	old = w->reason == REASON_REUSED ? w->word : *at;
+	look_who_ends(w, old);
 	if (__sync_val_compare_and_swap(at, old, fresh) != old) {
 		scan_line(w, line, true);
 		at = &line->word[in_line(w, w->spare)];
 		old = *at;
 		w->reason = REASON_EVICTED;
+		look_who_ends(w, old);
 		if (__sync_val_compare_and_swap(at, old, fresh) != old)
 			return false;
 	}
@@ -136,12 +138,14 @@ ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 age, u64 nanose
 	if (!line)
 		return false;
 	fresh = word_of_life(w) | (w->hash & TAG_MASK) << TAG_SHIFT | w->slot;
+	tell_entry(w);
 	published = publish(w, line, fresh);
 	/* the last thing written */
 	starts->owner[w->slot % STARTS] = (w->turn & 1) << TURN_SHIFT | w->flags | (w->owner & OWNER_MASK);
 	if (published)
 		return true;
 	withdraw_life(w, class, fresh);
+	tell_unpublished(w);
 	COUNT(w->worker, dropped[DROPPED_CONTENTION]);
 	return false;
 }
@@ -177,6 +181,7 @@ ALWAYS_INLINE bool vestige_restart(struct work *w, u64 age, u64 nanoseconds)
 	start = start_at(w, slot);
 	if (start)
 		*start = start_in_order(w, false);
+	tell_restart(w, slot);
 	COUNT(w->worker, restarted[class]);
 	return true;
 }

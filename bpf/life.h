@@ -3,6 +3,7 @@
 #ifndef TWCTL_LIFE_H
 #define TWCTL_LIFE_H
 
+#include "events.h"
 #include "table.h"
 
 ALWAYS_INLINE u32 lane_of(u64 ticks)
@@ -81,6 +82,7 @@ ALWAYS_INLINE void count_end(struct work *w, u64 word)
 	u64 age = age_at(w, slot_of(word));
 
 	withdraw_life(w, class, word);
+	tell_end(w, age);
 	if (!c || class >= CLASSES)
 		return;
 	c->ended[class][w->reason % REASONS]++;
@@ -91,6 +93,7 @@ ALWAYS_INLINE void count_end(struct work *w, u64 word)
 /* Ends the vestige of a word that was seen alive. False if another CPU was faster. */
 ALWAYS_INLINE bool vestige_end(struct work *w, u64 *at, u64 word, u32 reason)
 {
+	look_who_ends(w, word);
 	if (__sync_val_compare_and_swap(at, word, 0) != word)
 		return false;
 	w->reason = reason;

@@ -57,6 +57,7 @@ struct work {
 	u32 owner;
 	u32 flags;		/* TRANSLATED, TRANSPARENT */
 	struct tuple socket;	/* of a session that is TRANSLATED, as the application sees it */
+	struct event event;	/* that is told */
 };
 
 TABLE(struct vestige4, records_ipv4, SLOTS_IPV4);

@@ -217,6 +217,7 @@ struct counters {
 	u64 restarted[CLASSES];
 	u64 closed[CLOSES];			/* connections that ended without TIME_WAIT */
 	u64 no_port;				/* connections that found no free local port (EADDRNOTAVAIL) */
+	u64 events_lost;			/* the listener was too slow for them */
 	u64 dropped[DROPPED];
 };
 
@@ -276,6 +277,20 @@ struct failure {
 enum seen_by { SEEN_BY_TRACEPOINT, SEEN_BY_FENTRY };
 enum mode { MODE_OBSERVE, MODE_TRUNCATE, MODE_VESTIGIAL };
 
+/* What a listener is told of a session. Of ADOPTED nobody saw the entry; RESTARTED is for the listener's book of expiries alone. */
+enum event_kind { EVENT_ENTERED, EVENT_ADOPTED, EVENT_RESTARTED, EVENT_ENDED };
+#define LISTENING_TICKS 30	/* 2 s: so long a listener is heard after it last said that it listens */
+
+struct event {
+	u64 number;		/* of the session: turn, family and slot */
+	u64 time;		/* CLOCK_MONOTONIC, ns */
+	u64 expiry;		/* the tick at which it will expire; of an end: at which it came */
+	u32 lifetime;		/* ticks: of the life that is planned, or has ended */
+	u16 owner;		/* as in struct starts, with TRANSLATED */
+	u8 kind, reason, class, family, fin_wait2, unused[5];
+	struct tuple socket, wire;	/* as the application sees it; as packets have it */
+};
+
 /* What a process that opens the pins must know before it trusts them, and how long vestiges of guarded namespaces live. */
 struct meta {
 	u64 identity;	/* of the sources, sizes and kernel (layout.py) */
@@ -283,6 +298,7 @@ struct meta {
 	u64 seed;	/* of the tuples' hash */
 	u64 guard;	/* identity of the guard that is loaded; 0: none */
 	u64 epoch;	/* CLOCK_MONOTONIC when jiffies were 0, ns */
+	u64 listened;	/* the tick until which somebody listens (events.h) */
 	u32 probe;	/* enum seen_by */
 	u32 mode;	/* enum mode: the daemon's, as it was last */
 	u64 time_wait[CLASSES + 1], fin_wait2[CLASSES + 1]; /* ns; room for what two bits can say */

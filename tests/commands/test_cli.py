@@ -13,7 +13,7 @@ from tests import ROOT
 from twctl import __version__
 from twctl.commands.cli import app, main
 
-NOUNS = ("status", "table", "top", "blame", "advise", "classify", "check", "config")
+NOUNS = ("status", "table", "top", "blame", "events", "advise", "classify", "check", "config")
 VERBS = ("run", "drain", "release")
 
 

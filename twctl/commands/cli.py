@@ -6,34 +6,34 @@ import json
 import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.commands import config as configuration
 from twctl.commands import table
-from twctl.commands.in_force import InForce, in_force
+from twctl.commands.in_force import in_force
 from twctl.commands.options import (
     ClassLabel,
     ConfigFile,
+    Family,
     Json,
     LocalPort,
+    OwnerName,
     PinsFolder,
     Remote,
     Version,
     class_of,
+    family_of,
     network_of,
     one_of,
 )
-from twctl.commands.reach import as_root, in_sight, not_root
+from twctl.commands.reach import as_root, in_sight, not_root, pins_of, table_of
 from twctl.config.config import load
 from twctl.config.keys import KEYS, Mode, Probe
 from twctl.errors import TwctlError
 from twctl.linux.signals import put_off
-from twctl.table.maps import Table
 from twctl.table.tallies import By
 
 app = typer.Typer(
@@ -43,21 +43,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-def _pins(file: Path | None, pins: Path | None) -> Path:
-    """The folder, for a command that changes or follows what is pinned there. Raises TwctlError."""
-    as_root()
-    found = load(file, {"pins": pins}).config.pins
-    in_sight(found)
-    return found
-
-
-def _table(file: Path | None, pins: Path | None) -> tuple[Table, InForce]:
-    """The table, and what is in force. Raises TwctlError."""
-    _pins(file, pins)
-    found = in_force(file, {"pins": pins})
-    return Table(found.config.pins / "current"), found
 
 
 def _print(lines: Iterable[str]) -> None:
@@ -101,7 +86,7 @@ def status(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = 
     """Counts by class, table against kernel, and what the other modes would have freed."""
     from twctl.commands import status as module  # noqa: PLC0415 - the other nouns do not need it
 
-    facts = module.status(*_table(config, pins))
+    facts = module.status(*table_of(config, pins))
     typer.echo(json.dumps(facts) if json_ else module.text(facts))
 
 
@@ -110,19 +95,37 @@ def table_(  # noqa: PLR0913, PLR0917 - each is an option
     config: ConfigFile = None,
     pins: PinsFolder = None,
     class_: ClassLabel = None,
-    family: Annotated[str | None, typer.Option(metavar="FAMILY", help="ipv4 or ipv6.")] = None,
+    family: Family = None,
     remote: Remote = None,
     local_port: LocalPort = None,
     *,
     json_: Json = False,
 ) -> None:
     """Every live session, a line each, with the time until it goes."""
-    family = one_of("--family", family, FAMILIES) if family else None
-    wanted = table.Filter(class_of(class_), family, network_of(remote), local_port)
-    pinned, found = _table(config, pins)
+    wanted = table.Filter(class_of(class_), family_of(family), network_of(remote), local_port)
+    pinned, found = table_of(config, pins)
     truncating = found.config if found.daemon and found.config.mode is Mode.TRUNCATE else None
     vestiges = table.sessions(pinned, wanted, truncating)
     _print(table.json_lines(vestiges) if json_ else table.lines(vestiges))
+
+
+@app.command()
+def events(  # noqa: PLR0913, PLR0917 - each is an option
+    config: ConfigFile = None,
+    pins: PinsFolder = None,
+    class_: ClassLabel = None,
+    family: Family = None,
+    remote: Remote = None,
+    local_port: LocalPort = None,
+    owner: OwnerName = None,
+    *,
+    json_: Json = False,
+) -> None:
+    """Entries and ends as they happen, a line each, until SIGINT; then how many were lost."""
+    from twctl.commands import events as module  # noqa: PLC0415 - the other nouns do not listen
+
+    wanted = module.Wanted(table.Filter(class_of(class_), family_of(family), network_of(remote), local_port), owner)
+    typer.echo(module.follow(pins_of(config, pins) / "current", wanted, json_=json_), err=True)
 
 
 @app.command()
@@ -149,7 +152,7 @@ def top(  # noqa: PLR0913, PLR0917 - each is an option
     choice = Choice(only, Order(one_of("--sort", sort, list(Order))))
     live = terminal.is_terminal()
     show = terminal.live if live else terminal.plain
-    show(TableView(_pins(config, pins), waits=live), choice, interval, count)
+    show(TableView(pins_of(config, pins), waits=live), choice, interval, count)
 
 
 @app.command()
@@ -164,7 +167,7 @@ def blame(
     """Who causes TIME_WAIT: most live sessions first, with entries since the start."""
     from twctl.commands import blame as module  # noqa: PLC0415 - the other nouns need neither names nor sockets
 
-    _print(module.report(_table(config, pins)[0], by, limit, json_=json_))
+    _print(module.report(table_of(config, pins)[0], by, limit, json_=json_))
 
 
 @app.command()
@@ -172,7 +175,7 @@ def advise(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = 
     """What is wrong, the evidence, what to do and what that brings here; most important first."""
     from twctl.commands import advise as module  # noqa: PLC0415 - the other nouns need no rules
 
-    _print(module.report(*_table(config, pins), json_=json_))
+    _print(module.report(*table_of(config, pins), json_=json_))
 
 
 @app.command()
@@ -238,7 +241,7 @@ def drain(  # noqa: PLR0913, PLR0917 - each is an option
     ] = None,
     remote: Remote = None,
     local_port: LocalPort = None,
-    owner: Annotated[str | None, typer.Option(metavar="NAME", help="Owner, as 'twctl blame' names it.")] = None,
+    owner: OwnerName = None,
     *,
     all_: Annotated[bool, typer.Option("--all", help="Every session, instead of a filter.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Destroy nothing, say what would be.")] = False,
@@ -252,7 +255,7 @@ def drain(  # noqa: PLR0913, PLR0917 - each is an option
         raise typer.BadParameter("give either --all or filters: all that they choose is destroyed", param_hint="--all")
     classes = [each for each in Class if only in {None, each}]
     wanted = reclaim.Wanted(classes, older_than or 0.0, network, local_port, owner, dry_run)
-    folder, found = _pins(config, pins), in_force(config, {"pins": pins})
+    folder, found = pins_of(config, pins), in_force(config, {"pins": pins})
     typer.echo(reclaim.told(reclaim.drain_now(folder, wanted), dry=dry_run, json_=json_))
     if found.from_daemon and found.config.mode is Mode.VESTIGIAL:
         typer.echo("the daemon runs in mode vestigial: its sessions have no sockets that could be destroyed", err=True)
@@ -263,7 +266,7 @@ def release(config: ConfigFile = None, pins: PinsFolder = None) -> None:
     """Remove everything that twctl left in the kernel."""
     from twctl.commands import reclaim  # noqa: PLC0415 - the nouns do not need it
 
-    folder = _pins(config, pins)
+    folder = pins_of(config, pins)
     removed, complaints = reclaim.release(folder)
     for line in complaints:
         typer.echo(f"twctl: {line}", err=True)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from twctl import __version__
-from twctl.addresses import Network
+from twctl.addresses import FAMILIES, Network
 from twctl.classes import Class
 
 # readable=False: typer does not look whether they can be read, which is told in our own words.
@@ -22,6 +22,8 @@ PinsFolder = Annotated[Path | None, typer.Option("--pins", metavar="DIR", readab
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ClassLabel = Annotated[str | None, typer.Option("--class", metavar="CLASS", help="loopback, local or remote.")]
 Remote = Annotated[str | None, typer.Option(metavar="CIDR", help="Prefix that the remote address lies in.")]
+Family = Annotated[str | None, typer.Option(metavar="FAMILY", help="ipv4 or ipv6.")]
+OwnerName = Annotated[str | None, typer.Option("--owner", metavar="NAME", help="Owner, as 'twctl blame' names it.")]
 LocalPort = Annotated[int | None, typer.Option(min=1, max=65535, help="Port on this host.")]
 
 MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")  # IPv4 addresses as sockets of IPv6 have them
@@ -40,6 +42,11 @@ def class_of(label: str | None) -> Class | None:
     """The class that --class names."""
     labels = [each.label for each in Class]
     return Class(labels.index(one_of("--class", label, labels))) if label is not None else None
+
+
+def family_of(label: str | None) -> str | None:
+    """The family that --family names."""
+    return one_of("--family", label, FAMILIES) if label else None
 
 
 def one_of(option: str, value: str, allowed: Sequence[str]) -> str:

@@ -5,8 +5,11 @@ import shlex
 import sys
 from pathlib import Path
 
+from twctl.commands.in_force import InForce, in_force
+from twctl.config.config import load
 from twctl.errors import TwctlError
 from twctl.linux.netns import NAMESPACES
+from twctl.table.maps import Table
 from twctl.table.pins import mount_of
 
 SYS = Path("/sys")
@@ -35,3 +38,18 @@ def in_sight(pins: Path) -> None:
     if kind == "sysfs" and (NAMESPACES / name).exists() and mount_of(pins.parent)[0] != "bpf":
         hint = f"run twctl outside, which sees every namespace, or with nsenter --net={NAMESPACES / name}"
         raise TwctlError(f"'ip netns exec {name}' hides {pins}", hint)
+
+
+def pins_of(file: Path | None, pins: Path | None) -> Path:
+    """The folder, for a command that changes or follows what is pinned there. Raises TwctlError."""
+    as_root()
+    found = load(file, {"pins": pins}).config.pins
+    in_sight(found)
+    return found
+
+
+def table_of(file: Path | None, pins: Path | None) -> tuple[Table, InForce]:
+    """The table, and what is in force. Raises TwctlError."""
+    pins_of(file, pins)
+    found = in_force(file, {"pins": pins})
+    return Table(found.config.pins / "current"), found

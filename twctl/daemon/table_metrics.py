@@ -89,6 +89,8 @@ def table_metrics(table: Table, prefixes_refused: int) -> Iterator[Metric]:
     text = "What the table could not take: entries and prefixes lost, lives cut short, look-ups left incomplete."
     rows = [*dropped, (("nested",), table.nested()), (("prefix",), prefixes_refused)]
     yield counter("twctl_table_dropped", text, rows, "reason")
+    text = "Events that 'twctl events' was too slow for."
+    yield counter("twctl_events_lost", text, single(counters.get("events_lost", 0)))
 
 
 def connect_metrics(table: Table) -> Iterator[Metric]:

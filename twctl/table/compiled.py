@@ -36,6 +36,7 @@ MAPS = (
         "witnesses",
         "tallies",
         "failures",
+        "listener",
     ),
 )
 

@@ -90,6 +90,17 @@ class Table(Pinned):
         """Say that a sweep of all words began then, and is complete."""
         self._set_meta("swept", since_ns >> TICK_SHIFT)
 
+    @property
+    def listened(self) -> int:
+        """The tick until which somebody listens to events."""
+        return self._get_meta("listened")
+
+    def listen(self, ticks: int) -> int:
+        """Have events told for so long from now on; returns the tick at which that is over."""
+        until = (time.monotonic_ns() >> TICK_SHIFT) + ticks if ticks else 0
+        self._set_meta("listened", until)
+        return until
+
     def ring(self, class_: Class, family: str) -> tuple[int, ...]:
         """Read a ring: head, base, capacity, block_shift, then the latest expiry (ticks) of each block."""
         return RING.unpack_from(self._rings, RING.size * (class_ * len(FAMILIES) + FAMILIES.index(family)))
