@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,8 @@ from tests.load import paths, wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, namespace
 from tests.load.programs import Programs
-from twctl.table.counters import TICK
+from twctl.classes import Class
+from twctl.table.counters import TICK, Reason
 from twctl.table.maps import META, Table
 
 pytestmark = pytest.mark.skipif(
@@ -247,7 +248,7 @@ int insert(struct __sk_buff *skb)
 	return vestige_insert(w, CLASS_REMOTE, 0, 60000000000ULL);
 }
 """
-A_LOOK, LOOKS = 2503, 97  # insertions in 50 ms: with as many evictions 100,000 events a second, once the ring is full
+A_LOOK, LOOKS = 2503, 59  # insertions in 50 ms: with as many evictions 100,000 events a second, once the ring is full
 
 
 def cpu_seconds(pid: int) -> float:
@@ -256,52 +257,58 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-@pytest.mark.alone("counts what a CPU does in a second")
-def test_a_hundred_thousand_events_a_second_pass_into_a_file() -> None:
-    """None is lost, each has a line, and for so many the listener needs less than one CPU."""
-    programs = Programs(INSERT, 8191)
+@contextmanager
+def inserting(capacity: int) -> Iterator[tuple[Path, Callable[[int], int]]]:
+    """Pins of a full table without a daemon, and what inserts so many: it returns how many events that makes."""
+    programs = Programs(INSERT, capacity)
     root = Path(f"/sys/fs/bpf/twctl-test-{os.getpid()}-events")
     root.mkdir(mode=0o700)
     try:
         with programs.pinned(root / "current"):
-            programs.nanoseconds("insert", 8191)  # the ring is full
-            with listening(root, "--json") as listener:
-                before, due = cpu_seconds(listener.process.pid), time.monotonic()
-                for _ in range(LOOKS):
-                    programs.nanoseconds("insert", A_LOOK)
-                    due += 0.05
-                    time.sleep(max(0.0, due - time.monotonic()))
-                wait_until(
-                    lambda: listener.file.read_bytes().count(b"\n") >= 2 * A_LOOK * LOOKS, what="lines", timeout=60
-                )
-                used = cpu_seconds(listener.process.pid) - before
-                said = listener.stop()
-                rows = Counter((row["event"], row["reason"]) for row in listener.rows())
+            table = Table(root / "current")
+            table.program("epoch").run(1)  # else the programs' clock is not the listener's
+
+            def insert(count: int) -> int:
+                before = table.counters().get("ended", Class.REMOTE, Reason.EVICTED)
+                programs.nanoseconds("insert", count)
+                return count + table.counters().get("ended", Class.REMOTE, Reason.EVICTED) - before
+
+            insert(2 * capacity)
+            yield root, insert
     finally:
         root.rmdir()
-    assert f"{2 * A_LOOK * LOOKS} events told, 0 lost\n" == said
-    assert {("entry", None): A_LOOK * LOOKS, ("end", "evicted"): A_LOOK * LOOKS} == dict(rows)
-    assert 2 * A_LOOK * LOOKS / used > 100_000
+
+
+@pytest.mark.alone("counts what a CPU does in a second")
+def test_a_hundred_thousand_events_a_second_pass_into_a_file() -> None:
+    """None is lost, each has a line, and for so many the listener needs less than one CPU."""
+    with inserting(8191) as (root, insert), listening(root, "--json") as listener:
+        os.setpriority(os.PRIO_PROCESS, listener.process.pid, -20)  # others may be at work on this machine
+        before, due, made = cpu_seconds(listener.process.pid), time.monotonic(), 0
+        for _ in range(LOOKS):
+            made += insert(A_LOOK)
+            due = max(due + 0.05, time.monotonic())
+            time.sleep(max(0.0, due - time.monotonic()))
+        used = cpu_seconds(listener.process.pid) - before
+        said = listener.stop()
+        rows = Counter((row["event"], row["reason"]) for row in listener.rows())
+    assert f"{made} events told, 0 lost" == said.partition(";")[0].strip()
+    assert {("entry", None): A_LOOK * LOOKS, ("end", "evicted"): made - A_LOOK * LOOKS} == dict(rows)
+    assert made / used > 100_000
 
 
 def test_what_a_listener_is_too_slow_for_is_counted() -> None:
     """More than its ring holds comes while it stands still: told and lost are all there was, and no end is made up."""
-    programs = Programs(INSERT, 65536)
-    root = Path(f"/sys/fs/bpf/twctl-test-{os.getpid()}-events")
-    root.mkdir(mode=0o700)
-    try:
-        with programs.pinned(root / "current"), listening(root) as listener:
-            listener.process.send_signal(signal.SIGSTOP)
-            programs.nanoseconds("insert", 150_001)
-            listener.process.send_signal(signal.SIGCONT)
-            time_out = listened(root)
-            wait_until(lambda: listened(root) > time_out, what="it listens again")
-            said = listener.stop()
-    finally:
-        root.rmdir()
+    with inserting(65536) as (root, insert), listening(root) as listener:
+        listener.process.send_signal(signal.SIGSTOP)
+        until = listened(root)
+        made = insert(75_011)
+        listener.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: listened(root) > until, what="it listens again", timeout=60)
+        said = listener.stop()
     told, lost = map(int, re.findall(r"\d+", said)[:2])
     assert lost > 0
-    assert 150_001 + (150_001 - 65536) == told + lost
+    assert made == told + lost
     assert "sessions the end was not told" in said
 
 
