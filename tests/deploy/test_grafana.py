@@ -6,7 +6,7 @@ import re
 
 from prometheus_client import ProcessCollector, generate_latest
 
-from tests.daemon.test_metrics import FakeTable, registry
+from tests.daemon.test_metrics import BlamedTable, registry
 from tests.load.monitoring import DASHBOARD, RULES, families_of, metrics_in, panel_expressions, panels, rules
 
 WAY = ["Entries", "Sessions", "Ends", "Guard", "Saved", "Cost of twctl itself"]
@@ -55,7 +55,7 @@ def test_every_expression_is_of_the_chosen_hosts_and_classes() -> None:
 
 def test_the_dashboard_names_only_metrics_that_twctl_has() -> None:
     """They are in a scrape, or recorded by the rules."""
-    made = registry(FakeTable())
+    made = registry(BlamedTable())
     ProcessCollector(registry=made)
     expressions = [expression for _, expression in panel_expressions({})]
     named = set().union(*map(metrics_in, expressions))

@@ -9,7 +9,7 @@ import yaml
 from prometheus_client import ProcessCollector, generate_latest
 
 from tests import ROOT
-from tests.daemon.test_metrics import FakeTable, registry
+from tests.daemon.test_metrics import BlamedTable, registry
 from tests.docs.pages import anchors
 from tests.load.monitoring import ALERTS, RULES, families_of, metrics_in, program, rule_expressions, rules
 
@@ -58,7 +58,7 @@ def test_an_hour_of_ordinary_load_has_every_series_that_an_alert_asks_for() -> N
 
 def test_the_rules_name_only_metrics_that_twctl_has() -> None:
     """Recorded ones are recorded, the others are in a scrape."""
-    made = registry(FakeTable())
+    made = registry(BlamedTable())
     ProcessCollector(registry=made)
     known = families_of(generate_latest(made).decode())
     named = set().union(*(metrics_in(expression) for expression in rule_expressions().values()))
