@@ -7,7 +7,7 @@
  *
  *   guard_ingress   answers, absorbs or lets in what arrives for a vestige
  *   guard_egress    holds a local SYN back as long as the peer could take it for an old duplicate, and notes the tuple that
- *                   a FIN has after all translation (wire.h)
+ *                   a SYN and a FIN have after all translation (wire.h)
  *
  * A packet without a vestige costs one copy of its headers and one cache line. Both return TC_ACT_UNSPEC for what they
  * let pass, so that other filters on the device still see it.
@@ -71,13 +71,13 @@ ALWAYS_INLINE int handle_vestige(struct __sk_buff *skb, struct work *w, struct s
 	u32 zero = 0;
 	struct decision *v = decisions.lookup(&zero);
 	enum presence presence;
+	bool known;
 
 	if (!v)
 		return TC_ACT_UNSPEC;
-	if (!vestige_socket(w)) {
-		count(ACTION_RACED);
-		return TC_ACT_SHOT;
-	}
+	known = vestige_socket(w);
+	if (!known)
+		w->flags = 0;
 	presence = socket_for(skb, w);
 	if (presence == PRESENCE_LIVE) {
 		count(ACTION_LIVE);
@@ -91,7 +91,7 @@ ALWAYS_INLINE int handle_vestige(struct __sk_buff *skb, struct work *w, struct s
 		count(ACTION_DAMAGED);
 		return TC_ACT_SHOT;
 	}
-	if (!vestige_read(w)) {
+	if (!known || !vestige_read(w)) {
 		count(ACTION_RACED);
 		return TC_ACT_SHOT;
 	}
@@ -134,12 +134,18 @@ ALWAYS_INLINE bool may_leave(struct __sk_buff *skb, struct work *w, struct segme
 	return !is_of_socket(w, tuple_of_socket(w), sk) || (vestige_read(w) && is_safe(skb, w, s));
 }
 
-/* A SYN that has a vestige. One without a socket is only forwarded. If it has its tuple from conntrack it takes the place of the
- * session, as far as the kernel goes without the guard: what answers it is not for this host. Any other has our name by itself: of
- * IPv4 the kernel forwards nothing that came with an address of this host (fib_validate_source), of IPv6 it does for whoever asks. */
+/* Whether a SYN that is only forwarded has its source from a translation, not from whoever claims our name. Conntrack says so of its
+ * own; else the kernel forwards no IPv4 that came with an address of this host (fib_validate_source), but IPv6 for whoever asks. */
+ALWAYS_INLINE bool is_given_our_name(struct __sk_buff *skb, struct work *w)
+{
+	return translation_of(skb, 0) & SOURCE_TRANSLATED || (is_ipv4(w) && vestige_socket(w) && !(w->flags & TRANSLATED));
+}
+
+/* A SYN that has a vestige. One without a socket is only forwarded. If a translation has given it our name it takes the place of the
+ * session, as far as the kernel goes without the guard: what answers it is not for this host. */
 ALWAYS_INLINE int let_out_or_hold(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
-	if (!skb->sk && !(translation_of(skb, is_ipv4(w) ? SOURCE_TRANSLATED : 0) & SOURCE_TRANSLATED))
+	if (!skb->sk && !is_given_our_name(skb, w))
 		return TC_ACT_UNSPEC;
 	if (!may_leave(skb, w, s)) {
 		count(ACTION_HELD);
@@ -166,7 +172,7 @@ ALWAYS_INLINE bool has_vestige(struct __sk_buff *skb, struct work *w, u32 classi
 /* Whether a segment whose tuple is known needs a closer look: it has a vestige, and does not only leave a note. */
 ALWAYS_INLINE bool is_wanted(struct __sk_buff *skb, struct work *w, u32 classid, enum parsed parsed, bool ingress)
 {
-	if (!ingress && parsed == CLOSING)
+	if (!ingress && (parsed == CLOSING || parsed == PARSED))
 		note_wire(skb, w, classid);
 	if (parsed != PARSED)
 		return false;
@@ -199,11 +205,19 @@ ALWAYS_INLINE bool parse_fully(struct __sk_buff *skb, struct work *w, struct seg
 	return is_wanted(skb, w, classid, matter(s->in.tcp.flags, ingress), ingress);
 }
 
-ALWAYS_INLINE int guard_packet(struct __sk_buff *skb, bool ingress)
+/* Other programs do not get to see it: of TCX the kernel takes it for the packet's tc_index. */
+ALWAYS_INLINE u32 take_classid(struct __sk_buff *skb)
+{
+	u32 classid = skb->tc_classid;
+
+	skb->tc_classid = 0;
+	return classid;
+}
+
+ALWAYS_INLINE int guard_packet(struct __sk_buff *skb, u32 classid, bool ingress)
 {
 	struct work *w = work_of(WORKER_GUARD);
 	struct segment *s;
-	u32 classid = skb->tc_classid;
 	enum parsed parsed;
 
 	/* a VLAN's own device has the guard too; VLAN 0 is only a priority */
@@ -222,10 +236,12 @@ ALWAYS_INLINE int guard_packet(struct __sk_buff *skb, bool ingress)
 
 int guard_ingress(struct __sk_buff *skb)
 {
-	return skb->pkt_type == PACKET_HOST ? guard_packet(skb, true) : TC_ACT_UNSPEC;
+	u32 classid = take_classid(skb);
+
+	return skb->pkt_type == PACKET_HOST ? guard_packet(skb, classid, true) : TC_ACT_UNSPEC;
 }
 
 int guard_egress(struct __sk_buff *skb)
 {
-	return guard_packet(skb, false);
+	return guard_packet(skb, take_classid(skb), false);
 }

@@ -54,7 +54,7 @@
  * anew takes it out again: the word says of which cell. The living are the sum of the cells whose period has not passed; what has expired is what was inserted, less
  * the living, less what ended early. A cell's upper half says which period it counts, so that it can be used again.
  *
- * TWO TUPLES. Where packets are translated between socket and wire (DNAT, masquerade, IPVS, a TC program) a guarded session's
+ * TWO TUPLES. Where packets are translated between socket and wire (DNAT, masquerade, a TC program) a guarded session's
  * record holds the tuple that is on the wire: segments are looked for as they come in, before anybody translates them back. The
  * socket's own tuple, which the application sees, lies in the slot after it (TRANSLATED): no word names that one, it is given
  * away together with the other, and is not overwritten before it. So such a session takes two slots of its ring, and all others

@@ -103,7 +103,7 @@ ALWAYS_INLINE int send_to_peer(struct __sk_buff *skb, const struct work *w, stru
 
 	/* What is translated was tracked on its way out. Its answer comes in anew, without that, and so is translated as what it is. */
 	if (is_looping(s->classid))
-		return bpf_redirect(skb->ifindex, translation_of(skb, SOURCE_TRANSLATED) ? BPF_F_INGRESS : 0);
+		return bpf_redirect(skb->ifindex, skb->ifindex == LOOPBACK_DEVICE && translation_of(skb, SOURCE_TRANSLATED) ? BPF_F_INGRESS : 0);
 	/* the helper takes away an Ethernet header, and puts one before the packet if the other device has one */
 	if (!s->network && bpf_skb_change_head(skb, ETHERNET_BYTES, 0))
 		return TC_ACT_SHOT;

@@ -3,6 +3,7 @@
 #ifndef TWCTL_GUARD_SOCKETS_H
 #define TWCTL_GUARD_SOCKETS_H
 
+#include "guard/wire.h"
 #include "kernel.h"
 #include "table.h"
 
@@ -12,6 +13,16 @@ enum presence { PRESENCE_NONE, PRESENCE_LISTENER, PRESENCE_LIVE };
 ALWAYS_INLINE const struct tuple *tuple_of_socket(const struct work *w)
 {
 	return w->flags & TRANSLATED ? &w->socket : &w->session.tuple;
+}
+
+/* Whether the note of a live socket's SYN says that the segment is not its own. */
+ALWAYS_INLINE bool has_other_wire(struct bpf_sock *sk, const struct work *w)
+{
+	struct wire *wire;
+
+	sk = bpf_sk_fullsock(sk);
+	wire = sk ? wires.sk_storage_get(sk, NULL, 0) : NULL;
+	return wire && !has_wire(w, wire);
 }
 
 ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work *w)
@@ -37,10 +48,12 @@ ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work 
 	if (!sk)
 		return PRESENCE_NONE;
 	state = sk->state;
+	if (w->flags & TRANSLATED && state != TCP_LISTEN && has_other_wire(sk, w))
+		state = TCP_SYN_SENT;
 	bpf_sk_release(sk);
 	if (state == TCP_LISTEN)
 		return PRESENCE_LISTENER;
-	/* SYN_SENT: its SYN is held back as long as there is a vestige, and what arrives is meant for that */
+	/* SYN_SENT, also of one that has another tuple on the wire: its SYN is held back as long as there is a vestige, and what arrives is meant for that */
 	return state == TCP_SYN_SENT ? PRESENCE_NONE : PRESENCE_LIVE;
 }
 

@@ -31,7 +31,7 @@ ALWAYS_INLINE bool is_of_netns(struct __sk_buff *skb, struct bpf_sock *sk)
 	       !read_kernel(socket, sizeof(socket), sk) && socket[OFFSET_sock_common_skc_net / 8] == net;
 }
 
-/* A FIN leaves: where its tuple is not that of its socket, that is noted; where it is WITNESSED, in any case. */
+/* A SYN or a FIN leaves: where its tuple is not that of its socket, that is noted; where it is WITNESSED, in any case. */
 ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 classid)
 {
 	const struct tuple *t = &w->session.tuple;
@@ -44,7 +44,9 @@ ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 cl
 	if (!sk)
 		return;
 	if (is_of_socket(w, t, sk) && !(classid & DEVICE_WITNESSED)) {
-		wires.sk_storage_delete(sk); /* of the connection before: connect() may use a socket again */
+		/* of the connection before: connect() may use a socket again */
+		if (wires.sk_storage_get(sk, NULL, 0) && is_of_netns(skb, sk))
+			wires.sk_storage_delete(sk);
 		return;
 	}
 	if (!is_of_netns(skb, sk))
@@ -58,6 +60,9 @@ ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 cl
 	__builtin_memcpy(wire->remote, t->remote, sizeof(wire->remote));
 	wire->local_port = t->local_port;
 	wire->remote_port = t->remote_port;
+	wire->socket_port = bpf_htons(sk->src_port);
+	wire->socket_remote_port = (u16)sk->dst_port;
+	wire->family = w->family;
 	wire->device = skb->ifindex;
 	wire->looping = is_looping(classid);
 	wire->magic = WIRE_MAGIC;
@@ -77,6 +82,7 @@ ALWAYS_INLINE void take_tuple_of_socket(struct __sk_buff *skb, struct work *w)
 	if (is_ipv4(w)) {
 		t->local[0] = sk->src_ip4;
 		t->remote[0] = sk->dst_ip4;
+		KEEP_APART; /* of addresses within a socket, too, which the verifier does not allow */
 		return;
 	}
 #define TAKE(i) (t->local[i] = sk->src_ip6[i], t->remote[i] = sk->dst_ip6[i])

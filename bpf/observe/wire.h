@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* What the guard noted of a socket's FIN: the entry takes the tuple from it that the session has on the wire. */
+/* What the guard noted of a socket: the entry takes the tuple from it that the session has on the wire. */
 #ifndef TWCTL_OBSERVE_WIRE_H
 #define TWCTL_OBSERVE_WIRE_H
 
@@ -43,28 +43,23 @@ ALWAYS_INLINE void witness(u32 netns, bool noted)
 		__sync_fetch_and_add(noted ? &witness->noted : &witness->missed, 1);
 }
 
-ALWAYS_INLINE bool is_same(const struct work *w, const struct wire *wire)
+/* Whether a note is of this connection, not of one that its socket had before. */
+ALWAYS_INLINE bool is_of_session(const struct work *w, const struct wire *wire)
 {
 	const struct tuple *t = &w->session.tuple;
-	u32 difference = (t->local_port ^ wire->local_port) | (t->remote_port ^ wire->remote_port);
 
-#define DIFFER(i) ((t->local[i] ^ wire->local[i]) | (t->remote[i] ^ wire->remote[i]))
-	difference |= DIFFER(0);
-	if (!is_ipv4(w)) /* of IPv4 the other words are anything */
-		difference |= DIFFER(1) | DIFFER(2) | DIFFER(3);
-#undef DIFFER
-	return !difference;
+	return wire->family == w->family && wire->socket_port == t->local_port && wire->socket_remote_port == t->remote_port;
 }
 
 /* Exchanges the session's tuple for that on the wire, if it has another; false if not. */
 ALWAYS_INLINE bool take_wire(struct work *w, const struct view *v, u32 netns, struct wire *wire)
 {
 	struct tuple *t = &w->session.tuple;
-	bool noted = netns & (NETNS_GUARDED | NETNS_WITNESSED) && read_wire(wire, v);
+	bool noted = netns & (NETNS_GUARDED | NETNS_WITNESSED) && read_wire(wire, v) && is_of_session(w, wire);
 
 	if (netns & NETNS_WITNESSED)
 		witness(netns, noted);
-	if (!noted || !(netns & NETNS_GUARDED) || is_same(w, wire))
+	if (!noted || !(netns & NETNS_GUARDED) || has_wire(w, wire))
 		return false;
 	w->socket = *t;
 	__builtin_memcpy(t->local, wire->local, sizeof(t->local));

@@ -31,18 +31,25 @@ class Obstacle(NamedTuple):
 class PassedBy:
     """Whether sessions end without the guard: other programs let packets out before it sees them.
 
-    noted, missed: sessions until the last look.
+    A few may have been half closed since before anybody looked, and a program may concern one device of several: so it
+    takes most of the sessions of one look, or some of two in a row; and two looks without any to take it back.
+
+    noted, missed: sessions until the last look. turns: looks in a row that speak against what is known.
     """
 
     noted: int
     missed: int
     standing: bool = False
+    turns: int = 0
 
     def look(self, noted: int, missed: int) -> Iterator[Obstacle]:
-        """The obstacle, if there was one of these since the last look; it stays until there were none among some."""
+        """The obstacle, if there is one."""
         fresh, passed = noted - self.noted, missed - self.missed
         self.noted, self.missed = noted, missed
-        self.standing = passed > 0 or (self.standing and not fresh)
+        if fresh or passed:
+            self.turns = self.turns + 1 if self.standing == (not passed) else 0
+        if self.turns == 2 or passed > fresh:  # noqa: PLR2004 - in a row
+            self.standing, self.turns = passed > 0, 0
         if self.standing:
             text = "another program lets packets out before the guard sees them"
             yield Obstacle("egress", f"{text} ('tc filter show dev DEVICE egress', 'bpftool net')")

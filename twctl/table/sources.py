@@ -6,11 +6,14 @@ import re
 import time
 from collections.abc import Mapping
 
+from twctl.linux.btf import VMLINUX
 from twctl.table.layout import Layout
 from twctl.table.shared import GIVEN, bpf_folder
 
 # In place of the identity of a guard: none is loaded, but that of an earlier table stands on some device.
 EARLIER_GUARD = 2
+# Types of modules that the guard looks into (fields.py), where they are loaded.
+MODULES = (VMLINUX.with_name("nf_conntrack"),)
 CLOCK_MONOTONIC_COARSE = 6  # its resolution is the length of a jiffy
 
 
@@ -59,8 +62,8 @@ def table_identity(layout: Layout, probe: str, *, searches: bool) -> int:
 
 
 def guard_identity() -> int:
-    """64 bits, odd, that differ where a loaded guard is another one than ours."""
-    return _identity(source("guard.c")) | 1
+    """64 bits, odd, that differ where a loaded guard is another one than ours, or knows nothing of a module's types."""
+    return _identity(source("guard.c"), [path.exists() for path in MODULES]) | 1
 
 
 def _identity(*parts: object) -> int:
