@@ -76,6 +76,7 @@ struct worker {
 	int *listeners; /* inline: one to each server address and port */
 	atomic_ulong made; /* read by the clock thread while it runs */
 	atomic_ulong closed;
+	uint64_t taken; /* bytes that a server has read */
 	double waited; /* seconds in which it could have run and had no CPU */
 	uint64_t failed[MAX_ERRNO];
 	uint64_t latency[BUCKETS];
@@ -535,6 +536,7 @@ static void readable(struct worker *w, struct epoll_event *e)
 		}
 		if (n < 0)
 			break;
+		w->taken += (uint64_t)n;
 		if (missing && (missing -= (uint64_t)n < missing ? (uint64_t)n : missing) == 0 && server_closes(w, fd))
 			return;
 	}
@@ -838,7 +840,7 @@ static void report(void)
 	static uint64_t latency[BUCKETS], failed[MAX_ERRNO];
 	struct worker *all = opt.serve ? servers : clients;
 	int n = opt.serve ? opt.n_server_threads : opt.n_clients;
-	uint64_t made = sum_made(all, n), failures = 0;
+	uint64_t made = sum_made(all, n), failures = 0, taken = 0;
 	uint64_t closed = sum_closed(opt.n_server_threads ? servers : clients,
 				     opt.n_server_threads ? opt.n_server_threads : opt.n_clients);
 	double seconds = (double)(end_of_run - started) / 1e9, waited = 0;
@@ -849,6 +851,7 @@ static void report(void)
 	for (int half = 0; half < 2; half++) {
 		struct worker *w = half ? servers : clients;
 		for (int i = 0; i < (half ? opt.n_server_threads : opt.n_clients); i++) {
+			taken += w[i].taken;
 			for (int b = 0; b < BUCKETS; b++)
 				latency[b] += w[i].latency[b];
 			for (int e = 0; e < MAX_ERRNO; e++) {
@@ -857,8 +860,8 @@ static void report(void)
 			}
 		}
 	}
-	printf("{\"made\": %lu, \"closed\": %lu, \"failed\": %lu, \"errors\": {", (unsigned long)made,
-	       (unsigned long)closed, (unsigned long)failures);
+	printf("{\"made\": %lu, \"closed\": %lu, \"taken\": %lu, \"failed\": %lu, \"errors\": {", (unsigned long)made,
+	       (unsigned long)closed, (unsigned long)taken, (unsigned long)failures);
 	for (int e = 0; e < MAX_ERRNO; e++) {
 		const char *name = strerrorname_np(e);
 		if (failed[e]) {

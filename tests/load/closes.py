@@ -44,13 +44,18 @@ def run(ns: Namespace, *options: str, timeout: float = 120, niceness: int = 0) -
 
 
 @contextmanager
-def serving(ns: Namespace, *options: str) -> Iterator[None]:
-    """The server half runs in `ns`; give the client half the same --close, --bytes, --address and --port."""
+def serving(ns: Namespace, *options: str) -> Iterator[dict[str, Any]]:
+    """The server half runs in `ns`; give the client half the same --close, --bytes, --address and --port.
+
+    Once the block is over, what it yields has the server's report.
+    """
     server = ns.popen(str(closes_binary()), "--serve", *options)
+    report: dict[str, Any] = {}
     try:
         assert server.stdout is not None
         assert server.stdout.readline() == "ready\n"
-        yield
+        yield report
     finally:
         server.terminate()
-        server.communicate(timeout=10)
+        said, _ = server.communicate(timeout=10)
+        report.update(json.loads(said.splitlines()[-1]) if said else {})
