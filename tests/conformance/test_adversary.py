@@ -85,7 +85,7 @@ def hosts() -> Iterator[dict[str, Attacked]]:
         made = {}
         for kind in (STOCK, VESTIGIAL):
             cross = stack.enter_context(crossing(SYSCTLS))
-            made[kind] = Attacked(cross, (), stack.enter_context(on_duty(kind, cross.host, ROOMY)))
+            made[kind] = Attacked(cross, (), stack.enter_context(on_duty(kind, cross.host, config=ROOMY)))
         yield made
 
 

@@ -32,7 +32,6 @@ from tests.load.translations import ADDRESSES, OUTPUT, add_addresses, iptables, 
 pytestmark = pytest.mark.alone("it waits for retransmissions")
 
 N = 3
-LOOPBACK = {IPV4: "127.0.0.1", IPV6: "::1"}
 
 
 @dataclass(frozen=True)
@@ -40,20 +39,27 @@ class Within:
     """What is put into the namespace; where the server listens, and what the client dials (ports 0: any)."""
 
     install: Callable[[Namespace], None]
-    server: str = ""  # a name of ADDRESSES; "": 127.0.0.1 or ::1
+    server: str = "loopback"
     port: int = 0
     dialled: tuple[str, int] = ("service", 0)
+    client: str = "host"
 
     def route(self, ns: Namespace, family: str) -> Route:
         """In a family."""
-        wire = IPV6 if family == IPV6 else IPV4
-        server = ADDRESSES[wire][self.server] if self.server else LOOPBACK[wire]
-        dialled = ADDRESSES[wire][self.dialled[0]], self.dialled[1]
-        return Route(ns, ns, ADDRESSES[wire]["host"], server, family, dialled=dialled, port=self.port)
+        names = ADDRESSES[IPV6 if family == IPV6 else IPV4]
+        dialled = names[self.dialled[0]], self.dialled[1]
+        return Route(ns, ns, names[self.client], names[self.server], family, dialled=dialled, port=self.port)
 
 
 WITHIN = {
     "dnat to an own address": Within(nftables(OUTPUT % "{ip} daddr {service_} dnat to {host}"), "host"),
+    "dnat to loopback": Within(nftables(OUTPUT % "{ip} daddr {service_} dnat to {loopback}")),
+    "dnat on loopback": Within(
+        nftables(OUTPUT % "{ip} daddr {loopback_} tcp dport 80 dnat to {loopback}:8080"),
+        port=8080,
+        dialled=("loopback", 80),
+        client="loopback",
+    ),
     "redirect": Within(nftables(OUTPUT % "{ip} daddr {service_} meta l4proto tcp redirect to :8080"), port=8080),
     "a service whose endpoint is the node": Within(iptables("kube-proxy"), "host", 9090, ("node's service", 80)),
     "the same with nftables": Within(nft_kube_proxy, "host", 9090, ("node's service", 80)),
@@ -70,16 +76,24 @@ class Place:
     within: Within
 
 
-@pytest.fixture(scope="module", params=WITHIN)
-def place(request: pytest.FixtureRequest, kind: str) -> Iterator[Place]:
+@pytest.fixture(scope="module")
+def places(kind: str) -> Iterator[dict[str, Place]]:
     """Stock or guarded. A RST to an answer that came twice ends nothing."""
     with ExitStack() as stack:
-        ns = stack.enter_context(namespace({"net.ipv4.tcp_rfc1337": 1}))
-        stack.enter_context(tun_peer(ns))
-        add_addresses(ns, "tun0")
-        within = WITHIN[request.param]
-        within.install(ns)
-        yield Place(ns, stack.enter_context(on_duty(kind, ns)), within)
+        made: dict[str, Namespace] = {}
+        for name, within in WITHIN.items():
+            made[name] = ns = stack.enter_context(namespace({"net.ipv4.tcp_rfc1337": 1}))
+            stack.enter_context(tun_peer(ns))
+            add_addresses(ns, "tun0")
+            within.install(ns)
+        watch = stack.enter_context(on_duty(kind, *made.values()))
+        yield {name: Place(ns, watch, WITHIN[name]) for name, ns in made.items()}
+
+
+@pytest.fixture(params=WITHIN)
+def place(request: pytest.FixtureRequest, places: dict[str, Place]) -> Place:
+    """One of them."""
+    return places[request.param]
 
 
 def lose_the_last_ack(pair: Pair) -> None:
@@ -110,6 +124,7 @@ def test_a_fin_that_comes_again_is_acknowledged(place: Place, family: str, close
             wait_until(lambda: state_of(pair.passive) == counters.CLOSE, what="its FIN is acknowledged")  # noqa: B023
             assert pair.passive.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
         if place.watch:
-            known = {(str(v.local), v.local_port, str(v.remote), v.remote_port) for v in place.watch.table()}
+            rows = [v for v in place.watch.table() if v.netns == place.ns.name]
+            known = {(str(v.local), v.local_port, str(v.remote), v.remote_port) for v in rows}
             assert known >= {each.end(closer).tuple for each in sessions}
     assert before == counters.tcp(place.ns)["OutRsts"]

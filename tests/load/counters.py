@@ -68,6 +68,11 @@ def sockets(ns: Namespace) -> list[Socket]:
     return [_socket(line.split(), table) for table in ("tcp", "tcp6") for line in ns.read(table).splitlines()[1:]]
 
 
+def all_closed(ns: Namespace) -> bool:
+    """Every connection of the namespace, which closes first, is over at both ends: TIME_WAIT at most is left."""
+    return all(one.state == TIME_WAIT for one in sockets(ns))
+
+
 def mini_sockets(ns: Namespace) -> list[Socket]:
     """The kernel's TIME_WAIT and FIN_WAIT2 mini-sockets."""
     return [one for one in sockets(ns) if one.mini]

@@ -284,7 +284,8 @@ class Duty:
         local, local_port, remote, remote_port = self.ends(subject.connection)
         ends = (ip_address(local), local_port), (ip_address(remote), remote_port)
         if self.watch:
-            rows = {((v.local, v.local_port), (v.remote, v.remote_port)): v for v in self.watch.table()}
+            own = (v for v in self.watch.table() if v.netns == self.ns.name)
+            rows = {((v.local, v.local_port), (v.remote, v.remote_port)): v for v in own}
             return rows[ends].expires_in if ends in rows else None
         answer = read_answer(self._sockets.ask([exact_request(*ends)])[0])
         return answer.left if answer and answer.timer == TIMER_TIME_WAIT else None
@@ -297,12 +298,12 @@ class Duty:
 
 
 @contextmanager
-def on_duty(kind: str, ns: Namespace, config: str = CONFIG) -> Iterator[Daemon | None]:
-    """What does the work of TIME_WAIT in a namespace during the block."""
+def on_duty(kind: str, *namespaces: Namespace, config: str = CONFIG) -> Iterator[Daemon | None]:
+    """What does the work of TIME_WAIT in some namespaces during the block."""
     if kind == STOCK:
         yield None
         return
-    with daemon(ns, mode="vestigial", config=config) as watch:
+    with daemon(*namespaces, mode="vestigial", config=config) as watch:
         yield watch
 
 

@@ -7,7 +7,9 @@ that packets are translated. Rules of Docker, kube-proxy and Istio are in the fo
 """
 
 import errno
+import functools
 import re
+import shutil
 import socket
 import subprocess
 import time
@@ -38,6 +40,7 @@ ADDRESSES: dict[str, dict[str, str]] = {
         "service": "10.96.0.10",
         "node's service": "10.96.0.11",
         "bridge": "172.17.0.1",
+        "loopback": "127.0.0.1",
     },
     IPV6: {
         "any": "::",
@@ -48,6 +51,7 @@ ADDRESSES: dict[str, dict[str, str]] = {
         "service": "fd96::10",
         "node's service": "fd96::11",
         "bridge": "fd17::1",
+        "loopback": "::1",
     },
 }
 # What the files of the folder say for IPv4, for IPv6.
@@ -123,12 +127,24 @@ def _tproxy(ns: Namespace) -> None:
         ns.ip(option, "route", "add", "local", "default", "dev", "lo", "table", "100")
 
 
+def _ipvs(ns: Namespace) -> None:
+    """As kube-proxy's mode ipvs has it: the service's address is on a device of the host's."""
+    ns.sysctl("net.ipv4.vs.conntrack", 1)
+    ns.ip("link", "add", "kube-ipvs0", "type", "dummy")
+    for family, length in ((IPV4, "32"), (IPV6, "128")):
+        names = ADDRESSES[family]
+        service, peer = (f"[{one}]" if family == IPV6 else one for one in (names["service"], names["peer"]))
+        ns.ip("address", "add", f"{names['service']}/{length}", "dev", "kube-ipvs0")
+        _feed(ns, "", "ipvsadm", "-A", "-t", f"{service}:80", "-s", "rr")
+        _feed(ns, "", "ipvsadm", "-a", "-t", f"{service}:80", "-r", f"{peer}:8080", "-m")
+
+
 @dataclass(frozen=True)
 class Translation:
     """One way. `served`: the peer dials `target`, and the socket that listens is at `local`; else the host dials.
 
     Names of addresses are those of ADDRESSES. A port of 0 is another one for each session. `same`: the tuple is not
-    changed, though the socket is none that the kernel would find by it.
+    changed, though the socket is none that the kernel would find by it. `tracked`: conntrack has it.
     """
 
     install: Callable[[Namespace], None]
@@ -136,6 +152,7 @@ class Translation:
     target: tuple[str, int] = ("peer", 0)
     served: bool = False
     same: bool = False
+    tracked: bool = True
     device: str = "tun0"
 
 
@@ -168,6 +185,7 @@ TRANSLATIONS: Mapping[str, Translation] = {
     "docker published port": Translation(iptables("docker"), target=("host", 8080), device="docker0"),
     "kube-proxy service": Translation(iptables("kube-proxy"), target=("service", 80)),
     "kube-proxy service, nftables": Translation(nft_kube_proxy, target=("service", 80)),
+    "ipvs": Translation(_ipvs, local=("host", 0), target=("service", 80)),
     # ---- the host is dialled ----
     "dnat to a local socket": Translation(
         nftables(PREROUTING % 'iifname "tun0" tcp dport 80 dnat to {pod}:8080'),
@@ -188,8 +206,19 @@ TRANSLATIONS: Mapping[str, Translation] = {
         nft_kube_proxy, local=("host", 9090), target=("host", 30080), served=True
     ),
     "mesh inbound": Translation(iptables("istio"), local=("any", 15006), target=("host", 8080), served=True),
-    "tproxy": Translation(_tproxy, local=("any", 50080), target=("service", 80), served=True, same=True),
+    "tproxy": Translation(_tproxy, local=("any", 50080), target=("service", 80), served=True, same=True, tracked=False),
 }
+
+
+@functools.cache
+def missing(name: str) -> str | None:
+    """Why this machine cannot have a translation; None: it can."""
+    if name != "ipvs":
+        return None
+    loads = "test -e /proc/net/ip_vs || modprobe -q ip_vs"
+    if subprocess.run(("sh", "-c", loads), capture_output=True, check=False).returncode:
+        return "the kernel has no ip_vs"
+    return None if shutil.which("ipvsadm") else "there is no ipvsadm"
 
 
 class TranslatedDuty(Duty):
@@ -275,6 +304,7 @@ class TranslatedDuty(Duty):
                     listener.setsockopt(SOL_IPV6, IPV6_TRANSPARENT, 1)
             listener.bind(self._named(self.translation.local[0], family, self.translation.local[1]))
             listener.listen()
+            listener.settimeout(5)  # what is lost fails a test, and does not stop it
             yield listener
 
     @contextmanager
@@ -303,18 +333,31 @@ class TranslatedDuty(Duty):
 
 
 @contextmanager
+def translated_duties(
+    kind: str, translations: Mapping[str, Translation], sysctls: Mapping[str, object] | None = None
+) -> Iterator[dict[str, TranslatedDuty]]:
+    """For each translation a namespace with it and the scripted peer; the kernel, or one daemon, on duty in all."""
+    with ExitStack() as stack:
+        places: dict[str, tuple[Namespace, TunPeer]] = {}
+        for name, one in translations.items():
+            ns = stack.enter_context(namespace(sysctls))
+            places[name] = ns, stack.enter_context(tun_peer(ns, one.device))
+            add_addresses(ns, one.device)
+            one.install(ns)
+        watch = stack.enter_context(on_duty(kind, *(ns for ns, _ in places.values())))
+        made = {name: TranslatedDuty(*place, watch, translations[name]) for name, place in places.items()}
+        for duty in made.values():
+            stack.callback(duty.close)
+        yield made
+
+
+@contextmanager
 def translated_duty(
     kind: str, translation: Translation, sysctls: Mapping[str, object] | None = None
 ) -> Iterator[TranslatedDuty]:
-    """A namespace with a translation and the scripted peer, and the kernel or the guard on duty."""
-    with ExitStack() as stack:
-        ns = stack.enter_context(namespace(sysctls))
-        peer = stack.enter_context(tun_peer(ns, translation.device))
-        add_addresses(ns, translation.device)
-        translation.install(ns)
-        made = TranslatedDuty(ns, peer, stack.enter_context(on_duty(kind, ns)), translation)
-        stack.callback(made.close)
-        yield made
+    """The same for one."""
+    with translated_duties(kind, {"": translation}, sysctls) as made:
+        yield made[""]
 
 
 def add_addresses(ns: Namespace, device: str) -> None:
