@@ -23,6 +23,7 @@ from tests.load.duty import LINGER2, TIME_WAIT, Duty, Subject, on_duty
 from tests.load.netns import Namespace, namespace
 from tests.load.paths import IPV4, IPV6, MAPPED
 from tests.load.peer import Connection, TunPeer, Tuple, tun_peer
+from tests.load.rewriting import rewrite
 from tests.load.scripts import Script
 
 RULES = Path(__file__).with_name("rules")
@@ -37,6 +38,7 @@ ADDRESSES: dict[str, dict[str, str]] = {
         "peer": "10.78.0.2",
         "pod": "10.79.0.1",
         "outside": "10.78.0.77",
+        "elsewhere": "10.97.0.2",
         "service": "10.96.0.10",
         "node's service": "10.96.0.11",
         "bridge": "172.17.0.1",
@@ -48,6 +50,7 @@ ADDRESSES: dict[str, dict[str, str]] = {
         "peer": "fd78::2",
         "pod": "fd79::1",
         "outside": "fd78::77",
+        "elsewhere": "fd97::2",
         "service": "fd96::10",
         "node's service": "fd96::11",
         "bridge": "fd17::1",
@@ -127,6 +130,15 @@ def _tproxy(ns: Namespace) -> None:
         ns.ip(option, "route", "add", "local", "default", "dev", "lo", "table", "100")
 
 
+def _rewriting(ns: Namespace) -> None:
+    """Both addresses and a port, by a TC program; conntrack sees what sockets see."""
+    two = {
+        end: {family: (ADDRESSES[family][end], ADDRESSES[family][wire]) for family in (IPV4, IPV6)}
+        for end, wire in (("pod", "host"), ("elsewhere", "peer"))
+    }
+    rewrite(ns, "tun0", two["pod"], two["elsewhere"])
+
+
 def _ipvs(ns: Namespace) -> None:
     """As kube-proxy's mode ipvs has it: the service's address is on a device of the host's."""
     ns.sysctl("net.ipv4.vs.conntrack", 1)
@@ -186,6 +198,7 @@ TRANSLATIONS: Mapping[str, Translation] = {
     "kube-proxy service": Translation(iptables("kube-proxy"), target=("service", 80)),
     "kube-proxy service, nftables": Translation(nft_kube_proxy, target=("service", 80)),
     "ipvs": Translation(_ipvs, local=("host", 0), target=("service", 80)),
+    "a tc program": Translation(_rewriting, local=("pod", 0), target=("elsewhere", 0), tracked=False),
     # ---- the host is dialled ----
     "dnat to a local socket": Translation(
         nftables(PREROUTING % 'iifname "tun0" tcp dport 80 dnat to {pod}:8080'),
