@@ -107,7 +107,7 @@ ALWAYS_INLINE bool publish(struct work *w, struct line *line, u64 fresh)
 			return false;
 	}
 	if (remaining(old, w->now))
-		count_end(w, old);
+		count_end(w, old, false);
 	return true;
 }
 

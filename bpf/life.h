@@ -6,15 +6,29 @@
 #include "events.h"
 #include "table.h"
 
-ALWAYS_INLINE u32 lane_of(u64 ticks)
+/* The lane of a histogram with these upper edges, the last of which is not looked at. */
+ALWAYS_INLINE u32 lane_among(const u32 *edges, u32 lanes, u64 ticks)
 {
-	const u32 edges[LANES] = LANE_EDGES;
 	u32 lane = 0;
 
 #pragma unroll
-	for (int i = 0; i < LANES - 1; i++)
+	for (u32 i = 0; i < lanes - 1; i++)
 		lane += less(edges[i], ticks);
-	return lane;
+	return lane % lanes;
+}
+
+ALWAYS_INLINE u32 lane_of(u64 ticks)
+{
+	const u32 edges[LANES] = LANE_EDGES;
+
+	return lane_among(edges, LANES, ticks);
+}
+
+ALWAYS_INLINE u32 reuse_lane_of(u64 ticks)
+{
+	const u32 edges[REUSE_LANES] = REUSE_EDGES;
+
+	return lane_among(edges, REUSE_LANES, ticks);
 }
 
 ALWAYS_INLINE u64 *cell_of(const struct work *w, u32 class, u32 lane, u64 period)
@@ -75,7 +89,8 @@ ALWAYS_INLINE u64 age_at(const struct work *w, u32 slot)
 	return age <= HORIZON_TICKS ? age : 0; /* another CPU started it after we looked at the clock */
 }
 
-ALWAYS_INLINE void count_end(struct work *w, u64 word)
+/* taken: at this moment a new connection takes the tuple. */
+ALWAYS_INLINE void count_end(struct work *w, u64 word, bool taken)
 {
 	struct counters *c = counters_of(w->worker);
 	u32 class = class_of(w, slot_of(word));
@@ -86,18 +101,23 @@ ALWAYS_INLINE void count_end(struct work *w, u64 word)
 	if (!c || class >= CLASSES)
 		return;
 	c->ended[class][w->reason % REASONS]++;
-	c->lifetime[class][lane_of(age) % LANES]++;
+	c->lifetime[class][lane_of(age)]++;
 	c->lifetime_ticks[class] += age;
+	if (!taken)
+		return;
+	c->reused[class][reuse_lane_of(age)]++;
+	c->reused_ticks[class] += age;
 }
 
-/* Ends the vestige of a word that was seen alive. False if another CPU was faster. */
+/* Ends the vestige of a word that was seen alive. False if another CPU was faster. Of one that is REUSED without this, by the next
+ * entry of its tuple (publish), nobody has seen when the tuple was taken. */
 ALWAYS_INLINE bool vestige_end(struct work *w, u64 *at, u64 word, u32 reason)
 {
 	look_who_ends(w, word);
 	if (__sync_val_compare_and_swap(at, word, 0) != word)
 		return false;
 	w->reason = reason;
-	count_end(w, word);
+	count_end(w, word, reason == REASON_REUSED);
 	return true;
 }
 

@@ -181,6 +181,11 @@ struct ring {
 #define LANES 8
 #define LANE_EDGES { 22, 37, 134, 163, 372, 819, 968, 0xffff }
 
+/* The buckets of the histogram of reuse ages, by their upper edge in ticks (0.1, 0.5, 0.8, 1.5, 3, 10, 30 s, more): beside
+ * the second after which the kernel's tcp_tw_reuse takes a tuple, not on it. */
+#define REUSE_LANES 8
+#define REUSE_EDGES { 1, 7, 11, 22, 44, 149, 446, 0xffff }
+
 #define PERIOD_SHIFT 3		/* ticks to periods */
 #define PERIODS 2048		/* of 537 ms: the horizon */
 struct cells {
@@ -215,6 +220,8 @@ struct counters {
 	u64 planned_ticks[CLASSES][LANES];
 	u64 withdrawn[CLASSES][LANES];		/* planned, but ended early or restarted */
 	u64 restarted[CLASSES];
+	u64 reused[CLASSES][REUSE_LANES];	/* by their age, of those whose reuse itself was seen */
+	u64 reused_ticks[CLASSES];
 	u64 closed[CLOSES];			/* connections that ended without TIME_WAIT */
 	u64 no_port;				/* connections that found no free local port (EADDRNOTAVAIL) */
 	u64 events_lost;			/* the listener was too slow for them */

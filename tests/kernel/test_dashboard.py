@@ -22,13 +22,14 @@ LOAD_SECONDS = 120  # longer than all that follows; it ends with the last test
 SHOWN_SECONDS = 60.0
 # As Grafana replaces them; `All` is what `allValue` says.
 VARIABLES = {"__rate_interval": "10s", "instance": ".*", "class": ".*"}
-# All series are there, and 0: nothing went wrong.
+# All series are there, and 0: nothing went wrong, and of 28,232 ports none comes round within its class's time.
 ALL_IS_WELL = {
     "Alerts that fire",
     "Guard put back",
     "Lost",
     "Mended by comparison",
     "Refused by conntrack",
+    "Reuse ages",
     "Scrapes with errors",
     "Translated ports used",
 }

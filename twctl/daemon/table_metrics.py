@@ -9,7 +9,7 @@ from twctl.daemon.families import Metric, counter, gauge, histogram, single
 from twctl.linux.ports import Ports
 from twctl.modes.histogram import Histogram
 from twctl.table.connects import SEARCH_SECONDS, connects
-from twctl.table.counters import CLOSES, DROPPED, LANE_SECONDS, Reason
+from twctl.table.counters import CLOSES, DROPPED, LANE_SECONDS, REUSE_SECONDS, TICK, Counters, Reason
 from twctl.table.maps import Table
 from twctl.table.names import Names
 from twctl.table.sums import Sums
@@ -50,6 +50,7 @@ class SessionMetrics:
         restarts = [((k.label,), sums.counters.get("restarted", k)) for k in Class]
         yield counter("twctl_time_wait_restarted", "Times that a session's timer started anew.", restarts, "class")
         yield self._lifetimes(sums)
+        yield _reuse_ages(sums.counters)
         closes = [((how,), sums.counters.get("closed", i)) for i, how in enumerate(CLOSES)]
         text = "Connections that ended without TIME_WAIT on this host, by how."
         yield counter("twctl_closed_without_time_wait", text, closes, "how")
@@ -72,6 +73,20 @@ class SessionMetrics:
 def _by_family(sums: Sums, what: str, text: str) -> Metric:
     rows = [((k.label, f), sums.counters.get(what, k, FAMILIES.index(f))) for k, f in CLASS_FAMILY]
     return counter(f"twctl_time_wait_{what}", text, rows, "class", "family")
+
+
+def _reuse_ages(counters: Counters) -> Metric:
+    text = (
+        "Seconds from entering TIME_WAIT, or from the last restart of its timer, until a new connection took the tuple."
+    )
+    rows = [
+        (
+            (k.label,),
+            Histogram(REUSE_SECONDS, counters.row("reused", k), counters.get("reused_ticks", k) * TICK),
+        )
+        for k in Class
+    ]
+    return histogram("twctl_reuse_age_seconds", text, rows, "class")
 
 
 def table_metrics(table: Table, prefixes_refused: int) -> Iterator[Metric]:

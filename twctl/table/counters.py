@@ -13,6 +13,8 @@ LANES = CONSTANTS["LANES"]
 TICK = 2 ** CONSTANTS["TICK_SHIFT"] / 1e9  # s
 # Upper edges of the lanes in seconds (they are meant in halves); the last lane has none.
 LANE_SECONDS = tuple(math.ceil(2 * edge * TICK) / 2 for edge in HEADER.lists["LANE_EDGES"][:-1])
+# The same of ages at which a tuple was taken again: two readings of the tick differ from the time between by up to one.
+REUSE_SECONDS = tuple(round((edge + 0.5) * TICK, 1) for edge in HEADER.lists["REUSE_EDGES"][:-1])
 CLOSES = HEADER.labels("close", "CLOSE_")
 DROPPED = HEADER.labels("dropped", "DROPPED_")
 ACTIONS = HEADER.labels("action", "ACTION_")  # what the guard did to a segment
