@@ -6,8 +6,8 @@
  * that has a live socket is never touched. Attached by TC to each device of a guarded namespace:
  *
  *   guard_ingress   answers, absorbs or lets in what arrives for a vestige
- *   guard_egress    holds a local SYN back as long as the peer could take it for an old duplicate, and notes the tuple that
- *                   a SYN and a FIN have after all translation (wire.h)
+ *   guard_egress    holds a local SYN back as long as the peer could take it for an old duplicate, or the session is younger
+ *                   than its class's reuse_age, and notes the tuple that a SYN and a FIN have after all translation (wire.h)
  *
  * A packet without a vestige costs one copy of its headers and one cache line. Both return TC_ACT_UNSPEC for what they
  * let pass, so that other filters on the device still see it.
@@ -121,6 +121,17 @@ ALWAYS_INLINE bool is_safe(struct __sk_buff *skb, const struct work *w, struct s
 	return (s32)(s->tsval - last) > 0;
 }
 
+/* A firewall on the way may not bear that a tuple comes again so soon. */
+ALWAYS_INLINE bool is_old_enough(const struct work *w)
+{
+	u32 class = class_of(w, slot_of(w->word));
+	struct meta *m = the_meta();
+
+	if (!m || class >= CLASSES || !m->reuse_age[class])
+		return true;
+	return age_of(w) >= life_ticks(m->reuse_age[class]);
+}
+
 /* Where a SYN has the tuple of a session whose socket had another, conntrack has chosen it, and the kernel without the guard would let
  * it out: TIME_WAIT holds back whoever asks for the same tuple with connect(). */
 ALWAYS_INLINE bool may_leave(struct __sk_buff *skb, struct work *w, struct segment *s)
@@ -131,7 +142,7 @@ ALWAYS_INLINE bool may_leave(struct __sk_buff *skb, struct work *w, struct segme
 		return true;
 	if (!vestige_socket(w))
 		return false;
-	return !is_of_socket(w, tuple_of_socket(w), sk) || (vestige_read(w) && is_safe(skb, w, s));
+	return !is_of_socket(w, tuple_of_socket(w), sk) || (is_old_enough(w) && vestige_read(w) && is_safe(skb, w, s));
 }
 
 /* Whether a SYN that is only forwarded has its source from a translation, not from whoever claims our name. Conntrack says so of its

@@ -309,6 +309,7 @@ struct meta {
 	u32 probe;	/* enum seen_by */
 	u32 mode;	/* enum mode: the daemon's, as it was last */
 	u64 time_wait[CLASSES + 1], fin_wait2[CLASSES + 1]; /* ns; room for what two bits can say */
+	u64 reuse_age[CLASSES + 1];	/* ns: younger than that, its tuple is not for a local SYN; 0: it is at any age */
 	u64 swept;	/* tick at which the last complete sweep of all lines began */
 	u64 next_line, sweeping; /* where there is no daemon: the next line to sweep, of both families, and when that sweep began */
 };

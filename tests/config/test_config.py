@@ -29,6 +29,7 @@ KEYS = [name for name, _, _ in load(None, {}, default_file=NOWHERE).rows()]
 TABLES = [
     "time_wait",
     "fin_wait2",
+    "reuse_age",
     "capacity",
     "capacity.ipv4",
     "capacity.ipv6",
@@ -79,6 +80,7 @@ def test_defaults_need_no_file() -> None:
         force=False,
         time_wait={Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0},
         fin_wait2=dict.fromkeys(Class, 60.0),
+        reuse_age=dict.fromkeys(Class, 0.0),
         capacity=Capacity(ipv4=sessions, ipv6=sessions),
         classes={},
         tls=None,
@@ -113,6 +115,8 @@ def test_file_sets_every_key(file: Path) -> None:
         local = 1000
         [fin_wait2]
         loopback = 3
+        [reuse_age]
+        remote = 5
         [classes]
         local = ["10.0.0.0/8", "fd00::/8"]
         remote = ["10.1.0.0/16"]
@@ -146,6 +150,7 @@ def test_file_sets_every_key(file: Path) -> None:
         force=False,
         time_wait={Class.LOOPBACK: 0.5, Class.LOCAL: 1000.0, Class.REMOTE: 60.0},
         fin_wait2={Class.LOOPBACK: 3.0, Class.LOCAL: 60.0, Class.REMOTE: 60.0},
+        reuse_age={Class.LOOPBACK: 0.0, Class.LOCAL: 0.0, Class.REMOTE: 5.0},
         capacity=Capacity(
             ipv4=dict.fromkeys(Class, 256),
             ipv6={Class.LOOPBACK: 257, Class.LOCAL: 258, Class.REMOTE: 4194304},
@@ -231,7 +236,7 @@ PREFIXES = "allowed: a list of prefixes such as 10.0.0.0/8 or fd00::/8"
 NETNS = "allowed: a list of names under /run/netns"
 TOP = (
     "mode, listen, netns, all_netns, pins, probe, reconcile_interval, force, "
-    "time_wait, fin_wait2, capacity, classes, tls, sysctl, pressure, connect, blame"
+    "time_wait, fin_wait2, reuse_age, capacity, classes, tls, sysctl, pressure, connect, blame"
 )
 TRUNCATE = 'in mode truncate the kernel ends TIME_WAIT at 60 s: allowed up to 60, or set mode = "vestigial"'
 MAPPED = "is IPv4 on the wire, write the IPv4 prefix"
@@ -305,6 +310,11 @@ REFUSED = [
         "time_wait.local = 3\npressure.floor.local = 4",
         "pressure.floor.local = 4.0 is not valid (allowed up to time_wait.local, which is 3)",
     ),
+    (
+        "reuse_age.loopback = 3",
+        "reuse_age.loopback = 3.0 is not valid (allowed up to time_wait.loopback, which is 2)",
+    ),
+    ("reuse_age.remote = 61", "reuse_age.remote = 61 is not valid (allowed: 0 (off) or seconds from 0.1 to 60)"),
     (
         "pressure.port_headroom = 1",
         "pressure.port_headroom = 1 is not valid (allowed: 0 (off) or a share of the ports, 0.01 to 0.9)",

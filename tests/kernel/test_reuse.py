@@ -1,15 +1,19 @@
 """A tuple that is used again: how old its session was then, and how old it must be."""
 
+import errno
 import math
 import os
 import re
+import socket
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
 from tests.kernel.test_ends import close, pairs
 from tests.load.daemon import Daemon, daemon
-from tests.load.netns import namespace
+from tests.load.netns import Namespace, namespace
 from twctl.table.counters import TICK
 
 pytestmark = pytest.mark.skipif(
@@ -55,3 +59,73 @@ def test_where_nobody_sees_a_tuple_taken_its_age_is_not_guessed(probe: str) -> N
                 close(client, server)
         assert N == one.metric("twctl_time_wait_ended_total", reason="reused")
         assert (N if probe == "fentry" else 0) == ages(one)[math.inf]
+
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@contextmanager
+def tuples(ns: Namespace) -> Iterator[Callable[[], list[Pair]]]:
+    """Gives connections (client, server) of 23 tuples, each time the same; all connect at once."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(ns.socket(socket.AF_INET))
+        listener.bind(("127.0.0.1", PORT))
+        listener.listen(N)
+        listener.settimeout(60)
+
+        def connect() -> list[Pair]:
+            clients = {port: stack.enter_context(ns.socket(socket.AF_INET)) for port in range(PORT + 1, PORT + 1 + N)}
+            for port, client in clients.items():
+                client.bind(("127.0.0.1", port))
+                client.settimeout(0)
+                assert client.connect_ex(listener.getsockname()) == errno.EINPROGRESS
+            servers = [listener.accept() for _ in clients]
+            for client in clients.values():
+                client.settimeout(None)
+            return [(clients[port], stack.enter_context(server)) for server, (_, port) in servers]
+
+        yield connect
+
+
+def held(one: Daemon) -> float:
+    """SYNs that the guard held back."""
+    return one.metric("twctl_guard_segments_total", action="held")
+
+
+def test_a_local_syn_waits_until_its_class_s_sessions_are_old_enough() -> None:
+    """No SYN of connect() leaves for a session of less than 2 s, one that comes again later does; unset: at once."""
+    with (
+        namespace() as ns,
+        daemon(ns, mode="vestigial", config=f"{KEPT}[reuse_age]\nloopback = 2\n") as one,
+        tuples(ns) as connect,
+    ):
+        connections = connect()
+        assert held(one) == 0
+        for client, server in connections:
+            close(client, server)
+        ended = time.monotonic()
+        connections = connect()
+        assert time.monotonic() - ended >= 2
+        assert held(one) >= N
+        counted = ages(one)
+        assert (0, N) == (counted[1.5], counted[math.inf])
+
+        one.reload(f'mode = "vestigial"\n{KEPT}')
+        for client, server in connections:
+            close(client, server)
+        before = held(one)
+        connect()
+        assert (before, 2 * N) == (held(one), ages(one)[math.inf])
+
+
+def test_a_syn_of_the_peer_s_is_not_for_us_to_hold() -> None:
+    """The host that closed first is the server: a client may come again at once."""
+    with (
+        namespace() as ns,
+        daemon(ns, mode="vestigial", config=f"{KEPT}[reuse_age]\nloopback = 60\n") as one,
+        tuples(ns) as connect,
+    ):
+        for client, server in connect():
+            close(server, client)
+        connect()
+        assert (0, N) == (held(one), ages(one)[math.inf])

@@ -1,5 +1,6 @@
 """The configuration as one value, and what its keys demand of each other."""
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,8 +67,9 @@ class Config:
 
     netns: names under /run/netns, empty: the namespace twctl runs in; all_netns: bool, that one and all that have a
     name; pins: Path, absolute; reconcile_interval: float, seconds, 0: never; force: bool, mode vestigial also where the
-    guard may not see what sockets see; time_wait, fin_wait2: float, seconds; classes: prefixes set by hand; tls: None:
-    HTTP; port_search: int, connect()'s search for a port is measured in one of so many seconds, 0: in none.
+    guard may not see what sockets see; time_wait, fin_wait2: float, seconds; reuse_age: float, seconds, 0: off;
+    classes: prefixes set by hand; tls: None: HTTP; port_search: int, connect()'s search for a port is measured in one
+    of so many seconds, 0: in none.
     """
 
     mode: Mode
@@ -80,6 +82,7 @@ class Config:
     force: bool
     time_wait: Mapping[Class, float]
     fin_wait2: Mapping[Class, float]
+    reuse_age: Mapping[Class, float]
     capacity: Capacity
     classes: Mapping[Network, Class]
     tls: Tls | None
@@ -146,7 +149,7 @@ def from_published(published: Mapping[str, Sequence[Any]]) -> Effective:
 
 
 def _config(settings: Mapping[str, Setting]) -> Config:
-    for check in (_check_netns, _check_truncate, _check_vestigial, _check_floor, _check_tls):
+    for check in (_check_netns, _check_truncate, _check_vestigial, _check_within_time_wait, _check_tls):
         check(settings)
     value = {name: setting.value for name, setting in settings.items()}
     top = {name: value[name] for name in _TOP}
@@ -154,6 +157,7 @@ def _config(settings: Mapping[str, Setting]) -> Config:
         **top,
         time_wait=_by_class(value, "time_wait"),
         fin_wait2=_by_class(value, "fin_wait2"),
+        reuse_age=_by_class(value, "reuse_age"),
         capacity=Capacity(_by_class(value, "capacity.ipv4"), _by_class(value, "capacity.ipv6")),
         classes=_prefixes(settings),
         tls=Tls(value["tls.certfile"], value["tls.keyfile"], value["tls.client_ca"]) if value["tls.certfile"] else None,
@@ -205,13 +209,13 @@ def _check_vestigial(settings: Mapping[str, Setting]) -> None:
         raise refusal(buckets.source, "sysctl.tcp_max_tw_buckets", buckets.value, hint)
 
 
-def _check_floor(settings: Mapping[str, Setting]) -> None:
-    for class_ in Class:
-        name, time_wait = f"pressure.floor.{class_.label}", settings[f"time_wait.{class_.label}"].value
-        floor = settings[name]
-        if floor.source != DEFAULT and floor.value > time_wait:
+def _check_within_time_wait(settings: Mapping[str, Setting]) -> None:
+    for table, class_ in itertools.product(("pressure.floor", "reuse_age"), Class):
+        name, time_wait = f"{table}.{class_.label}", settings[f"time_wait.{class_.label}"].value
+        given = settings[name]
+        if given.source != DEFAULT and given.value > time_wait:
             hint = f"allowed up to time_wait.{class_.label}, which is {time_wait:g}"
-            raise refusal(floor.source, name, floor.value, hint)
+            raise refusal(given.source, name, given.value, hint)
 
 
 def _check_tls(settings: Mapping[str, Setting]) -> None:

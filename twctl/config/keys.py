@@ -107,6 +107,8 @@ _CAPACITY = Key(None, _sessions, "a whole number of sessions from 256 to 4194304
 LONGEST_LIFE = 1000  # s
 FOLLOW = "time_wait"  # a time that is to be that of the classes
 _TIME_WAIT = Key(None, number((sys.float_info.min, LONGEST_LIFE)), f"seconds above 0, up to {LONGEST_LIFE}")
+# A connect() whose SYN is held so long is not given up yet: with the kernel's defaults it is after 127 s.
+_REUSE_AGE = Key(None, number((0, 0), (0.1, 60)), "0 (off) or seconds from 0.1 to 60")
 _CONNTRACK = Key(None, _conntrack_seconds, f'whole seconds from 1 to 86400, or "{FOLLOW}": the longest time of a class')
 _PREFIXES = Key(None, list_of(_prefix), "a list of prefixes such as 10.0.0.0/8 or fd00::/8")
 # Shorter than 0.1 s would read routes all the time; longer than a day means never.
@@ -123,6 +125,7 @@ KEYS: dict[str, Key] = {
     "force": Key(default=False, parse=_boolean, allowed="true, false"),
     **_per_class("time_wait", _TIME_WAIT, 2.0, 10.0, 60.0),
     **_per_class("fin_wait2", _TIME_WAIT, 60.0, 60.0, 60.0),
+    **_per_class("reuse_age", _REUSE_AGE, 0.0, 0.0, 0.0),
     **_per_class("capacity.ipv4", _CAPACITY, 65536, 65536, 65536),
     **_per_class("capacity.ipv6", _CAPACITY, 65536, 65536, 65536),
     **_per_class("classes", _PREFIXES, [], [], []),

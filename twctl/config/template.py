@@ -22,6 +22,8 @@ ABOUT = {
     "force": "start mode vestigial although something may hide packets from the guard (XDP, IPsec)",
     "time_wait": "seconds that a session stays in TIME_WAIT, by class; in mode observe only for the dry run in status",
     "fin_wait2": "the same for orphans in FIN_WAIT2; 60 and more: as long as the kernel keeps them",
+    "reuse_age": "mode vestigial, for firewalls that cannot bear a quick reuse: seconds that a session must be old "
+    "before connect() gets its tuple; it stands still meanwhile, for a second or more",
     "capacity.ipv4": "sessions that the table holds before it evicts the oldest, 48 bytes each",
     "capacity.ipv6": "the same, 80 bytes each",
     "classes": "prefixes whose class is set by hand, instead of by the routes",

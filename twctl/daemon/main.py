@@ -65,6 +65,7 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         leaving = Leaving(table, ours) if table.guard and config.mode is not Mode.VESTIGIAL else None
         if not waits:
             table.set_lives(config.time_wait, config.fin_wait2)
+            table.set_reuse_age(config.reuse_age)
         namespaces = Namespaces(table, pins.current, config, sysctls.journal, ours)
         undo.callback(namespaces.close)
         publish(table, effective.published())

@@ -112,6 +112,7 @@ def start_work(
     reconciling.take_over()
     reconciling.wait(leaving.seconds if leaving else 0.0)
     port_pressure = _port_pressure(table, namespaces, config)
+    _warn_of_reuse_age(config)
     if searches := measuring_searches(table, config.port_search):
         undo.callback(searches.close)
     return Work(
@@ -140,6 +141,11 @@ def _port_pressure(table: Table, namespaces: Namespaces, config: Config) -> Port
         log.warning("pressure.port_headroom is ignored: only mode truncate shortens TIME_WAIT sockets")
         return None
     return PortPressure(table, namespaces.diags, config)
+
+
+def _warn_of_reuse_age(config: Config) -> None:
+    if config.mode is not Mode.VESTIGIAL and any(config.reuse_age.values()):
+        log.warning("reuse_age is ignored: only in mode vestigial the guard holds a SYN back")
 
 
 def _suspending(discovery: Discovery, config: Config, undo: contextlib.ExitStack) -> Suspending | None:

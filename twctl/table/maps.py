@@ -69,9 +69,16 @@ class Table(Pinned):
 
     def set_lives(self, time_wait: Mapping[Class, float], fin_wait2: Mapping[Class, float]) -> None:
         """Set how long vestiges of guarded namespaces live (s)."""
-        for name, times in (("time_wait", time_wait), ("fin_wait2", fin_wait2)):
-            for class_ in Class:
-                self._set_meta(name, int(times[class_] * 1e9), class_)
+        self._set_seconds("time_wait", time_wait)
+        self._set_seconds("fin_wait2", fin_wait2)
+
+    def set_reuse_age(self, reuse_age: Mapping[Class, float]) -> None:
+        """Set how old a vestige must be before a local SYN may take its tuple (s)."""
+        self._set_seconds("reuse_age", reuse_age)
+
+    def _set_seconds(self, name: str, times: Mapping[Class, float]) -> None:
+        for class_ in Class:
+            self._set_meta(name, int(times[class_] * 1e9), class_)
 
     def _get_meta(self, name: str, index: int = 0) -> int:
         field = META.fields[name]
