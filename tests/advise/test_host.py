@@ -15,10 +15,11 @@ from twctl.advise.host import (
     mode_fits,
     orphans_overflow,
     peer_closes_first,
+    peers_have_closed,
     server_closes_first,
     translation_used_up,
 )
-from twctl.advise.snapshot import Snapshot
+from twctl.advise.snapshot import Orphaned, Snapshot, Unclosed
 from twctl.modes.dry_run import Freed
 
 
@@ -36,6 +37,28 @@ def test_orphans_are_named_from_nine_tenths_on(orphans: int, fires: bool) -> Non
     assert fires == (said is not None)
     assert orphans_overflow(limited(recorded("well"), orphans=orphans, max_orphans=None)) is None
     assert said is None or said.anchor in anchors(ROOT / PAGE)
+
+
+def test_who_has_left_the_orphans_and_whom_they_wait_for_is_evidence() -> None:
+    """The owner and the peer with most of them."""
+    full = limited(recorded("well"), orphans=1000, max_orphans=1000)
+    owners = Unclosed("cron.service", 101, 7), Unclosed("nginx.service", 0, 701)
+    one = dataclasses.replace(full.namespaces[0], unclosed=owners, orphaned=(Orphaned("192.0.2.1", 443, 23),))
+    said = orphans_overflow(dataclasses.replace(full, namespaces=(one,)))
+    assert said
+    assert said.evidence.endswith("; most are of nginx.service (701), and wait for 192.0.2.1:443 (23)")
+
+
+@pytest.mark.parametrize(("told", "fires"), [(1, True), (2, False)])
+def test_connections_that_leak_toward_a_destination_are_not_told_twice(told: int, fires: bool) -> None:  # noqa: FBT001
+    """Of 201 in CLOSE_WAIT 101 are the server's, or 100 only; another owner's destination is no matter."""
+    leak = recorded("close_wait")
+    [here], [toward] = leak.namespaces, leak.destinations
+    here = dataclasses.replace(here, unclosed=(Unclosed("nginx.service", 200 + (told == 1), 0),))
+    mine = dataclasses.replace(toward, owner="nginx.service", close_wait=99 + told)
+    other = dataclasses.replace(toward, owner="cron.service", close_wait=100)
+    said = peers_have_closed(dataclasses.replace(leak, namespaces=(here,), destinations=(mine, other)))
+    assert fires == (said is not None and "101 sockets" in said.evidence)
 
 
 @pytest.mark.parametrize(("count", "urgency"), [(899, None), (900, "soon"), (979, "soon"), (980, "now")])

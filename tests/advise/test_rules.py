@@ -27,6 +27,7 @@ SAID = {
     "server_closes": ["server_closes_first"],
     "translated": ["translation_used_up"],
     "unbound": [],
+    "unclosed": ["peers_have_closed"],
     "used_up": ["ports_used_up", "keep_alive", "reuse_helps", "mode_fits"],
     "well": [],
 }

@@ -178,6 +178,21 @@ def test_connections_that_the_peer_has_closed_are_forgotten_ones(both: Link) -> 
         assert f"{load.made} of them (CLOSE_WAIT)" in first["evidence"]
 
 
+def test_connections_that_a_server_does_not_close_are_told_by_owner(both: Link) -> None:
+    """CLOSE_WAIT on a port that is no client's; once they are closed all is well."""
+    with daemon(both.server) as one, client(over_link(both), 900, closes=False) as load:
+        drive([load], lambda: load.made >= 101, 30)
+        for near in load.kept[::2]:
+            near.close()
+        first = advised(one, "unclosed")[0]
+        assert "connections-stay-in-close_wait" == first["anchor"]
+        assert f"{load.made} sockets of it are in CLOSE_WAIT" in first["evidence"]
+        for far in load.kept[1::2]:
+            far.close()
+        load.kept.clear()
+        assert ["all-is-well"] == anchors(advised(one))
+
+
 def test_ports_that_bind_holds_are_told_apart(both: Link) -> None:
     """All ports are free toward the server, and connect() fails; with IP_BIND_ADDRESS_NO_PORT it does not."""
     with ExitStack() as stack:

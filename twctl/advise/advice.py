@@ -12,6 +12,8 @@ NOW, SOON, BETTER = 90, 60, 20
 # Of the ports: from this share on they count as scarce, and as used up. The kernel searches long above the first.
 SCARCE, USED_UP = 0.5, 0.95
 SOON_SECONDS = 600.0
+# So many connections that the peer has closed, and this host has not, are forgotten ones.
+FORGOTTEN = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +55,12 @@ def is_loopback(each: Destination) -> bool:
 
 def unit(each: Destination) -> str:
     """Who connects to it."""
-    return "the program that connects" if each.owner in {"unknown", "other", "/"} else each.owner
+    return called(each.owner, "the program that connects")
+
+
+def called(owner: str, otherwise: str) -> str:
+    """An owner, or other words where that is no name to look for."""
+    return otherwise if owner in {"unknown", "other", "/"} else owner
 
 
 def number(count: float) -> str:

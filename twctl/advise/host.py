@@ -1,8 +1,8 @@
 """Rules about the host as a whole: its limits, who closes first, and which mode fits. Each is a pure function."""
 
 from twctl.addresses import host_port
-from twctl.advise.advice import NOW, SCARCE, SOON, USED_UP, Advice, endpoint, number, scarce
-from twctl.advise.snapshot import Namespace, Snapshot
+from twctl.advise.advice import FORGOTTEN, NOW, SCARCE, SOON, USED_UP, Advice, called, endpoint, number, scarce
+from twctl.advise.snapshot import Namespace, Snapshot, Unclosed
 from twctl.modes.translation import PORTS
 
 # Of a limit: from these shares on it is nearly reached, and reached for some that come.
@@ -108,7 +108,10 @@ def orphans_overflow(snapshot: Snapshot) -> Advice | None:
     return Advice(
         weight=SOON + 12,
         what="there are too many orphans (sockets that were closed and wait for their peers): the kernel resets them",
-        evidence=f"{number(worst.limits.orphans)} of at most {number(worst.limits.max_orphans or 0)}",
+        evidence=(
+            f"{number(worst.limits.orphans)} of at most {number(worst.limits.max_orphans or 0)}"
+            f"{_most_orphans(snapshot)}"
+        ),
         remedy=(
             "Find the peers that do not close (twctl table shows FIN_WAIT2); a shorter net.ipv4.tcp_fin_timeout, or a "
             "greater net.ipv4.tcp_max_orphans. In mode vestigial fewer [pressure] orphans."
@@ -116,6 +119,43 @@ def orphans_overflow(snapshot: Snapshot) -> Advice | None:
         gain="no connection is reset",
         anchor="there-are-too-many-orphans",
     )
+
+
+def _most_orphans(snapshot: Snapshot) -> str:
+    """Who has left most of them, and which peer they wait for."""
+    owners = [each for where in snapshot.namespaces for each in where.unclosed]
+    remotes = [each for where in snapshot.namespaces for each in where.orphaned]
+    owner = max(owners, key=lambda each: each.orphans, default=None)
+    remote = max(remotes, key=lambda each: each.orphans, default=None)
+    if not owner or not remote:
+        return ""
+    toward = host_port(remote.remote, remote.remote_port)
+    return f"; most are of {owner.owner} ({number(owner.orphans)}), and wait for {toward} ({number(remote.orphans)})"
+
+
+def peers_have_closed(snapshot: Snapshot) -> Advice | None:
+    """A program keeps connections that its peers have closed; `connections_leak` tells of those to a destination."""
+    found = [(_untold(each, where, snapshot), each, where) for where in snapshot.namespaces for each in where.unclosed]
+    count, worst, where = max(found, key=lambda each: each[0], default=(0, None, None))
+    if worst is None or where is None or count < FORGOTTEN:
+        return None
+    owner = called(worst.owner, "a program")
+    return Advice(
+        weight=SOON - 12,
+        what=f"{owner} does not close connections that its peers have closed{_in(where)}",
+        evidence=f"{number(count)} sockets of it are in CLOSE_WAIT",
+        remedy=(
+            f"Find where {owner} forgets to close, or does not come to it: ss -tnp state close-wait shows them. "
+            "At once: restart it. TIME_WAIT is not the cause, and no mode helps."
+        ),
+        gain=f"{number(count)} sockets and file descriptors",
+        anchor="connections-stay-in-close_wait",
+    )
+
+
+def _untold(each: Unclosed, where: Namespace, snapshot: Snapshot) -> int:
+    mine = [one for one in snapshot.destinations if (one.netns, one.owner) == (where.name, each.owner)]
+    return each.close_wait - sum(one.close_wait for one in mine)
 
 
 def _orphaned(each: Namespace) -> float:

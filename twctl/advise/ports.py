@@ -1,6 +1,7 @@
 """Rules about the local ports that connect() needs: each is a pure function of the snapshot."""
 
 from twctl.advise.advice import (
+    FORGOTTEN,
     NOW,
     SCARCE,
     SOON,
@@ -21,8 +22,6 @@ from twctl.linux.tcp import KERNEL_TIME_WAIT
 
 # Fewer a second toward one destination are not worth a change of a program.
 MANY_A_SECOND = 10.0
-# So many connections that the peer has closed, and this host has not, are forgotten ones.
-FORGOTTEN = 100
 # From this share of the ports on sockets that only have them are what connect() lacks.
 BOUND = 0.2
 # A search is long from 100 us on, fifty times what it takes while ports are free, and matters from 1 % of a CPU on.

@@ -10,6 +10,7 @@ from twctl.advise.host import (
     mode_fits,
     orphans_overflow,
     peer_closes_first,
+    peers_have_closed,
     server_closes_first,
     translation_used_up,
 )
@@ -30,6 +31,7 @@ RULES: tuple[Rule, ...] = (
     ports_used_up,
     ports_bound,
     connections_leak,
+    peers_have_closed,
     search_is_long,
     conntrack_full,
     translation_used_up,

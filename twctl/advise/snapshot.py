@@ -74,12 +74,30 @@ class Service:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Unclosed:
+    """An owner's sockets: close_wait: its peers have closed them, and it has not; orphans: the other way round."""
+
+    owner: str
+    close_wait: int
+    orphans: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Orphaned:
+    """A remote endpoint that does not close what this host has closed."""
+
+    remote: str
+    remote_port: int
+    orphans: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Namespace:
     """An enrolled network namespace. ports: how many there are for connect().
 
     listening, bound: sockets on these ports that wait for connections, or have nothing but the port (Linux 6.8).
     overflowed: a second, how many more sessions tcp_max_tw_buckets has kept out. obstacles: to mode vestigial.
-    translations: those that hold most ports.
+    translations: those that hold most ports. unclosed, orphaned: those with most sockets.
     """
 
     name: str
@@ -90,6 +108,8 @@ class Namespace:
     obstacles: tuple[str, ...]
     limits: Limits
     translations: tuple[Translation, ...] = ()
+    unclosed: tuple[Unclosed, ...] = ()
+    orphaned: tuple[Orphaned, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -149,6 +169,8 @@ def _namespace(plain: dict[str, Any]) -> Namespace:
             "limits": Limits(**plain["limits"]),
             "obstacles": tuple(plain["obstacles"]),
             "translations": tuple(Translation(**each) for each in plain.get("translations", ())),
+            "unclosed": tuple(Unclosed(**each) for each in plain.get("unclosed", ())),
+            "orphaned": tuple(Orphaned(**each) for each in plain.get("orphaned", ())),
         }
     )
 

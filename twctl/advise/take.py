@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from twctl.addresses import Endpoint
 from twctl.advise.around import Around, cgroup_of, look_around
-from twctl.advise.snapshot import Destination, Namespace, Search, Service, Snapshot
+from twctl.advise.snapshot import Destination, Namespace, Orphaned, Search, Service, Snapshot, Unclosed
+from twctl.advise.unclosed import look_unclosed
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux.limits import Limits, limits
@@ -221,6 +222,8 @@ def _services(table: Table, facts: Facts) -> Iterator[Service]:
 
 def _namespace(each: Around, facts: Facts) -> Namespace:
     before, after = (counted.limits[each.name] for counted in (facts.before, facts.after))
+    unclosed = look_unclosed(each.name)
+    most = unclosed.close_wait + unclosed.orphans
     return Namespace(
         name=each.name,
         ports=len(each.ports),
@@ -230,4 +233,11 @@ def _namespace(each: Around, facts: Facts) -> Namespace:
         obstacles=tuple(obstacle.text for obstacle in obstacles(each.name or None)),
         limits=after,
         translations=tuple(inside(each.name or None, lambda: look(each.name, LOOKED)[1])),
+        unclosed=tuple(
+            Unclosed(facts.names.owner(Owner(owner, None)), unclosed.close_wait[owner], unclosed.orphans[owner])
+            for owner, _ in most.most_common(LOOKED)
+        ),
+        orphaned=tuple(
+            Orphaned(str(address), port, count) for (address, port), count in unclosed.toward.most_common(LOOKED)
+        ),
     )

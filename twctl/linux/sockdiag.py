@@ -20,6 +20,7 @@ from twctl.linux.sockdiag_messages import (
     NLMSG_DONE,
     TIMER_TIME_WAIT,
     Holder,
+    Listed,
     dump_request,
     error_of,
     exact_request,
@@ -28,6 +29,7 @@ from twctl.linux.sockdiag_messages import (
     read_answer,
     read_cgroup,
     read_holders,
+    read_listed,
     sequence_of,
     toward_filter,
 )
@@ -89,6 +91,19 @@ class SockDiag:
         buffer = memoryview(bytearray(DUMP_BYTES + MESSAGE_BYTES))
         for family in (socket.AF_INET, socket.AF_INET6):
             yield from self._holders(dump_request(family, states, toward_filter([], local_ports)), buffer)
+
+    def listed(self, states: int) -> Iterator[Listed]:
+        """Yield the full sockets in some states (a bit each), of both families.
+
+        :raises OSError: if the kernel refuses.
+        """
+        buffer = memoryview(bytearray(DUMP_BYTES + MESSAGE_BYTES))
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for size in self._receive(dump_request(family, states), buffer[:DUMP_BYTES]):
+                found, done = read_listed(buffer, size)
+                yield from found
+                if done:
+                    break
 
     def cgroup(self, local: Endpoint, remote: Endpoint) -> int | None:
         """Return the number of the cgroup that made the connection; None: not known.

@@ -36,6 +36,8 @@ REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, before its sockid
 MESSAGE = struct.Struct("=BBBx2s2s16s16sI8sI16x")  # struct inet_diag_msg
 # Of a message of a dump: length, type; family, timer, local port, the rest of its sockid before the cookie; expires.
 HOLDER = struct.Struct("=IH10xBxBx2s38s8xI")
+# The same, with the state, and the inode in place of timer, local port and expires.
+LISTED = struct.Struct("=IH10xBBBx2x38s24xI")
 ENDS = struct.Struct("=2s16s16sI")  # remote port, addresses, interface
 REQUEST_BYTES = HEADER.size + REQUEST.size + SOCKID.size
 MESSAGE_BYTES = HEADER.size + MESSAGE.size  # attributes may follow
@@ -96,6 +98,16 @@ class Holder(NamedTuple):
     left: float | None
 
 
+class Listed(NamedTuple):
+    """A full socket. ends: as a Holder's; owned: whether an application has it; cgroup: where it was made, if known."""
+
+    state: int
+    family: int
+    ends: bytes
+    owned: bool
+    cgroup: int | None
+
+
 def exact_request(local: Endpoint, remote: Endpoint, scope: int = 0) -> bytes:
     """Return the request for exactly this socket. scope: interface index of a link-local session, else 0."""
     ports = [port.to_bytes(2, "big") for _, port in (local, remote)]
@@ -138,7 +150,7 @@ def read_answer(raw: bytes) -> Answer | None:
     return Answer(message.state, message.timer, message.expires / 1000, message.cookie)
 
 
-def read_cgroup(raw: bytes) -> int | None:
+def read_cgroup(raw: bytes | memoryview) -> int | None:
     """Read from the same answer which cgroup made the socket, by its number; None: the kernel does not say."""
     if HEADER.unpack_from(raw)[1] != SOCK_DIAG_BY_FAMILY:
         return None
@@ -181,6 +193,20 @@ def read_holders(buffer: memoryview, size: int) -> tuple[list[Holder], bool]:
             return found, True
         left = expires / 1000 if timer == TIMER_TIME_WAIT else None
         found.append(Holder(family, ends, int.from_bytes(port, "big"), left))
+        start += length + 3 & ~3
+    return found, False
+
+
+def read_listed(buffer: memoryview, size: int) -> tuple[list[Listed], bool]:
+    """The same of full sockets, with who owns them."""
+    found: list[Listed] = []
+    start = 0
+    while start < size:
+        length, kind, family, state, timer, ends, inode = LISTED.unpack_from(buffer, start)
+        if kind == NLMSG_DONE:
+            return found, True
+        if timer != TIMER_TIME_WAIT:
+            found.append(Listed(state, family, ends, inode != 0, read_cgroup(buffer[start : start + length])))
         start += length + 3 & ~3
     return found, False
 
