@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 
+from tests.kernel.test_headroom import QUIET, client
 from tests.load import counters, wait_until
 from tests.load.closes import closes_binary, run, serving
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, link, namespace
+from tests.load.paths import over_link
 from tests.load.programs import Programs
 from twctl.table.maps import Table
 from twctl.table.tallies import LINES, PLACES, TALLIES_BYTES, By, places_of
@@ -307,3 +309,21 @@ def test_the_worst_of_all_is_found_while_all_cpus_count(both: Link) -> None:
         assert entries > 9000
         assert (7, entries, 0) == (len(rows), sum(row["entered"] for row in rows), sum(row["error"] for row in rows))
         assert [entries] == [row["entered"] for row in blamed(one, By.OWNER) if row["owner"] != "unknown"]
+
+
+def test_ports_toward_a_destination_that_has_live_connections_alone_are_told() -> None:
+    """101 of 1,009 are a leak, perhaps; toward another one with 23, less than 5 %, nothing is in the way."""
+    with (
+        link(QUIET) as both,
+        daemon(both.client) as one,
+        client(over_link(both), 1, closes=False) as leaking,
+        client(over_link(both), 1, closes=False) as other,
+    ):
+        for load, count in ((leaking, 101), (other, 23)):
+            for _ in range(count):
+                load.connect(closes=False)
+        done = twctl("blame", *one.options, "--by", "remote", "--json")
+        assert (0, "") == (done.returncode, done.stderr)
+        [row] = map(json.loads, done.stdout.splitlines())
+        found = [row[name] for name in ("by", "remote", "remote_port", "live", "time_wait")]
+        assert ["ports", *map(str, leaking.address[:1]), leaking.address[1], 101, 0] == found

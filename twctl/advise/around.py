@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from twctl.addresses import Endpoint
 from twctl.linux.ports import Ports
@@ -11,6 +11,8 @@ from twctl.linux.procfs import PortRange
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sockdiag_messages import endpoints
 from twctl.linux.tcp import TCP_BOUND_INACTIVE, TCP_CLOSE_WAIT, TCP_LISTEN
+from twctl.modes.headroom import LEAST
+from twctl.table.tallies import Remote
 
 # Destinations with the most live connections that are kept.
 KEPT = 100
@@ -60,6 +62,16 @@ def look_around(name: str) -> Around:
         close_wait[remote] += closed[key]
         ends.setdefault(remote, (local, local_ports[key]))
     return Around(name, ports, found, close_wait, ends, listening, bound)
+
+
+def crowded(lists: Mapping[int, Around], count: int) -> Iterator[Remote]:
+    """The `count` endpoints of each namespace with most live connections, where these are a part of the ports.
+
+    lists: by index of the namespace.
+    """
+    for index, each in lists.items():
+        most = sorted(each.live.items(), key=lambda item: -item[1])[:count]
+        yield from (Remote(*endpoint, index) for endpoint, live in most if live >= LEAST * len(each.ports))
 
 
 def cgroup_of(around: Around, remote: Endpoint) -> int | None:

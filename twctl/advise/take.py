@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from twctl.addresses import Endpoint
-from twctl.advise.around import Around, cgroup_of, look_around
+from twctl.advise.around import Around, cgroup_of, crowded, look_around
 from twctl.advise.snapshot import Destination, Namespace, Orphaned, Search, Service, Snapshot, Unclosed
 from twctl.advise.unclosed import look_unclosed
 from twctl.classes import Class
@@ -17,7 +17,7 @@ from twctl.linux.limits import Limits, limits
 from twctl.linux.netns import inside
 from twctl.linux.procfs import ephemeral_ports, socket_bytes
 from twctl.modes.dry_run import freed
-from twctl.modes.headroom import APART_SECONDS, LEAST, Use, toward
+from twctl.modes.headroom import APART_SECONDS, Use, toward
 from twctl.modes.obstacles import obstacles
 from twctl.modes.searching import Searching
 from twctl.modes.translation import look
@@ -164,13 +164,7 @@ def _looked(remotes: Mapping[Remote, Tally], lists: Mapping[int, Around]) -> lis
     several = [each for each in mine if remotes[each].sessions > 1]
     busy = sorted(several, key=lambda each: -remotes[each].sessions)[:LOOKED]
     failed = sorted((each for each in mine if remotes[each].no_port), key=lambda each: -remotes[each].no_port)[:LOOKED]
-    found = dict.fromkeys(busy + failed)
-    for index, each in lists.items():
-        many = sorted(each.live.items(), key=lambda item: -item[1])[:LOOKED]
-        found |= dict.fromkeys(
-            Remote(address, port, index) for (address, port), count in many if count >= LEAST * len(each.ports)
-        )
-    return list(found)
+    return list(dict.fromkeys([*busy, *failed, *crowded(lists, LOOKED)]))
 
 
 def _worst(uses: Iterable[Use]) -> dict[Key, Use]:

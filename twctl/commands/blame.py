@@ -6,10 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from twctl.addresses import host_port
+from twctl.advise.around import crowded, look_around
 from twctl.modes import headroom
+from twctl.table.enrolments import reachable
 from twctl.table.maps import Table
 from twctl.table.names import Names, user_name
-from twctl.table.tallies import By, Party, Remote, on_the_wire, ranking
+from twctl.table.tallies import By, Party, Remote, Tally, on_the_wire, ranking
 
 WIRES = 5  # that are shown of a remote endpoint
 
@@ -41,8 +43,11 @@ def _wire(found: Counter[Party]) -> list[dict[str, Any]]:
 
 
 def _ports(table: Table, limit: int, *, json_: bool) -> Iterator[str]:
-    """How many local ports are left toward the remote endpoints with the most sessions."""
-    uses = headroom.worst(headroom.toward(table, ranking(table, By.REMOTE, limit)), limit, least=0.0)
+    """Local ports left toward the remote endpoints with the most sessions, and with many live connections."""
+    blamed = {tally.party: tally for tally in ranking(table, By.REMOTE, limit)}
+    lists = {index: look_around(name) for index, name in reachable(table).items()}
+    live = [Tally(each, None, 0, 0, 0) for each in crowded(lists, limit) if each not in blamed]
+    uses = headroom.worst(headroom.toward(table, [*blamed.values(), *live]), limit, least=0.0)
     if json_:
         yield from (json.dumps({"by": "ports", **headroom.row(use)}) for use in uses)
     elif uses:
