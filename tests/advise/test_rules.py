@@ -1,4 +1,4 @@
-"""What the rules say of snapshots that were taken of real scenes (tests/kernel/test_advise.py)."""
+"""What the rules say of snapshots that were taken of real scenes (tests/kernel/test_scenes.py, test_advise.py)."""
 
 import pytest
 

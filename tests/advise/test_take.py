@@ -1,4 +1,4 @@
-"""The snapshot's walk through the sessions; the whole is taken of real scenes in tests/kernel/test_advise.py."""
+"""The snapshot's walk through the sessions; the whole is taken of real scenes in tests/kernel/test_scenes.py."""
 
 import dataclasses
 

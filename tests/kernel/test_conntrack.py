@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.test_advise import advised
 from tests.kernel.test_blame import at
 from tests.load import wait_until
+from tests.load.advise import advised
 from tests.load.closes import run, serving
 from tests.load.daemon import daemon, twctl
 from tests.load.netns import Link, Namespace, add_addresses, await_address, link, namespace

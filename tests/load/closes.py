@@ -44,6 +44,18 @@ def run(ns: Namespace, *options: str, timeout: float = 120, niceness: int = 0) -
 
 
 @contextmanager
+def connecting(ns: Namespace, *options: str) -> Iterator[None]:
+    """The client half runs in `ns` until the end of the block."""
+    client = ns.popen(str(closes_binary()), "--connect", "--seconds", "3600", *options)
+    try:
+        yield
+        assert client.poll() is None
+    finally:
+        client.terminate()
+        client.communicate(timeout=10)
+
+
+@contextmanager
 def serving(ns: Namespace, *options: str) -> Iterator[dict[str, Any]]:
     """The server half runs in `ns`; give the client half the same --close, --bytes, --address and --port.
 

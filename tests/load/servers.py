@@ -16,12 +16,17 @@ NGINX_CONFIGURATION = """
 daemon off; master_process off; pid {folder}/pid; error_log {folder}/error;
 events {{ worker_connections 4096; }}
 http {{
-    access_log off; keepalive_timeout 0;
+    access_log off; {settings}
     client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
     uwsgi_temp_path {folder}; scgi_temp_path {folder};
-    server {{ listen {address}:8080 reuseport backlog=4096; location / {{ return 200 "well"; }} }}
+    server {{ listen {address}:8080 reuseport backlog=4096; location / {{ {answer} }} }}
 }}
 """
+ANSWER = 'return 200 "well";'
+CLOSES_FIRST = "keepalive_timeout 0;"
+LEAVES_OPEN = "keepalive_timeout 60; keepalive_requests 1000000;"
+# Without a pool nginx closes each connection to its upstream, and before that as this one leaves it open.
+PROXY = 'proxy_http_version 1.1; proxy_set_header Connection ""; upstream behind {{ server {upstream}:8080; {pool} }}'
 # PostgreSQL refuses to be root; it may still have to read a checkout that is root's alone.
 NOBODY = (
     *("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"),
@@ -49,10 +54,21 @@ def listening(ns: Namespace, port: int) -> bool:
 
 
 @contextmanager
-def nginx(ns: Namespace, address: str, folder: Path) -> Iterator[None]:
-    """Answers every request, and closes first."""
-    (folder / "conf").write_text(NGINX_CONFIGURATION.format(folder=folder, address=address))
+def nginx(
+    ns: Namespace, address: str, folder: Path, *, settings: str = CLOSES_FIRST, answer: str = ANSWER
+) -> Iterator[None]:
+    """Answers every request. settings: of all of it; answer: what it does with a request."""
+    text = NGINX_CONFIGURATION.format(folder=folder, address=address, settings=settings, answer=answer)
+    (folder / "conf").write_text(text)
     with served(ns, NGINX_PORT, str(NGINX), "-c", str(folder / "conf")):
+        yield
+
+
+@contextmanager
+def proxy(ns: Namespace, address: str, folder: Path, upstream: str, pool: str = "") -> Iterator[None]:
+    """An nginx before another one. pool: the line `keepalive` of its upstream."""
+    settings = f"{LEAVES_OPEN} {PROXY.format(upstream=upstream, pool=pool)}"
+    with nginx(ns, address, folder, settings=settings, answer="proxy_pass http://behind;"):
         yield
 
 
