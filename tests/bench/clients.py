@@ -3,7 +3,7 @@
 nginx closes first, and so has the guard at its end; the other two are clients that close first. Each is measured in
 rounds that take turns, within what a stock kernel has ports for; redis-benchmark also beyond that, without stock.
 
-As root, `python -m tests.bench.clients [--short]` runs it alone; deploy/setup --bench brings the programs.
+As root, `python -m tests.bench.clients [--short]` runs it alone; deploy/setup --test brings the programs.
 """
 
 import json
@@ -47,7 +47,7 @@ class Load:
 def run(*, short: bool = False) -> dict[str, Any]:
     """Requests, queries and transactions a second, each one a connection. short: nginx alone."""
     if missing := _missing():
-        return {"real clients": {"skipped": f"no {missing} (deploy/setup --bench brings it)"}}
+        return {"real clients": {"skipped": f"no {missing} (deploy/setup --test brings it)"}}
     if short:
         return _compare(Load("nginx under ab -c 20", _requests(SHORT_REQUESTS), "server"), (OURS, STOCK), 1)
     redis = "redis-benchmark -k 0 -c 20 -n"

@@ -21,10 +21,10 @@ from tests.load import wait_until
 from tests.load.advise import advised, anchors
 from tests.load.closes import connecting, serving
 from tests.load.daemon import Daemon, daemon, twctl
-from tests.load.loads import ab, getting, redis_benchmark
+from tests.load.loads import ab, getting, pgbench, redis_benchmark
 from tests.load.netns import Namespace, link, namespace
 from tests.load.paths import over_link, over_lo
-from tests.load.servers import LEAVES_OPEN, NGINX, NGINX_PORT, nginx, proxy, redis
+from tests.load.servers import LEAVES_OPEN, NGINX, NGINX_PORT, POSTGRESQL, nginx, postgresql, proxy, redis
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -110,6 +110,23 @@ def redis_by_a_connection_each(folder: Path) -> Iterator[Daemon]:
         assert (0, "") == (done.returncode, done.stderr)
         assert entered(one) - before <= FEW
         yield one
+
+
+def postgresql_by_a_connection_each(folder: Path) -> Iterator[Daemon]:
+    """pgbench -C finds no port and gives up; without -C its queries go over one connection."""
+    with link(QUIET | {RANGE: "40000 40210"}) as both, daemon(both.client) as one:  # each costs a process: 211 do
+        with postgresql(both.server, both.server_ipv4, folder):
+            done = pgbench(both.client, both.server_ipv4, folder, REQUESTS, "-C")
+            assert done.returncode != 0
+            assert NO_PORT in done.stderr
+            yield one
+            drain(one, "--remote", f"{both.server_ipv4}/32")
+            before = entered(one)
+            done = pgbench(both.client, both.server_ipv4, folder, REQUESTS)
+            assert done.returncode == 0, done.stderr
+            assert f"{REQUESTS}/{REQUESTS}" in done.stdout
+            assert entered(one) - before <= FEW
+            yield one
 
 
 def load_test_to_one_server(_folder: Path) -> Iterator[Daemon]:
@@ -279,6 +296,7 @@ FAILS = "connect() has found no port for"
 SCENES = (
     Scene(proxy_without_keep_alive, USED_UP, "now", FAILS, KEEP_OPEN, needs=("ab", str(NGINX))),
     Scene(redis_by_a_connection_each, USED_UP, "now", FAILS, KEEP_OPEN, needs=("redis-benchmark",)),
+    Scene(postgresql_by_a_connection_each, USED_UP, "now", FAILS, KEEP_OPEN, needs=(str(POSTGRESQL),)),
     Scene(
         load_test_to_one_server,
         *(USED_UP, "now", HELD, KEEP_OPEN),

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from tests.load.netns import Namespace
 from tests.load.servers import NGINX_PORT, POSTGRESQL_PORT, REDIS_PORT, postgresql_program
@@ -30,12 +31,13 @@ def redis_benchmark(ns: Namespace, address: str, count: int, *options: str) -> "
     return _run(ns, "redis-benchmark", *where, "-n", str(count), "-c", "2", "-t", "incr", "--csv", *options)
 
 
-def pgbench(ns: Namespace, address: str, count: int, *options: str) -> "subprocess.CompletedProcess[str]":
-    """So many queries to PostgreSQL, of one client."""
+def pgbench(ns: Namespace, address: str, folder: Path, count: int, *options: str) -> "subprocess.CompletedProcess[str]":
+    """So many queries to PostgreSQL, of one client. folder: for the query."""
     program = postgresql_program("pgbench")
-    assert program, "no pgbench: deploy/setup --bench brings it"
+    assert program
+    (folder / "select.sql").write_text("SELECT 1;\n")
     where = ("-h", address, "-p", str(POSTGRESQL_PORT), "-U", "postgres")
-    return _run(ns, str(program), *where, "-n", "-t", str(count), *options, "postgres")
+    return _run(ns, str(program), *where, "-n", "-t", str(count), "-f", str(folder / "select.sql"), *options, "postgres")
 
 
 @dataclass

@@ -8,8 +8,9 @@ from pathlib import Path
 from tests.load import wait_until
 from tests.load.netns import Namespace
 
-PROGRAMS = Path("build/programs")  # deploy/setup --test and --bench put there what they do not install
+PROGRAMS = Path("build/programs")  # deploy/setup --test puts there what it does not install
 NGINX = PROGRAMS / "nginx"
+POSTGRESQL = PROGRAMS / "usr/lib/postgresql"
 REDIS = ("bash", "-c", 'exec -a redis-server redis-check-rdb "$@"', "bash")  # one program; its name says which
 NGINX_PORT, REDIS_PORT, POSTGRESQL_PORT = 8080, 7379, 7432
 NGINX_CONFIGURATION = """
@@ -81,8 +82,8 @@ def redis(ns: Namespace, address: str, folder: Path) -> Iterator[None]:
 
 
 def postgresql_program(name: str) -> Path | None:
-    """One of PostgreSQL's programs, of any version; None if deploy/setup --bench has not put them there."""
-    return next(PROGRAMS.glob(f"usr/lib/postgresql/*/bin/{name}"), None)
+    """One of PostgreSQL's programs, of any version; None if deploy/setup --test has not put them there."""
+    return next(POSTGRESQL.glob(f"*/bin/{name}"), None)
 
 
 @contextmanager
