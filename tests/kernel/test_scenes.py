@@ -113,20 +113,22 @@ def redis_by_a_connection_each(folder: Path) -> Iterator[Daemon]:
 
 
 def postgresql_by_a_connection_each(folder: Path) -> Iterator[Daemon]:
-    """pgbench -C finds no port and gives up; without -C its queries go over one connection."""
-    with link(QUIET | {RANGE: "40000 40210"}) as both, daemon(both.client) as one:  # each costs a process: 211 do
-        with postgresql(both.server, both.server_ipv4, folder):
-            done = pgbench(both.client, both.server_ipv4, folder, REQUESTS, "-C")
-            assert done.returncode != 0
-            assert NO_PORT in done.stderr
-            yield one
-            drain(one, "--remote", f"{both.server_ipv4}/32")
-            before = entered(one)
-            done = pgbench(both.client, both.server_ipv4, folder, REQUESTS)
-            assert done.returncode == 0, done.stderr
-            assert f"{REQUESTS}/{REQUESTS}" in done.stdout
-            assert entered(one) - before <= FEW
-            yield one
+    """Pgbench -C finds no port and gives up; without -C its queries go over one connection."""
+    with ExitStack() as stack:
+        both = stack.enter_context(link(QUIET | {RANGE: "40000 40210"}))  # each costs a process: 211 do
+        one = stack.enter_context(daemon(both.client))
+        stack.enter_context(postgresql(both.server, both.server_ipv4, folder))
+        done = pgbench(both.client, both.server_ipv4, folder, REQUESTS, "-C")
+        assert done.returncode != 0
+        assert NO_PORT in done.stderr
+        yield one
+        drain(one, "--remote", f"{both.server_ipv4}/32")
+        before = entered(one)
+        done = pgbench(both.client, both.server_ipv4, folder, REQUESTS)
+        assert done.returncode == 0, done.stderr
+        assert f"{REQUESTS}/{REQUESTS}" in done.stdout
+        assert entered(one) - before <= FEW
+        yield one
 
 
 def load_test_to_one_server(_folder: Path) -> Iterator[Daemon]:

@@ -37,7 +37,9 @@ def pgbench(ns: Namespace, address: str, folder: Path, count: int, *options: str
     assert program
     (folder / "select.sql").write_text("SELECT 1;\n")
     where = ("-h", address, "-p", str(POSTGRESQL_PORT), "-U", "postgres")
-    return _run(ns, str(program), *where, "-n", "-t", str(count), "-f", str(folder / "select.sql"), *options, "postgres")
+    return _run(
+        ns, str(program), *where, "-n", "-t", str(count), "-f", str(folder / "select.sql"), *options, "postgres"
+    )
 
 
 @dataclass
