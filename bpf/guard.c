@@ -7,7 +7,8 @@
  *
  *   guard_ingress   answers, absorbs or lets in what arrives for a vestige
  *   guard_egress    holds a local SYN back as long as the peer could take it for an old duplicate, or the session is younger
- *                   than its class's reuse_age, and notes the tuple that a SYN and a FIN have after all translation (wire.h)
+ *                   than its class's reuse_age, notes the tuple that a SYN and a FIN have after all translation (wire.h), and
+ *                   undoes what others have translated in an answer
  *
  * A packet without a vestige costs one copy of its headers and one cache line. Both return TC_ACT_UNSPEC for what they
  * let pass, so that other filters on the device still see it.
@@ -234,6 +235,8 @@ ALWAYS_INLINE int guard_packet(struct __sk_buff *skb, u32 classid, bool ingress)
 	/* a VLAN's own device has the guard too; VLAN 0 is only a priority */
 	if (!w || (skb->vlan_present && skb->vlan_tci & VLAN_ID))
 		return TC_ACT_UNSPEC;
+	if (!ingress && classid & DEVICE_WITNESSED)
+		mend_answer(skb, w, classid);
 	parsed = parse_in_place(skb, w, network_offset(classid), ingress);
 	if (parsed == NOT_TCP)
 		return TC_ACT_UNSPEC;

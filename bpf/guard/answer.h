@@ -121,7 +121,54 @@ ALWAYS_INLINE int send_answer(struct __sk_buff *skb, const struct work *w, struc
 	if (options && bpf_skb_store_bytes(skb, transport + sizeof(struct tcp_header), s->out.options, TIMESTAMPS_BYTES,
 					   INVALIDATE_HASH | RECOMPUTE_CSUM))
 		return TC_ACT_SHOT;
+	s->sent = is_looping(s->classid) ? 0 : tcp_bytes;
+	s->sent_family = w->family;
 	return send_to_peer(skb, w, s);
+}
+
+/* Whether a packet is the last answer of this CPU, but for what a translation changes. (Its socket does not tell: it can still have
+ * that of who sent the segment, over a veth or a tun device.) */
+ALWAYS_INLINE bool is_answer(struct __sk_buff *skb, const struct work *w, struct segment *s, u32 transport)
+{
+	const struct tcp_header *in = &s->in.tcp, *out = &s->out.tcp;
+
+	if (skb->protocol != (is_ipv4(w) ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6)) || skb->len != transport + s->sent)
+		return false;
+	if (bpf_skb_load_bytes(skb, transport, &s->in.tcp, sizeof(s->in.tcp)))
+		return false;
+	return in->seq == out->seq && in->ack == out->ack && in->flags == out->flags && in->window == out->window;
+}
+
+ALWAYS_INLINE bool has_own_tuple(struct __sk_buff *skb, const struct work *w, struct segment *s)
+{
+	const struct headers *in = &s->in, *out = &s->out;
+
+	if (in->tcp.source != out->tcp.source || in->tcp.destination != out->tcp.destination)
+		return false;
+	if (is_ipv4(w))
+		return !bpf_skb_load_bytes(skb, s->network, &s->in.ip4, sizeof(s->in.ip4)) &&
+		       in->ip4.source == out->ip4.source && in->ip4.destination == out->ip4.destination;
+	return !bpf_skb_load_bytes(skb, s->network, &s->in.ip6, sizeof(s->in.ip6)) &&
+	       is_same6(in->ip6.source, out->ip6.source) && is_same6(in->ip6.destination, out->ip6.destination);
+}
+
+/* An answer is made for the wire. A program before the guard that translates what sockets send does that to the answer, too: the
+ * guard, which is last, gives it its own headers back. */
+ALWAYS_INLINE void mend_answer(struct __sk_buff *skb, struct work *w, u32 classid)
+{
+	struct segment *s = the_segment();
+	u32 transport;
+
+	if (!s || !s->sent)
+		return;
+	w->family = s->sent_family;
+	s->network = network_offset(classid);
+	transport = s->network + (is_ipv4(w) ? sizeof(struct ipv4_header) : sizeof(struct ipv6_header));
+	if (!is_answer(skb, w, s, transport))
+		return;
+	s->sent = 0;
+	if (!has_own_tuple(skb, w, s))
+		store_headers(skb, w, s, transport);
 }
 
 ALWAYS_INLINE u32 timestamp_now(const struct session *s)

@@ -96,6 +96,7 @@ struct segment {
 	struct bpf_fib_lookup route; /* to the peer, if it is known */
 	struct bpf_redir_neigh hop;
 	u32 way;
+	u32 sent, sent_family;	/* the answer in `out`, until it is seen to leave: bytes of TCP (0: none), and its family */
 };
 
 #define VLAN_ID 0xfff

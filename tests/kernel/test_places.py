@@ -100,7 +100,7 @@ def in_order(*, before: bool, come: Callable[[], None], guard: Callable[[], Daem
 
 
 def assert_answered(both: Link, wire: Capture) -> None:
-    """Each FIN that the server sends again gets an ACK, and no RST."""
+    """Each FIN that the server sends again gets an ACK that it knows for its own, and no RST."""
     found = wire.segments()
     fins = [each for each in found if each.source == both.server_ipv4 and each.flags & FIN]
     assert N == len(fins)
@@ -109,6 +109,8 @@ def assert_answered(both: Link, wire: Capture) -> None:
     wait_until(lambda: len(wire.segments()) >= len(found) + 2 * N, what="answers")
     answers = [each for each in wire.segments()[len(found) :] if each.source == both.client_ipv4]
     assert [ACK] * N == [each.flags & (ACK | FIN | RST) for each in answers]
+    assert sorted(each.tuple for each in fins) == sorted(each.tuple[2:] + each.tuple[:2] for each in answers)
+    assert all(each.intact for each in answers)
 
 
 @pytest.mark.parametrize(("form", "theirs"), FORMS)
