@@ -22,7 +22,7 @@
 /* What the daemon tells the commands: for user space alone. */
 BPF_F_TABLE("array", u32, struct settings, settings, 1, BPF_F_MMAPABLE);
 
-/* A state event to SYN_SENT. No other interrupts it: of two programs at one place one is enough. */
+/* A state event to SYN_SENT. A program that is attached twice begins the search twice, at nearly the same time. */
 ALWAYS_INLINE void connects_now(u64 sk)
 {
 #ifdef MEASURE_SEARCH
@@ -100,29 +100,20 @@ KRETFUNC_PROBE(tcp_twsk_unique)
 	return 0;
 }
 #else
-ALWAYS_INLINE void meet_state_event(const void *sk, u64 from, u64 to)
+RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 {
+	const void *sk = (void *)ctx->args[0];
+	u64 from = ctx->args[1];
 	u32 worker;
 
-	if (to != TCP_CLOSE)
-		return;
+	if (ctx->args[2] == TCP_SYN_SENT)
+		connects_now((u64)sk);
+	if (ctx->args[2] != TCP_CLOSE)
+		return 0;
 	worker = meet_event(sk, from);
 	if (worker != WORKERS)
 		ended(worker, sk, from);
 	leave_event();
-}
-
-RAW_TRACEPOINT_PROBE(inet_sock_set_state)
-{
-	if (ctx->args[2] == TCP_SYN_SENT)
-		connects_now(ctx->args[0]);
-	meet_state_event((void *)ctx->args[0], ctx->args[1], ctx->args[2]);
-	return 0;
-}
-
-int again__inet_sock_set_state(struct bpf_raw_tracepoint_args *ctx)
-{
-	meet_state_event((void *)ctx->args[0], ctx->args[1], ctx->args[2]);
 	return 0;
 }
 #endif

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Two programs that do the same, so that each event is handled once.
+ * One program, attached twice, that handles each event once.
  *
- * The kernel runs no program inside of itself, and an event in process context can be interrupted by others. So two
- * programs are attached that do the same. An event within an event meets one of the two only, as the other is at work, and that
+ * The kernel runs no program inside of itself, and an event in process context can be interrupted by others. So the same
+ * program is loaded and attached twice. An event within an event meets one of the two only, as the other is at work, and that
  * one handles it, as another worker. Any other event meets both, one after the other: the first leaves a mark and handles it,
  * the second takes the mark away. An interruption just before or after the work leaves marks that nobody takes away; they do
  * no harm, for a mark holds the socket's sequence number: the same never comes again.

@@ -109,9 +109,17 @@ class Probes:
         self._maps = (*MAPS, CONNECTS, SEARCHING) if searches else MAPS
         if searches:
             self.programs[SEARCHED] = self._load_searched()
-        if probe == "tracepoint":  # a second program of the state event (observe/twice.h)
-            self.programs[AGAIN] = int(self.bpf.load_func(AGAIN, _bcc().BPF.RAW_TRACEPOINT).fd)
+        if probe == "tracepoint":
+            self.programs[AGAIN] = self._load_again()
             self._again[AGAIN] = _attach_raw_tracepoint(self.programs[AGAIN])
+
+    def _load_again(self) -> int:
+        """Load the program of the state event a second time (observe/twice.h); returns its descriptor."""
+        first = self.bpf.funcs.pop(STATE_EVENT)  # bcc loads no function twice that it has in its list
+        try:
+            return int(self.bpf.load_func(STATE_EVENT, _bcc().BPF.RAW_TRACEPOINT).fd)
+        finally:
+            self.bpf.funcs[STATE_EVENT] = first
 
     def _load_searched(self) -> int:
         try:
