@@ -58,6 +58,23 @@ ALWAYS_INLINE struct ring *take_slot(struct work *w, u32 class)
 	return ring;
 }
 
+/* Evicts what lives in the slots that were taken: the session's own, and the one after it. */
+ALWAYS_INLINE void make_room(struct work *w, struct ring *ring)
+{
+	u64 turn = w->turn;
+	u32 slot = w->slot;
+
+#pragma clang loop unroll(disable)
+	for (u32 n = 0; n < 2; n++) {
+		if (*block_of(ring, slot, turn - 1) >= w->now)
+			evict_slot(w, slot);
+		if (!(w->flags & TRANSLATED))
+			return;
+		slot = slot_after(ring, w->slot);
+		turn = w->turn + (slot == ring->base);
+	}
+}
+
 /* Puts the socket's tuple into the slot after the session's own. A reader looks at the turn of that one alone: this one was written
  * before it, and is given away after it. */
 ALWAYS_INLINE void occupy_next(struct work *w, struct ring *ring)
@@ -68,8 +85,6 @@ ALWAYS_INLINE void occupy_next(struct work *w, struct ring *ring)
 
 	if (!start || !owner)
 		return;
-	if (*block_of(ring, slot, turn - 1) >= w->now)
-		evict_slot(w, slot);
 	write_tuple(w, slot, &w->socket);
 	*start = start_in_order(w, false);
 	*owner = (turn & 1) << TURN_SHIFT | OWNER_UNKNOWN;
@@ -78,8 +93,6 @@ ALWAYS_INLINE void occupy_next(struct work *w, struct ring *ring)
 /* Writes the session's record into the slot that was taken, and plans its life. */
 ALWAYS_INLINE void occupy_slot(struct work *w, struct ring *ring, struct starts *starts, u32 class)
 {
-	if (*block_of(ring, w->slot, w->turn - 1) >= w->now)
-		evict_slot(w, w->slot);
 	write_record(w, w->slot);
 	starts->start[w->slot % STARTS] = start_in_order(w, w->start == w->now);
 	raise_expiry(block_of(ring, w->slot, w->turn), w->expiry);
@@ -92,23 +105,20 @@ ALWAYS_INLINE bool publish(struct work *w, struct line *line, u64 fresh)
 {
 	u64 *at, old;
 
-	scan_line(w, line, true);
-	w->reason = match_tuple(w, line) ? REASON_REUSED : REASON_EVICTED;
-	at = &line->word[in_line(w, w->spare)];
-	old = w->reason == REASON_REUSED ? w->word : *at;
-	look_who_ends(w, old);
-	if (__sync_val_compare_and_swap(at, old, fresh) != old) {
+#pragma clang loop unroll(disable)
+	for (u32 n = 0; n < 2; n++) {
 		scan_line(w, line, true);
+		w->reason = !n && match_tuple(w, line) ? REASON_REUSED : REASON_EVICTED;
 		at = &line->word[in_line(w, w->spare)];
-		old = *at;
-		w->reason = REASON_EVICTED;
+		old = w->reason == REASON_REUSED ? w->word : *at;
 		look_who_ends(w, old);
 		if (__sync_val_compare_and_swap(at, old, fresh) != old)
-			return false;
+			continue;
+		if (remaining(old, w->now))
+			count_end(w, old, false);
+		return true;
 	}
-	if (remaining(old, w->now))
-		count_end(w, old, false);
-	return true;
+	return false;
 }
 
 /* w->session enters the table: it began `age` ticks ago and lasts so much longer. */
@@ -130,6 +140,7 @@ ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 age, u64 nanose
 	*(volatile u64 *)&line->word[0];
 	w->home = w->line;
 	w->own_hash = w->hash;
+	make_room(w, ring);
 	if (w->flags & TRANSLATED)
 		occupy_next(w, ring);
 	occupy_slot(w, ring, starts, class);
