@@ -4,10 +4,11 @@
 class TwctlError(Exception):
     """Something failed in a way that the user can act on.
 
-    message: str, what failed; hint: str, what to do about it. Both fit on one line together. status: int, exit status.
+    message: str, what failed; hint: str, what to do about it. Both fit on one line together. status: int, exit status;
+    of_service: that of a daemon that a service manager has started.
     """
 
-    status = 1
+    status = of_service = 1
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message, hint)
@@ -21,10 +22,10 @@ class TwctlError(Exception):
 class UsageError(TwctlError):
     """What was typed on the command line is wrong."""
 
-    status = 2
+    status = of_service = 2
 
 
 class BusyError(TwctlError):
     """Another process has what is needed; a later try may find it free."""
 
-    status = 75  # EX_TEMPFAIL of sysexits.h, which systemd shows by its name
+    of_service = 75  # EX_TEMPFAIL of sysexits.h, which systemd shows by its name

@@ -160,7 +160,7 @@ def main() -> int:
     except TwctlError as error:
         notifier.status(str(error))
         log.error("%s", error)  # noqa: TRY400 - one line, no traceback
-        return error.status
+        return error.of_service if notifier.is_there else error.status
     if request.get("release"):
         options = ["--pins", str(pins)] + (["--config", str(file)] if file else [])
         command = [sys.executable, "-m", "twctl", "release", *options]

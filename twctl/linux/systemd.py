@@ -10,11 +10,12 @@ from collections.abc import Mapping
 class Notifier:
     """The service manager, by the environment; without $NOTIFY_SOCKET nothing is sent.
 
-    `watchdog`: seconds (float) within which it expects the next message, 0: it expects none.
+    `watchdog`: seconds (float) within which it expects the next message, 0: it expects none. `is_there`: bool.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._address = environment.get("NOTIFY_SOCKET", "")
+        self.is_there = bool(self._address)
         ours = environment.get("WATCHDOG_PID") in {None, str(os.getpid())}
         self.watchdog = int(environment.get("WATCHDOG_USEC", "0")) / 1e6 if ours and self._address else 0.0
 
