@@ -1,7 +1,6 @@
 """The pods of deploy/kubernetes in a container runtime: what the manifests give is enough, and all that is there."""
 
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from tests.load import counters, wait_until
 from tests.load.closes import closes_binary, run
 from tests.load.container import NUMBERS, container, rights
 from tests.load.daemon import twctl
+from tests.load.guards import BOTH, guarded
 from tests.load.host import Host, host
 from tests.load.kustomize import build
 from tests.load.netns import Namespace
@@ -48,9 +48,8 @@ def close(ns: Namespace) -> None:
 
 
 def has_guard(ns: Namespace) -> bool:
-    """Whether lo has the guard."""
-    words = ns.command("tc", "filter", "show", "dev", "lo", "ingress")
-    return "twctl_" in subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    """Whether lo has the guard on both sides."""
+    return guarded(ns, "lo") == BOTH
 
 
 def names(pins: Path) -> list[str]:

@@ -11,6 +11,7 @@ import pytest
 from tests.load import wait_until
 from tests.load.closes import run
 from tests.load.daemon import Daemon, daemon, twctl
+from tests.load.guards import BOTH, guarded
 from tests.load.host import Host, host
 from tests.load.netns import Namespace
 from tests.load.obstacles import add_ipsec
@@ -57,10 +58,8 @@ def enrolled(one: Daemon) -> set[str]:
 
 
 def has_guard(ns: Namespace) -> bool:
-    """Whether lo has both filters."""
-    words = [("tc", "filter", "show", "dev", "lo", side) for side in ("ingress", "egress")]
-    shown = [subprocess.run(ns.command(*each), capture_output=True, text=True, check=True).stdout for each in words]
-    return all("twctl_" in each for each in shown)
+    """Whether lo has the guard on both sides."""
+    return guarded(ns, "lo") == BOTH
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.load import wait_until
 from tests.load.daemon import Daemon, daemon, twctl
+from tests.load.guards import BOTH, guarded
 from tests.load.netns import Namespace, namespace
 from twctl.linux.capabilities import RARE, Capability
 from twctl.table.compiled import running_release
@@ -56,14 +57,8 @@ def await_line(manager: socket.socket, line: str) -> str:
 
 
 def has_guard(ns: Namespace) -> bool:
-    """Whether lo has both filters."""
-    shown = [
-        subprocess.run(
-            ["tc", "-n", ns.name, "filter", "show", "dev", "lo", side], capture_output=True, text=True, check=True
-        ).stdout
-        for side in ("ingress", "egress")
-    ]
-    return all("twctl_" in each for each in shown)
+    """Whether lo has the guard on both sides."""
+    return guarded(ns, "lo") == BOTH
 
 
 def hang_up(one: Daemon) -> None:

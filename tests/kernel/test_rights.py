@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from tests import ROOT
 from tests.load import counters, wait_until
 from tests.load.closes import run
 from tests.load.daemon import Daemon, twctl
+from tests.load.guards import BOTH, guarded
 from tests.load.netns import Namespace, namespace
 from tests.load.peer import TunPeer, tun_peer
 from tests.load.scripts import scripted
@@ -73,12 +73,6 @@ def close(ns: Namespace) -> None:
     run(ns, "--count", str(N), "--close", "client", "--inline", "--threads", "1")
 
 
-def filters(ns: Namespace, device: str) -> str:
-    """The guard's, among others."""
-    words = ns.command("tc", "filter", "show", "dev", device, "ingress")
-    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
-
-
 def check_observe(ns: Namespace, one: Daemon) -> None:
     """Kernel and table have the same sessions."""
     close(ns)
@@ -94,7 +88,7 @@ def check_truncate(ns: Namespace, one: Daemon) -> None:
 
 def check_vestigial(ns: Namespace, one: Daemon, peer: TunPeer) -> None:
     """The kernel has none, a FIN that comes again is answered, and a device that comes later gets the guard."""
-    assert (ns.sysctl(BUCKETS), "twctl_ingress" in filters(ns, "lo")) == ("0", True)
+    assert (ns.sysctl(BUCKETS), guarded(ns, "lo")) == ("0", BOTH)
     before = len(one.table())
     close(ns)
     (session,) = scripted(peer, "fin_wait2", 1)
@@ -104,7 +98,7 @@ def check_vestigial(ns: Namespace, one: Daemon, peer: TunPeer) -> None:
     connection.send(FIN | ACK, seq=session.seen.rcv_nxt - 1, ack=session.seen.snd_nxt)
     assert session.seen.snd_nxt == connection.expect(ACK).seq
     ns.ip("link", "add", "veth7", "type", "veth", "peer", "name", "veth8")
-    wait_until(lambda: "twctl_ingress" in filters(ns, "veth7"), what="the new device has the guard")
+    wait_until(lambda: guarded(ns, "veth7") == BOTH, what="the new device has the guard")
 
 
 @pytest.mark.vm
