@@ -73,10 +73,7 @@ def test_the_guard_is_first_in_and_last_out(
 
         one = in_order(before=before, come=come, guard=guard)
         wait_until(lambda: is_in_place(both.client, both.device), what="first in, last out", timeout=LOOK)
-        assert (4, 2) == (
-            len(standing(both.client, both.device)["ingress"]),
-            len(standing(both.client, "veth0")["egress"]),
-        )
+        wait_until(lambda: numbers(both) == [4, 2], what="what was there before has gone")
         with capture(both.server, both.device) as wire:
             paths.fin_wait2(paths.over_link(both, IPV4), N)
             sessions = one.table()
@@ -87,6 +84,11 @@ def test_the_guard_is_first_in_and_last_out(
             if before:
                 assert (N, 0) == witnessed(Table(one.pins / "current"), 0)
             assert_answered(both, wire)
+
+
+def numbers(both: Link) -> list[int]:
+    """How many programs there are on each side."""
+    return [len(each) for each in standing(both.client, both.device).values()]
 
 
 def in_order(*, before: bool, come: Callable[[], None], guard: Callable[[], Daemon]) -> Daemon:
