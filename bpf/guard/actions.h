@@ -22,7 +22,7 @@ enum action {
 	ACTION_FRAGMENT,	/* passed: no ports to look for */
 	ACTION_UNPARSED,	/* passed: headers that cannot be followed */
 	ACTION_MARTIAN,		/* passed: the kernel takes no segment of this peer from this device */
-	ACTION_UNNOTED,		/* passed: a FIN whose tuple on the wire could not be kept */
+	ACTION_UNNOTED,		/* passed: a SYN or FIN whose tuple on the wire could not be kept */
 	ACTIONS,
 };
 

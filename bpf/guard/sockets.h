@@ -53,7 +53,8 @@ ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work 
 	bpf_sk_release(sk);
 	if (state == TCP_LISTEN)
 		return PRESENCE_LISTENER;
-	/* SYN_SENT, also of one that has another tuple on the wire: its SYN is held back as long as there is a vestige, and what arrives is meant for that */
+	/* SYN_SENT: its SYN is held back as long as there is a vestige, and what arrives is meant for that. So it is where the socket
+	 * has another tuple on the wire. */
 	return state == TCP_SYN_SENT ? PRESENCE_NONE : PRESENCE_LIVE;
 }
 

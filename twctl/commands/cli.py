@@ -90,6 +90,10 @@ def status(config: ConfigFile = None, pins: PinsFolder = None, *, json_: Json = 
     typer.echo(json.dumps(facts) if json_ else module.text(facts))
 
 
+def _filter(class_: str | None, family: str | None, remote: str | None, local_port: int | None) -> table.Filter:
+    return table.Filter(class_of(class_), family_of(family), network_of(remote), local_port)
+
+
 @app.command("table")
 def table_(  # noqa: PLR0913, PLR0917 - each is an option
     config: ConfigFile = None,
@@ -102,7 +106,7 @@ def table_(  # noqa: PLR0913, PLR0917 - each is an option
     json_: Json = False,
 ) -> None:
     """Every live session, a line each, with the time until it goes."""
-    wanted = table.Filter(class_of(class_), family_of(family), network_of(remote), local_port)
+    wanted = _filter(class_, family, remote, local_port)
     pinned, found = table_of(config, pins)
     truncating = found.config if found.daemon and found.config.mode is Mode.TRUNCATE else None
     vestiges = table.sessions(pinned, wanted, truncating)
@@ -124,7 +128,7 @@ def events(  # noqa: PLR0913, PLR0917 - each is an option
     """Entries and ends as they happen, a line each, until SIGINT; then how many were lost."""
     from twctl.commands import events as module  # noqa: PLC0415 - the other nouns do not listen
 
-    wanted = module.Wanted(table.Filter(class_of(class_), family_of(family), network_of(remote), local_port), owner)
+    wanted = module.Wanted(_filter(class_, family, remote, local_port), owner)
     typer.echo(module.follow(pins_of(config, pins) / "current", wanted, json_=json_), err=True)
 
 
