@@ -118,7 +118,10 @@ def test_no_more_than_a_sample_is_read(nat: Nat) -> None:
     with serving(nat.link.server, *at(nat.link)):
         run(nat.inner, "--connect", "--count", "1009", *at(nat.link))
     wanted = key(nat.link.client_ipv4, nat.link.server_ipv4, 20000)
-    wait_until(lambda: nat.sample(100_000).closed[wanted] == 1009, what="all are closed")
+    whole = nat.sample(100_000)
+    assert 1009 == whole.translated[wanted]
+    # An ACK that a veth pair lets a FIN on the other CPU overtake is answered with a RST: CLOSE then.
+    assert 900 < whole.closed[wanted] <= 1009
     part = nat.sample(100)
     assert not part.complete
     assert 100 <= part.read < 1009
