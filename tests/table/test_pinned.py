@@ -1,12 +1,16 @@
 """Opening what is pinned, without a kernel: errors are those that a user can do something about."""
 
 import errno
+import mmap
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
+from tests.load import wait_until
 from twctl.errors import TwctlError
-from twctl.table.pinned import Pinned
+from twctl.table.pinned import Pinned, store
 
 
 @pytest.fixture
@@ -54,3 +58,21 @@ def test_an_event_inside_of_another_is_lost_where_one_program_is_attached(
     monkeypatch.setattr("twctl.linux.libbpf.obj_get", lambda path: 1000 + names.index(path.name))
     monkeypatch.setattr("twctl.linux.libbpf.misses", lambda program: 10 ** (program - 1000))
     assert pinned.nested() == 10**2 + 10**3
+
+
+def test_a_number_is_never_seen_half_written() -> None:
+    """As the programs on other CPUs read what says how long vestiges live, or that somebody listens."""
+    memory, values = mmap.mmap(-1, mmap.PAGESIZE), (0x1111111111111111, 0x2222222222222222)
+    store(memory, 8, "Q", values[0])
+    numbers = memoryview(memory).cast("Q")
+    if not (writer := os.fork()):
+        while True:
+            for value in values:
+                store(memory, 8, "Q", value)
+    try:
+        wait_until(lambda: numbers[1] == values[1], what="it writes", timeout=60)
+        assert set(values) >= {numbers[1] for _ in range(500_009)}
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+    assert (0, 0) == (numbers[0], numbers[2])

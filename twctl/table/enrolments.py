@@ -4,12 +4,14 @@ import contextlib
 import os
 import struct
 import time
+from struct import calcsize
 
 from twctl.errors import TwctlError
 from twctl.linux import libbpf, netns
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 from twctl.table.layout import LATE_SECONDS, NAMESPACES
 from twctl.table.maps import ENROLMENT, Table
+from twctl.table.pinned import store
 from twctl.table.shared import CONSTANTS, STRUCTS
 
 NETNS_GUARDED, NETNS_TPROXY, NETNS_WITNESSED = (
@@ -25,7 +27,7 @@ def enrol(table: Table, index: int, cookie: int, name: str, flags: int = 0) -> N
 
     flags: NETNS_GUARDED, its vestiges live as `lives` says; NETNS_TPROXY; NETNS_WITNESSED.
     """
-    ENROLMENT.pack_into(table.enrolment_rows, index * ENROLMENT.size, cookie, 0, name.encode())
+    _write(table, index, cookie, 0, name)
     table.update("namespaces", struct.pack("=Q", cookie), struct.pack("=I", index | flags))
 
 
@@ -37,7 +39,15 @@ def withdraw(table: Table, index: int, cookie: int) -> None:
             libbpf.map_delete(fd, struct.pack("=Q", cookie))
     finally:
         os.close(fd)
-    ENROLMENT.pack_into(table.enrolment_rows, index * ENROLMENT.size, 0, time.monotonic_ns(), b"")
+    _write(table, index, 0, time.monotonic_ns(), "")
+
+
+def _write(table: Table, index: int, cookie: int, left_ns: int, name: str) -> None:
+    """A row. Who reads it meanwhile sees a free one: its cookie, which comes first, is written last."""
+    rows, at, after = table.enrolment_rows, index * ENROLMENT.size, calcsize("Q")
+    store(rows, at, "Q", 0)
+    rows[at + after : at + ENROLMENT.size] = ENROLMENT.pack(0, left_ns, name.encode())[after:]
+    store(rows, at, "Q", cookie)
 
 
 def witnessed(table: Table, index: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from twctl.classes import Class
 from twctl.table.cheader import Field
 from twctl.table.counters import ACTIONS, LANES, NUMBERS, WORKERS, Counters, actions, living, summed
 from twctl.table.layout import LINE_BYTES, NAMESPACES, RECORD_BYTES, START_BYTES, Layout, possible_cpus
-from twctl.table.pinned import Pinned
+from twctl.table.pinned import Pinned, store
 from twctl.table.records import STARTS, STEP, TICK_SHIFT, Batch, Records, Vestige
 from twctl.table.shared import CONSTANTS, HEADER, STRUCTS
 from twctl.table.sources import EARLIER_GUARD
@@ -85,9 +85,9 @@ class Table(Pinned):
         return int(struct.unpack_from(f"={field.format}", self._meta, _element(field, index))[0])
 
     def _set_meta(self, name: str, value: int, index: int = 0) -> None:
-        """Write one number alone: the programs read the others meanwhile."""
+        """Write one number alone: the programs read it and the others meanwhile."""
         field = META.fields[name]
-        struct.pack_into(f"={field.format}", self._meta, _element(field, index), value)
+        store(self._meta, _element(field, index), field.format, value)
 
     def is_believed(self) -> bool:
         """Whether all words were swept lately: an old one cannot be taken for one that lives."""

@@ -7,11 +7,21 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from struct import calcsize
 
 from twctl.errors import TwctlError
 from twctl.linux import libbpf
 
 _PAGE = mmap.PAGESIZE
+
+
+def store(memory: mmap.mmap, at: int, format_: str, number: int) -> None:
+    """Write a number of this format (struct's) in one store: who reads meanwhile sees the old one or the new one.
+
+    struct.pack_into does not: it clears the bytes first.
+    """
+    with memoryview(memory) as view, view[at : at + calcsize(format_)] as part, part.cast(format_) as numbers:  # type: ignore[call-overload]
+        numbers[0] = number
 
 
 class Pinned:

@@ -9,6 +9,7 @@ from typing import Any
 
 from twctl.errors import TwctlError
 from twctl.table.maps import Table
+from twctl.table.pinned import store
 from twctl.table.shared import STRUCTS
 
 SETTINGS_BYTES = STRUCTS["settings"].size
@@ -31,10 +32,10 @@ def publish(table: Table, settings: Mapping[str, object]) -> None:
         raise TwctlError(message, "give fewer prefixes in [classes] or fewer names in netns")
     memory = table.map("settings", SETTINGS_BYTES)
     writing = _NUMBER.unpack_from(memory, _SEQUENCE)[0] | 1  # also where a daemon was killed as it wrote
-    _NUMBER.pack_into(memory, _SEQUENCE, writing)
+    store(memory, _SEQUENCE, "Q", writing)
     memory[_BEGIN : _BEGIN + len(text)] = text
-    _NUMBER.pack_into(memory, _LENGTH, len(text))
-    _NUMBER.pack_into(memory, _SEQUENCE, writing + 1)
+    store(memory, _LENGTH, "Q", len(text))
+    store(memory, _SEQUENCE, "Q", writing + 1)
 
 
 def known_as(pins: Path) -> set[str]:

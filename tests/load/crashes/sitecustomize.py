@@ -98,15 +98,16 @@ def _sent(self: socket.socket, data: Buffer, *flags: int) -> int:
     return _send(self, data, *flags)
 
 
-def _packed(form: str, buffer: Buffer, *rest: int) -> None:
-    if isinstance(buffer, mmap.mmap):
-        change("mapped memory")
-    _pack_into(form, buffer, *rest)
+def _stored(memory: mmap.mmap, at: int, format_: str, number: int) -> None:
+    change("mapped memory")
+    _store(memory, at, format_, number)
 
 
 if FOLDER:
-    _init, _send, _pack_into = ctypes.CDLL.__init__, socket.socket.send, struct.pack_into
+    from twctl.table import pinned
+
+    _init, _send, _store = ctypes.CDLL.__init__, socket.socket.send, pinned.store
     ctypes.CDLL.__init__ = _load  # type: ignore[method-assign]
     socket.socket.send = _sent  # type: ignore[method-assign,assignment]
-    struct.pack_into = _packed  # type: ignore[assignment]
+    pinned.store = _stored
     sys.addaudithook(_audit)
