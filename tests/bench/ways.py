@@ -4,9 +4,10 @@ So what else the machine does meets all of them alike, and a ratio is one of run
 """
 
 import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ WAYS: dict[str, Mapping[str, object]] = {
 }
 PORT_NUMBERS = range(32768, 61000)  # Linux's own default
 NUMBER_OF_PORTS = len(PORT_NUMBERS)
+# A Service as kube-proxy writes it, and the host's own masquerade behind it as Docker does.
+SERVICE = "10.96.0.1"
+SERVICE_RULES = """
+table ip nat {{
+  chain output {{ type nat hook output priority -100; ip daddr {service} tcp dport {port} dnat to {server}:{port}; }}
+  chain postrouting {{ type nat hook postrouting priority srcnat; ip daddr {server} masquerade; }}
+}}
+"""
 DEFAULTS = {"net.ipv4.tcp_rfc1337": 1, PORTS: f"{PORT_NUMBERS[0]} {PORT_NUMBERS[-1]}"}
 
 
@@ -52,11 +61,22 @@ def left_out(names: Sequence[str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Place:
-    """A way and its link. closer: which end closes first, and so has the guard in mode vestigial."""
+    """A way and its link. closer: which end closes first, and so has the guard in mode vestigial.
+
+    address: that the client connects to; empty: the server's own.
+    """
 
     name: str
     both: Link
     closer: str = "client"
+    address: str = ""
+
+    def behind_a_service(self) -> "Place":
+        """The client connects to a Service from now on; its host translates both addresses."""
+        rules = SERVICE_RULES.format(service=SERVICE, server=self.both.server_ipv4, port=20000)
+        subprocess.run(self.both.client.command("nft", rules), check=True)
+        self.both.client.ip("route", "add", SERVICE, "dev", self.both.device)
+        return replace(self, address=SERVICE)
 
     @contextmanager
     def watched(self, config: str = "") -> Iterator[Daemon | None]:
@@ -75,11 +95,11 @@ class Place:
             yield
 
     def closes(self, *options: str, timeout: float = 120) -> dict[str, Any]:
-        """One run of the client half toward the server's address, behind the server where they share a CPU.
+        """One run of the client half toward the server, behind it where they share a CPU.
 
         A server that has its own keeps up. One that does not holds clients up: in FIN_WAIT2 their ports stay taken.
         """
-        address = ("--connect", "--address", self.both.server_ipv4)
+        address = ("--connect", "--address", self.address or self.both.server_ipv4)
         return closes(self.both.client, *address, *options, timeout=timeout, niceness=10)
 
 
