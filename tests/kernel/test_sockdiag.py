@@ -101,3 +101,15 @@ def test_a_socket_is_destroyed_by_its_cookie_alone(both: Link) -> None:
         assert 0 == diag.destroy([destroy_request(request, answer.cookie)])
         assert not diag.has_mini_socket(local, remote, 0)
         assert 0 == counters.time_wait_count(both.client)
+
+
+def test_however_many_are_asked_for_each_has_its_answer(both: Link) -> None:
+    """More than the socket's buffer has room for: of those that are there, of others, and of refusals to destroy."""
+    remote = close_one(both, IPV4, 20000, 40007)
+    local = ipaddress.ip_address(both.client_ipv4), 40007
+    there, gone = exact_request(local, remote, 0), exact_request(local, (remote[0], 20001), 0)
+    with closing(SockDiag(both.client.name)) as diag:
+        for request, found in ((there, True), (gone, False)):
+            assert [found] * 1009 == [read_answer(raw) is not None for raw in diag.ask([request] * 1009)]
+        assert 1009 == diag.destroy([destroy_request(gone, COOKIE)] * 1009)
+        assert diag.has_mini_socket(local, remote, 0)

@@ -131,6 +131,9 @@ def daemon(
     try:
         made.start()
         yield made
+    except BaseException:
+        print(made.log)  # noqa: T201 - pytest shows it beside the failure
+        raise
     finally:
         if made.process and made.process.poll() is None:
             made.kill()

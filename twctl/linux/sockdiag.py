@@ -36,6 +36,9 @@ from twctl.linux.sockdiag_messages import (
 
 ANSWER_BYTES = 8192
 DUMP_BYTES = 32768  # the kernel fills no more at a time (netlink_recvmsg)
+# Requests of one system call, within which the kernel answers them all. Answers that the socket's buffer has no room for
+# are dropped, and the next recv() fails with ENOBUFS: some 160 have, by the default of net.core.rmem_default.
+AT_ONCE = 32
 ANSWER_SECONDS = 5  # the kernel answers within the request's own system call
 EVERY_PORT = (range(65536),)
 
@@ -143,10 +146,13 @@ class SockDiag:
         return answer is not None and answer.timer == TIMER_TIME_WAIT
 
     def ask(self, requests: Sequence[bytes]) -> list[bytes]:
-        """Send exact requests in one system call; return the kernel's answers in the same order.
+        """Send exact requests, AT_ONCE in a system call; return the kernel's answers in the same order.
 
         An answer carries its request's sequence number: one to an earlier request, left over, is passed over.
         """
+        return [answer for part in _parts(requests) for answer in self._ask(part)]
+
+    def _ask(self, requests: Sequence[bytes]) -> list[bytes]:
         first = self._sequence
         self._sequence = first + len(requests) & 0xFFFFFFFF
         self._sock.send(b"".join(numbered(request, first + i & 0xFFFFFFFF) for i, request in enumerate(requests)))
@@ -159,12 +165,13 @@ class SockDiag:
         return answers
 
     def destroy(self, requests: Sequence[bytes]) -> int:
-        """Send SOCK_DESTROY requests in one system call; return how many the kernel refused.
+        """Send SOCK_DESTROY requests, AT_ONCE in a system call; return how many the kernel refused.
 
         The kernel is done when the call returns, and answers only what it refuses (ENOENT, ESTALE: gone meanwhile).
         """
-        if not requests:
-            return 0
+        return sum(self._destroy(part) for part in _parts(requests))
+
+    def _destroy(self, requests: Sequence[bytes]) -> int:
         self._sock.send(b"".join(requests))
         refused = 0
         while True:
@@ -173,3 +180,7 @@ class SockDiag:
             except BlockingIOError:
                 return refused
             refused += 1
+
+
+def _parts(requests: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    return (requests[i : i + AT_ONCE] for i in range(0, len(requests), AT_ONCE))
