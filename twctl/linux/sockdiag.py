@@ -36,8 +36,8 @@ from twctl.linux.sockdiag_messages import (
 
 ANSWER_BYTES = 8192
 DUMP_BYTES = 32768  # the kernel fills no more at a time (netlink_recvmsg)
-# Requests of one system call, within which the kernel answers them all. Answers that the socket's buffer has no room for
-# are dropped, and the next recv() fails with ENOBUFS: some 160 have, by the default of net.core.rmem_default.
+# Requests of one system call, within which the kernel answers them all. Answers that the socket's buffer has no room
+# for are dropped, and the next recv() fails with ENOBUFS: some 160 have, by the default of net.core.rmem_default.
 AT_ONCE = 32
 ANSWER_SECONDS = 5  # the kernel answers within the request's own system call
 EVERY_PORT = (range(65536),)
