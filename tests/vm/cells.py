@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.load.daemon import twctl
+from tests.vm import MODES, PROBES, SIGN
 
-SIGN = "twctl-cell: "
-MODES, PROBES = ("observe", "truncate", "vestigial"), ("fentry", "tracepoint")
 FILES = {
     "observe": ("kernel/test_observe.py", "kernel/test_blame.py", "kernel/test_clock.py"),
     "truncate": ("kernel/test_truncate.py",),
