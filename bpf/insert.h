@@ -58,6 +58,12 @@ ALWAYS_INLINE struct ring *take_slot(struct work *w, u32 class)
 	return ring;
 }
 
+/* The turn of the slot after the one that was taken. */
+ALWAYS_INLINE u64 turn_after(const struct work *w, const struct ring *ring)
+{
+	return w->turn + (slot_after(ring, w->slot) == ring->base);
+}
+
 /* Evicts what lives in the slots that were taken: the session's own, and the one after it. */
 ALWAYS_INLINE void make_room(struct work *w, struct ring *ring)
 {
@@ -71,8 +77,15 @@ ALWAYS_INLINE void make_room(struct work *w, struct ring *ring)
 		if (!(w->flags & TRANSLATED))
 			return;
 		slot = slot_after(ring, w->slot);
-		turn = w->turn + (slot == ring->base);
+		turn = turn_after(w, ring);
 	}
+}
+
+/* Whether they are done with by whoever had them a lap ago: not if that CPU was held up until the ring had come round. */
+ALWAYS_INLINE bool are_vacant(const struct work *w, const struct ring *ring)
+{
+	return is_written(w, w->slot, w->turn - 1) &&
+	       (!(w->flags & TRANSLATED) || is_written(w, slot_after(ring, w->slot), turn_after(w, ring) - 1));
 }
 
 /* Puts the socket's tuple into the slot after the session's own. A reader looks at the turn of that one alone: this one was written
@@ -80,21 +93,22 @@ ALWAYS_INLINE void make_room(struct work *w, struct ring *ring)
 ALWAYS_INLINE void occupy_next(struct work *w, struct ring *ring)
 {
 	u32 slot = slot_after(ring, w->slot);
-	u64 turn = w->turn + (slot == ring->base);
-	u16 *start = start_at(w, slot), *owner = owner_at(w, slot);
+	u16 *start = start_at(w, slot);
 
-	if (!start || !owner)
+	if (!start)
 		return;
 	write_tuple(w, slot, &w->socket);
 	*start = start_in_order(w, false);
-	*owner = (turn & 1) << TURN_SHIFT | OWNER_UNKNOWN;
 }
 
 /* Writes the session's record into the slot that was taken, and plans its life. */
-ALWAYS_INLINE void occupy_slot(struct work *w, struct ring *ring, struct starts *starts, u32 class)
+ALWAYS_INLINE void occupy_slot(struct work *w, struct ring *ring, u32 class)
 {
+	u16 *start = start_at(w, w->slot);
+
 	write_record(w, w->slot);
-	starts->start[w->slot % STARTS] = start_in_order(w, w->start == w->now);
+	if (start)
+		*start = start_in_order(w, w->start == w->now);
 	raise_expiry(block_of(ring, w->slot, w->turn), w->expiry);
 	plan_life(w, class);
 }
@@ -121,44 +135,68 @@ ALWAYS_INLINE bool publish(struct work *w, struct line *line, u64 fresh)
 	return false;
 }
 
-/* w->session enters the table: it began `age` ticks ago and lasts so much longer. */
-ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 age, u64 nanoseconds)
+/* A session begins to enter: it has slots that are its own alone, and its life. NULL: there is no place for it. */
+ALWAYS_INLINE struct ring *take_place(struct work *w, u32 class, u64 age, u64 nanoseconds)
 {
-	struct starts *starts;
 	struct ring *ring;
 	struct line *line;
-	bool published;
-	u64 fresh;
 
 	set_life(w, age, nanoseconds);
 	ring = take_slot(w, class);
 	line = find_line(w, &w->session.tuple);
-	starts = starts_at(w, w->slot / STARTS);
-	if (!ring || !line || !starts)
-		return false;
+	if (!ring || !line)
+		return NULL;
 	/* On its way from memory while the record is written. No locked instruction may come before that: it would wait. */
 	*(volatile u64 *)&line->word[0];
 	w->home = w->line;
 	w->own_hash = w->hash;
 	make_room(w, ring);
+	if (are_vacant(w, ring))
+		return ring;
+	leave_slot(w, w->slot);
 	if (w->flags & TRANSLATED)
-		occupy_next(w, ring);
-	occupy_slot(w, ring, starts, class);
-	w->hash = w->own_hash;
-	line = line_at(w, w->home);
+		leave_slot(w, slot_after(ring, w->slot));
+	COUNT(w->worker, dropped[DROPPED_CONTENTION]);
+	return NULL;
+}
+
+/* It has entered, where take_place has made room. */
+ALWAYS_INLINE bool fill_place(struct work *w, struct ring *ring, u32 class)
+{
+	struct line *line = line_at(w, w->home);
+	bool published;
+	u64 fresh;
+
 	if (!line)
 		return false;
+	if (w->flags & TRANSLATED)
+		occupy_next(w, ring);
+	occupy_slot(w, ring, class);
+	w->hash = w->own_hash;
 	fresh = word_of_life(w) | (w->hash & TAG_MASK) << TAG_SHIFT | w->slot;
 	tell_entry(w);
 	published = publish(w, line, fresh);
-	/* the last thing written */
-	starts->owner[w->slot % STARTS] = (w->turn & 1) << TURN_SHIFT | w->flags | (w->owner & OWNER_MASK);
+	/* The last thing written, but for a slot that must not be given away before the session is ended. */
+	leave_slot_to(w, w->slot, w->flags | (w->owner & OWNER_MASK));
+	/* If the ring came round meanwhile, whoever took the slot has left it alone, and not seen the word. */
+	if (published && turn_of(ring, w->slot) != w->turn)
+		published = __sync_val_compare_and_swap(&line->word[in_line(w, w->spare)], fresh, 0) != fresh;
+	if (w->flags & TRANSLATED)
+		leave_slot_to(w, slot_after(ring, w->slot), OWNER_UNKNOWN);
 	if (published)
 		return true;
 	withdraw_life(w, class, fresh);
 	tell_unpublished(w);
 	COUNT(w->worker, dropped[DROPPED_CONTENTION]);
 	return false;
+}
+
+/* w->session enters the table: it began `age` ticks ago and lasts so much longer. */
+ALWAYS_INLINE bool vestige_insert(struct work *w, u32 class, u64 age, u64 nanoseconds)
+{
+	struct ring *ring = take_place(w, class, age, nanoseconds);
+
+	return ring && fill_place(w, ring, class);
 }
 
 /* The timer of the vestige that vestige_read copied starts anew, where it lies: as if it had begun `age` ticks ago, and lasting so

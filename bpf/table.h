@@ -254,6 +254,43 @@ ALWAYS_INLINE bool is_written(const struct work *w, u32 slot, u64 turn)
 	return owner && *owner >> TURN_SHIFT == (turn & 1);
 }
 
+/* Atomic instructions that fetch: on every CPU what stands before them is done before them, and what stands after them after them. The
+ * kernel's others order nothing where the CPU does not (arm64), and clang takes those where nobody wants what was fetched. */
+#define FETCHED(old) asm volatile("" : : "r"(old))
+
+ALWAYS_INLINE void add_in_order(u64 *to, u64 what)
+{
+	what = __sync_fetch_and_add(to, what);
+	FETCHED(what);
+}
+
+/* Exclusive or, so that the changes of two programs add up, whichever comes first. */
+ALWAYS_INLINE void change_owner(const struct work *w, u32 slot, u64 changes)
+{
+	struct starts *starts = starts_at(w, slot / STARTS);
+
+	if (!starts)
+		return;
+	changes = __sync_fetch_and_xor((u64 *)starts->owner + slot % STARTS / 4, changes << slot % 4 * 16);
+	FETCHED(changes);
+}
+
+/* Whoever takes a slot leaves it once, with this or with leave_slot_to: so the lowest bit of the turns left is right again as soon as
+ * all who took it have left it, in whatever order. */
+ALWAYS_INLINE void leave_slot(const struct work *w, u32 slot)
+{
+	change_owner(w, slot, 1 << TURN_SHIFT);
+}
+
+/* Leaves a slot that was written, with these flags and this owner. */
+ALWAYS_INLINE void leave_slot_to(const struct work *w, u32 slot, u32 owner)
+{
+	volatile u16 *old = owner_at(w, slot);
+
+	if (old)
+		change_owner(w, slot, ((*old ^ owner) & ((1 << TURN_SHIFT) - 1)) | 1 << TURN_SHIFT);
+}
+
 ALWAYS_INLINE u64 mix(u64 hash, u64 value)
 {
 	hash = (hash ^ value) * 0x9e3779b97f4a7c15ULL;

@@ -40,6 +40,13 @@
  * Whoever ends a vestige does so by compare-and-swap from the very word it checked: of two enders one wins, and the end is
  * counted once. User space, which only shows, looks at the words again and leaves the turns out.
  *
+ * A PROGRAM THAT IS HELD UP (an interrupt, or a hypervisor that runs somebody else) until its ring has come round would still write
+ * the slot, which is another's by then. So each that takes a slot leaves it once, by an exclusive or that turns the lowest bit of the
+ * turn over: in any order that adds up to the last turn given away, as soon as all of them have left. Whoever takes a slot in which the
+ * bit is not that of the turn before has somebody in it, and leaves it at once, without having entered (dropped: contention). The one
+ * that was held up finds its turn over, and withdraws what it has just published. (Two that are held up in the same slot at the same
+ * time, one between taking it and that look, one while it writes, can still deceive a third.)
+ *
  * TIME. A tick is 2^26 ns (67 ms) of CLOCK_MONOTONIC, as jiffies tell it: they count the same time in steps of a few ms,
  * and reading them takes 2 ns instead of 35. An expiry is rounded up to a tick: never early. 24 bits wrap after
  * 13 days; a word counts as live only if it expires within HORIZON_TICKS (18 minutes), so a word that nobody touched for
@@ -195,7 +202,7 @@ struct cells {
 enum close { CLOSE_PASSIVE, CLOSE_RESET, CLOSE_ABORT, CLOSE_TIMEOUT, CLOSE_ORPHAN, CLOSES };
 
 enum dropped {
-	DROPPED_CONTENTION,	/* an entry lost its line's compare-and-swap twice: no vestige */
+	DROPPED_CONTENTION,	/* an entry lost its line's compare-and-swap twice, or its slot was still being written: no vestige */
 	DROPPED_COLLISION,	/* four words of a line had the tag: an older vestige of the tuple may have stayed */
 	DROPPED_HORIZON,	/* a life was cut to the horizon */
 	DROPPED_UNREADABLE,	/* a field of the socket could not be read: no vestige */
