@@ -46,10 +46,11 @@ ALWAYS_INLINE void count_living(u64 *cell, u64 period)
 
 	if (old >> 32 != period && __sync_val_compare_and_swap(cell, old, period << 32 | 1) == old)
 		return;
-	__sync_fetch_and_add(cell, 1);
+	add_in_order(cell, 1);
 }
 
-/* Before the word that says so: nobody may take it out of the living before it is among them. */
+/* Before the word that says so: nobody may take it out of the living before it is among them. And planned after that: the readers
+ * look at what was planned first. */
 ALWAYS_INLINE void plan_life(const struct work *w, u32 class)
 {
 	struct counters *c = counters_of(w->worker);
@@ -77,7 +78,7 @@ ALWAYS_INLINE void withdraw_life(const struct work *w, u32 class, u64 word)
 	/* In this order, as the readers look at the living first: what left them for no known reason has expired. */
 	c->withdrawn[class][lane]++;
 	if (*cell >> 32 == period)
-		__sync_fetch_and_add(cell, -1ULL);
+		add_in_order(cell, -1ULL);
 }
 
 /* Ticks since the vestige in a slot entered, or its timer was restarted; it must be one that lives. */
