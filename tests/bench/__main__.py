@@ -15,7 +15,7 @@ from tests.bench.pages import write_figures
 from twctl.table.pins import mount_of
 
 NAMES = (
-    *("table", "blame", "guard", "connections", "daemon", "ports", "truncate", "routes"),
+    *("table", "stress", "blame", "guard", "connections", "daemon", "ports", "truncate", "routes"),
     *("vestigial", "pairs", "latency", "half_open", "losses", "burst", "clients", "account", "connects"),
 )
 LONG = {"pairs", "latency", "burst", "clients"}  # have no part in a short run, unless they are named
