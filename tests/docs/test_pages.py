@@ -83,5 +83,7 @@ def test_no_block_that_the_program_writes_is_empty() -> None:
     assert [] == [name for name, text in every if not text.startswith("```")]
     figures = [text for _, _, text in blocks("figures")]
     assert [] == [text for text in figures if "| what | measured |" not in text]
+    cells = [text for _, _, text in blocks("cells")]
+    assert [] == [text for text in cells if "| kernel | of |" not in text]
     opened = sum(len(re.findall(r"^<!-- \w+: ", page.read_text(), re.MULTILINE)) for page in PAGES)
-    assert opened == len(every) + len(figures)
+    assert opened == len(every) + len(figures) + len(cells)

@@ -65,7 +65,7 @@ def main(words: list[str]) -> int:
             result = Outcome(125, f"refused: {reason}")
         seconds = time.monotonic() - start
         statuses.append(result.status)
-        fresh = [] if command else rows(args.arch, kernel, vmlinuz.name, result, seconds)
+        fresh = [] if command else rows(args.arch, kernel, vmlinuz, result, seconds)
         told += fresh
         whole += [] if result.status in CUT_SHORT else fresh
         lines.append(f"{kernel}: {result.verdict}, {seconds:.0f} s")

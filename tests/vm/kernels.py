@@ -102,3 +102,8 @@ def modules(vmlinuz: Path) -> Path:
     """Return the folder of module folders that belongs to this kernel: the nearest one above it."""
     above = [parent / folder for parent in vmlinuz.parents for folder in ("usr/lib/modules", "lib/modules")]
     return next((folder for folder in above if folder.is_dir()), Path("/lib/modules"))
+
+
+def release_of(vmlinuz: Path) -> str:
+    """What `uname -r` says of it, by where it lies."""
+    return vmlinuz.parent.name if vmlinuz.name == "vmlinuz" else vmlinuz.name.removeprefix("vmlinuz-")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.docs import pages
 from tests.vm import MODES, PROBES, SIGN
-from tests.vm.kernels import may_refuse
+from tests.vm.kernels import may_refuse, release_of
 from tests.vm.machine import Outcome
 
 HEAD = ("kernel", "of", "Linux", "mode", "probe", "result", "date", "minutes")
@@ -46,9 +46,9 @@ class Row:
         return (*where, self.result, self.date, self.minutes)
 
 
-def rows(architecture: str, kernel: str, vmlinuz: str, result: Outcome, seconds: float) -> list[Row]:
+def rows(architecture: str, kernel: str, vmlinuz: Path, result: Outcome, seconds: float) -> list[Row]:
     """What one kernel's cells told. A kernel of your own is called by its release."""
-    linux = vmlinuz.removeprefix("vmlinuz-")
+    linux = release_of(vmlinuz)
     name = linux if "/" in kernel else kernel
     day, minutes = time.strftime("%Y-%m-%d"), f"{max(1, round(seconds / 60))}"
     return [
