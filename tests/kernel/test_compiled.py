@@ -50,3 +50,22 @@ def test_the_release_that_runs_has_two_numbers() -> None:
     """As uname says."""
     release = compiled.running_release()
     assert Path("/proc/sys/kernel/osrelease").read_text().startswith(".".join(map(str, release)))
+
+
+@pytest.mark.parametrize(
+    ("failure", "release", "machine", "lacking"),
+    [
+        ("Failed to load BPF program b'take': Invalid argument", (5, 10), "x86_64", "atomic exchange"),
+        ("Failed to load BPF program b'take': Invalid argument", (6, 1), "x86_64", ""),
+        ("Failed to attach BPF to entry kernel func", (6, 1), "aarch64", "direct calls"),
+        ("Failed to attach BPF to entry kernel func", (6, 12), "aarch64", ""),
+        ("Failed to attach BPF to entry kernel func", (6, 1), "x86_64", ""),
+    ],
+)
+def test_what_a_kernel_has_not_got_yet_is_named(
+    failure: str, release: tuple[int, ...], machine: str, lacking: str
+) -> None:
+    """In place of an error number that says nothing."""
+    found = compiled.lacks(failure, release, machine)
+    assert bool(lacking) == bool(found)
+    assert lacking in found

@@ -15,6 +15,7 @@ from twctl.table.sources import source
 RECONCILERS = ("take", "adopt", "sweep", "finish", "collect", "dismiss", "epoch")
 GUARDS = ("guard_ingress", "guard_egress")
 NEEDED_RELEASE = (5, 12)
+ARM64_FENTRY = (6, 4)
 STATE_EVENT = b"raw_tracepoint__inet_sock_set_state"
 AGAIN = "again__inet_sock_set_state"
 MAPS = (
@@ -83,9 +84,9 @@ def compiled(  # noqa: PLR0913, PLR0917 - what to compile, and how to call it
         except Exception as error:  # noqa: BLE001 - bcc raises nothing more precise
             failure = str(error)
     hint = "run 'twctl check' to see what this kernel allows"
-    if "Invalid argument" in failure and running_release() < NEEDED_RELEASE:
-        failure, lines = f"Linux {os.uname().release} has no atomic exchange in BPF (5.12)", []
-        hint = "twctl needs Linux 5.15 or later"
+    if lacking := lacks(failure, running_release(), os.uname().machine):
+        failure, lines = f"Linux {os.uname().release} has no {lacking}", []
+        hint = "twctl needs Linux 5.15 or later" if "atomic" in lacking else hint
     raise TwctlError(f"the {what} does not load: {_reason(lines, failure)}", hint)
 
 
@@ -172,6 +173,15 @@ def _bcc() -> Any:  # noqa: ANN401 - bcc has no types
             "pip uninstall bcc, and install Debian's python3-bpfcc",
         )
     return bcc
+
+
+def lacks(failure: str, release: tuple[int, ...], machine: str) -> str:
+    """What a kernel of this release has not got yet, if this failure comes of that; empty if not."""
+    if "Invalid argument" in failure and release < NEEDED_RELEASE:
+        return "atomic exchange in BPF (5.12)"
+    if "Failed to attach BPF to" in failure and machine == "aarch64" and release < ARM64_FENTRY:
+        return "direct calls of ftrace, which fentry needs, on arm64 (6.4)"
+    return ""
 
 
 def running_release() -> tuple[int, ...]:
