@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import socket
 import statistics
 import struct
@@ -47,7 +48,7 @@ def _miss(count: int) -> dict[str, Any]:
     layout = Layout({family: dict.fromkeys(Class, 65536) for family in FAMILIES})
     flags = compile_flags(layout, fields.macros(types, fields.GUARD))
     types.close()
-    text = source("guard.c").replace("skb->tc_classid", str(ETHERNET_AND_NAMESPACE_0)) + EMPTY
+    text = re.sub(r"skb->tc_classid(?! =)", str(ETHERNET_AND_NAMESPACE_0), source("guard.c")) + EMPTY
     loaded, linked = (bcc.BPF(text=each.encode(), cflags=flags) for each in (text, source("guard.c")))
     fds = {name: loaded.load_func(name, bcc.BPF.SCHED_CLS).fd for name in ("guard_ingress", "guard_egress", "nothing")}
     guards = [linked.load_func(name, bcc.BPF.SCHED_CLS).fd for name in ("guard_ingress", "guard_egress")]
