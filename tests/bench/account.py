@@ -113,14 +113,15 @@ def fdinfo(fd: int) -> Spent:
     return Spent(int(fields["run_time_ns"]), int(fields["run_cnt"]))
 
 
-def _pinned(ours: Place, folder: Path) -> dict[str, Spent]:
+def _so_far(ours: Place, folder: Path) -> dict[str, Spent]:
     """What the programs have done so far: pinned ones, and those on the device, which call the guard's."""
     found = {}
-    for side, standing_there in standing(ours.both.client, ours.both.device).items():
-        for number in (number for name, number in standing_there if name in BOTH):
-            fd = libbpf.libbpf().bpf_prog_get_fd_by_id(ctypes.c_uint32(number))
-            found[f"guard_{side}"] = fdinfo(fd)
-            os.close(fd)
+    for programs in standing(ours.both.client, ours.both.device).values():
+        for name, number in programs:
+            if name in BOTH:
+                fd = libbpf.libbpf().bpf_prog_get_fd_by_id(ctypes.c_uint32(number))
+                found[name.replace("twctl", "guard")] = fdinfo(fd)
+                os.close(fd)
     for path in sorted(folder.iterdir(), key=lambda path: (path.name not in SHOWN, SHOWN.get(path.name, path.name))):
         fd = libbpf.obj_get(path)
         found.setdefault(path.name, fdinfo(fd))
@@ -141,9 +142,9 @@ def _programs(count: int, empty: float, threads: int = 1) -> dict[str, Any]:
         assert one
         folder = one.pins / "current/programs"
         ours.closes(*load)
-        before = _pinned(ours, folder)
+        before = _so_far(ours, folder)
         ours.closes(*load)
-        after = _pinned(ours, folder)
+        after = _so_far(ours, folder)
     spent = {name: after[name] - before[name] for name in after}
     return {
         f"account: {SHOWN.get(name, name)}{f', {threads} client threads' if threads > 1 else ''}": {

@@ -22,7 +22,7 @@ import pytest
 from tests.load import paths, wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Namespace, namespace
-from tests.load.programs import Programs
+from tests.load.programs import Programs, set_clock
 from twctl.classes import Class
 from twctl.table.counters import TICK
 from twctl.table.maps import META, Table
@@ -266,7 +266,7 @@ def inserting(capacity: int) -> Iterator[tuple[Path, Callable[[int], int]]]:
     try:
         with programs.pinned(root / "current"):
             table = Table(root / "current")
-            table.program("epoch").run(1)  # else the programs' clock is not the listener's
+            set_clock(root / "current")  # else the programs' clock is not the listener's
 
             def insert(count: int) -> int:
                 before = sum(table.counters().row("withdrawn", Class.REMOTE))

@@ -21,6 +21,7 @@ from twctl.classes import Class
 from twctl.modes.reconcile import Reconciler
 from twctl.table.counters import PERIOD_SHIFT, TICK, TICK_SHIFT, Reason
 from twctl.table.maps import META, Table
+from twctl.table.pinned import store
 from twctl.table.records import HORIZON_TICKS
 from twctl.table.sums import Sums
 
@@ -182,7 +183,7 @@ class Machine:
         self._set_clock()
 
     def _set_clock(self) -> None:
-        struct.pack_into("=Q", self._meta, META.fields["epoch"].offset, self.ns)
+        store(self._meta, META.fields["epoch"].offset, "Q", self.ns)
 
     def enter(
         self, class_: Class, seconds: float, count: int = 1, family: str = "ipv4", *, fin_wait2: bool = False

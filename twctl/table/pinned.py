@@ -20,8 +20,7 @@ def store(memory: mmap.mmap, at: int, format_: str, number: int) -> None:
 
     struct.pack_into does not: it clears the bytes first.
     """
-    with memoryview(memory) as view, view[at : at + calcsize(format_)] as part, part.cast(format_) as numbers:  # type: ignore[call-overload]
-        numbers[0] = number
+    memoryview(memory)[at : at + calcsize(format_)].cast(format_)[0] = number  # type: ignore[call-overload]
 
 
 class Pinned:
