@@ -66,7 +66,7 @@ def test_a_session_answers_without_an_entry_of_conntrack(both: tuple[TranslatedD
             assert [subject.acknowledgment()] == found
         else:
             assert all(one.flags & RST for one in found)
-        assert duty.left(subject)
+        assert duty.fires(subject)
 
 
 @pytest.mark.parametrize("both", [*DIALLED, *SERVED], indirect=True)
@@ -91,7 +91,7 @@ def test_an_entry_may_be_older_than_the_session(both: tuple[TranslatedDuty, ...]
     for duty in both:
         first = duty.session(TIME_WAIT, family)
         assert [] == first.send(Sent(RST))
-        assert duty.left(first) is None
+        assert duty.fires(first) is None
         assert entries(duty, first)
         local, port, *_ = duty.ends(first.connection)
         second = duty.again(first, family)
@@ -139,7 +139,7 @@ def test_a_new_syn_finds_the_listener(both: tuple[TranslatedDuty, ...], family: 
                 assert [subject.acknowledgment()] == answers(subject, Sent(SYN, seq=-5000, ts=0))
             (reply,) = subject.segments(subject.packet(Sent(SYN, seq=70_000)))
             assert reply.has(SYN | ACK)
-            assert duty.left(subject) is None
+            assert duty.fires(subject) is None
             # Linux takes it only if it echoes the SYN|ACK's own timestamp, which may be a millisecond after the last.
             told = Sent(ACK | PSH, seq=70_001, length=3)
             subject.segments(subject.packet(told, ack=reply.end, tsecr=reply.tsval or 0))

@@ -109,7 +109,7 @@ OPTIONS = st.lists(
 
 def outcome(subject: Subject, case: Case) -> Outcome:
     """Send the segments of a case."""
-    before = subject.remaining()
+    before = subject.fires()
     replies = [subject.send(sent) for sent in case.sent]
     after = subject.after()
     return Outcome(replies, None if after.state == GONE else subject.restarted(before), after)

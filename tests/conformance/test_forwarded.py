@@ -77,7 +77,7 @@ def test_a_container_s_connection_is_its_own(node: Node, family: str, state: str
     target = ADDRESSES[family]["peer"], 7000 + (state == FIN_WAIT2)
     subject = duty.closed_from(PORT, target[1], state, family)
     forget(duty, subject)  # as conntrack does in time; as long as it knows both it gives the container another port
-    assert duty.left(subject)
+    assert duty.fires(subject)
     sock, wire = dial(node, family, target)
     with sock:
         assert wire == subject.connection.tuple
@@ -117,5 +117,5 @@ def test_the_host_s_session_is_not_the_container_s(node: Node, family: str) -> N
         connection = peer.answer(wire)
         sock.settimeout(5)
         converse(sock, connection)
-    assert duty.left(subject)
+    assert duty.fires(subject)
     connection.expect(FIN | ACK)

@@ -191,7 +191,7 @@ ODD = (
 def test_odd_packets(duties: Duties, how: Odd, family: str) -> None:
     """A repeated FIN that the stack takes gets the ACK and restarts the timer; one that it drops does nothing."""
     subject = duties().aged(family=family)
-    before = subject.remaining()
+    before = subject.fires()
     replies = write(subject, *how.wrap(build(subject.segment(AGAIN))))
     if how.name == "in two fragments" and subject.duty.watch:
         # the guard does not put fragments together: the stack does, and knows no such connection
@@ -207,7 +207,7 @@ def test_odd_packets(duties: Duties, how: Odd, family: str) -> None:
 def test_packets_cut_anywhere_do_nothing(duties: Duties, family: str) -> None:
     """Of any length below its own, with the old length in its header or the new one, a packet is not a segment."""
     subject = duties().aged(family=family)
-    before = subject.remaining()
+    before = subject.fires()
     whole = build(subject.segment(AGAIN))
     header = 20 if family == IPV4 else 40
     cut = [whole[:size] for size in range(len(whole))]
@@ -222,7 +222,7 @@ def test_packets_cut_anywhere_do_nothing(duties: Duties, family: str) -> None:
 def test_every_single_bit_is_looked_at(duties: Duties, family: str, flags: int) -> None:
     """With one bit wrong a packet does nothing, but in what no checksum of IPv6 covers: class, label and hop limit."""
     subject = duties().aged(family=family)
-    before = subject.remaining()
+    before = subject.fires()
     sent = Sent(flags, seq=-1 if flags & FIN else 0)
     whole = build(subject.segment(sent))
     free = set() if family == IPV4 else {*range(4, 32), *range(56, 64)}
@@ -244,7 +244,7 @@ def flipped(packet: bytes, bit: int) -> bytes:
 def test_a_wrong_checksum_does_nothing(duties: Duties, state: str, family: str) -> None:
     """No reply, no end and no new timer or timestamp by a segment whose TCP checksum is wrong."""
     subject = duties().aged(state, family)
-    before = subject.remaining()
+    before = subject.fires()
     for sent in (
         *(Sent(RST), Sent(RST | ACK), Sent(FIN | ACK), AGAIN, Sent(ACK, ts=1000), Sent(SYN, seq=1), Sent(SYN)),
         *(Sent(ACK | PSH, length=10), Sent(ACK, seq=-1), Sent(0), Sent(SYN | ACK)),

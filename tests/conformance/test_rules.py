@@ -234,7 +234,7 @@ def assert_row(row: Row, subject: Subject) -> None:
 
 def assert_timed_row(row: Row, subject: Subject) -> None:
     """The same, and the timer too is that of the row."""
-    before = subject.remaining()
+    before = subject.fires()
     assert_row(row, subject)
     if row.state != GONE:
         assert row.restarts == subject.restarted(before)
@@ -503,7 +503,7 @@ def test_a_suppressed_ack_restarts_the_timer(duties: Duties) -> None:
     subject = duties(tcp_invalid_ratelimit=60_000).session()  # however late a busy machine sends the second
     assert [subject.acknowledgment()] == subject.send(ELSEWHERE)
     time.sleep(AGED)
-    before = subject.remaining()
+    before = subject.fires()
     assert [] == subject.send(ELSEWHERE)
     assert subject.restarted(before)
 

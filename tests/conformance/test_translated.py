@@ -201,11 +201,11 @@ def trio(
 
 def outcome(subject: Subject, sent: tuple[Sent, ...]) -> Outcome:
     """Send the segments of a case."""
-    before = subject.remaining()
+    before = subject.fires()
     subject.duty.peer.strays()
     replies = [subject.send(one) for one in sent]
-    left = subject.duty.left(subject)
-    timer = GONE if left is None else "restarted" if left > before + RESTARTED else "goes on"
+    fires = subject.duty.fires(subject)
+    timer = GONE if fires is None else "restarted" if fires > before + RESTARTED else "goes on"
     return Outcome(replies, len(subject.duty.peer.strays()), timer)
 
 
