@@ -31,6 +31,14 @@ ALWAYS_INLINE bool is_of_netns(struct __sk_buff *skb, struct bpf_sock *sk)
 	       !read_kernel(socket, sizeof(socket), sk) && socket[OFFSET_sock_common_skc_net / 8] == net;
 }
 
+/* Whether a note says just what a packet would: that of a FIN nearly always does, after its SYN's. */
+ALWAYS_INLINE bool is_noted(struct __sk_buff *skb, const struct work *w, u32 classid, struct bpf_sock *sk, const struct wire *wire)
+{
+	u32 difference = (wire->socket_port ^ bpf_htons(sk->src_port)) | (wire->socket_remote_port ^ (u16)sk->dst_port);
+
+	return !(difference | (wire->device ^ skb->ifindex) | (wire->looping ^ is_looping(classid))) && has_wire(w, wire);
+}
+
 /* A SYN or a FIN leaves: where its tuple is not that of its socket, that is noted; where it is WITNESSED, in any case. */
 ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 classid)
 {
@@ -43,13 +51,14 @@ ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 cl
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return;
+	wire = wires.sk_storage_get(sk, NULL, 0);
 	if (is_of_socket(w, t, sk) && !(classid & DEVICE_WITNESSED)) {
 		/* of the connection before: connect() may use a socket again */
-		if (wires.sk_storage_get(sk, NULL, 0) && is_of_netns(skb, sk))
+		if (wire && is_of_netns(skb, sk))
 			wires.sk_storage_delete(sk);
 		return;
 	}
-	if (!is_of_netns(skb, sk))
+	if ((wire && is_noted(skb, w, classid, sk, wire)) || !is_of_netns(skb, sk))
 		return;
 	wire = wires.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!wire) {

@@ -262,10 +262,7 @@ ALWAYS_INLINE bool read_state(struct session *s, struct view *v, const void *sk)
 	s->window = (s32)wnd < 0 ? 0 : wnd >> scale > 0xffff ? 0xffff : wnd >> scale;
 	flags |= OF_TCP(v, u32, tcp_sock_rx_opt_ts_recent_stamp) ? VESTIGE_TIMESTAMPS : 0;
 #ifdef OFFSET_tcp_sock_tcp_usec_ts
-	u8 usec = 0;
-
-	READ(usec, sk, tcp_sock_tcp_usec_ts);
-	flags |= bitfield(usec, BIT_tcp_sock_tcp_usec_ts, BITS_tcp_sock_tcp_usec_ts) ? VESTIGE_USEC : 0;
+	flags |= bitfield(OF_TCP(v, u8, tcp_sock_tcp_usec_ts), BIT_tcp_sock_tcp_usec_ts, BITS_tcp_sock_tcp_usec_ts) ? VESTIGE_USEC : 0;
 #endif
 	flags |= is_signed(sk) ? VESTIGE_SIGNED : 0;
 	s->bits = scale << VESTIGE_SCALE_SHIFT | flags;

@@ -17,6 +17,11 @@
 #else
 #define OFFSET_OWNER OFFSET_sock_sk_uid
 #endif
+#ifdef OFFSET_tcp_sock_tcp_usec_ts
+#define OFFSET_UNIT OFFSET_tcp_sock_tcp_usec_ts
+#else
+#define OFFSET_UNIT OFFSET_tcp_sock_tsoffset
+#endif
 #define SOCK_ENDS(of) \
 	of(ENDS(of, OFFSET_sock_sk_protocol, OFFSET_sock_sk_uid, OFFSET_OWNER, OFFSET_sock_sk_txhash, \
 		OFFSET_inet_sock_inet_sport, OFFSET_inet_sock_tos), \
@@ -24,7 +29,7 @@
 #define TCP_ENDS(of) \
 	of(ENDS(of, OFFSET_tcp_sock_snd_nxt, OFFSET_tcp_sock_rcv_nxt, OFFSET_tcp_sock_rcv_wup, OFFSET_tcp_sock_rcv_wnd, \
 		OFFSET_tcp_sock_rx_opt_rcv_wscale, OFFSET_tcp_sock_tsoffset), \
-	   of(OFFSET_tcp_sock_rx_opt_ts_recent, OFFSET_tcp_sock_rx_opt_ts_recent_stamp))
+	   of(OFFSET_UNIT, of(OFFSET_tcp_sock_rx_opt_ts_recent, OFFSET_tcp_sock_rx_opt_ts_recent_stamp)))
 
 /* From a multiple of 8 to one: no field is longer than 8 bytes. */
 #define BEGIN(ends) (ends(LOWER) & ~7)
