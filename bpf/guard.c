@@ -66,21 +66,32 @@ ALWAYS_INLINE int execute(struct __sk_buff *skb, struct work *w, struct segment 
 	return v->reply ? answer(skb, w, s, v->reply) : TC_ACT_SHOT;
 }
 
+/* Whether another connection, which lives, takes the session's tuple with this segment. The kernel gives the tuple on the wire to one
+ * connection at a time, and the tuple of a socket to one at a time: what answers for the session no more is not asked again when the
+ * connection has ended. */
+ALWAYS_INLINE bool is_taken(const struct segment *s, enum presence presence)
+{
+	bool opens = (s->in.tcp.flags & (SYN | RST | ACK)) == SYN;
+
+	return presence == PRESENCE_ANSWERED || (presence == PRESENCE_LIVE && opens);
+}
+
 /* A segment that has a vestige, and perhaps a live socket. */
 ALWAYS_INLINE int handle_vestige(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
 	u32 zero = 0;
 	struct decision *v = decisions.lookup(&zero);
 	enum presence presence;
-	bool known;
+	bool known, taken;
 
 	if (!v)
 		return TC_ACT_UNSPEC;
 	known = vestige_socket(w);
 	if (!known)
 		w->flags = 0;
-	presence = socket_for(skb, w);
-	if (presence == PRESENCE_LIVE) {
+	presence = socket_for(skb, w, s);
+	taken = is_taken(s, presence);
+	if (presence == PRESENCE_LIVE && !taken) {
 		count(ACTION_LIVE);
 		return TC_ACT_UNSPEC;
 	}
@@ -98,6 +109,11 @@ ALWAYS_INLINE int handle_vestige(struct __sk_buff *skb, struct work *w, struct s
 	}
 	if (!is_believed(skb, w, s)) {
 		count(ACTION_MARTIAN);
+		return TC_ACT_UNSPEC;
+	}
+	if (taken) {
+		count(ACTION_LIVE);
+		finish_session(w, REASON_REUSED);
 		return TC_ACT_UNSPEC;
 	}
 	decide(w, s, v, presence);
@@ -141,15 +157,18 @@ ALWAYS_INLINE bool may_leave(struct __sk_buff *skb, struct work *w, struct segme
 
 	if (!sk)
 		return true;
-	if (!vestige_socket(w))
+	if (!is_old_enough(w) || !vestige_socket(w))
 		return false;
-	return !is_of_socket(w, tuple_of_socket(w), sk) || (is_old_enough(w) && vestige_read(w) && is_safe(skb, w, s));
+	return !is_of_socket(w, tuple_of_socket(w), sk) || (vestige_read(w) && is_safe(skb, w, s));
 }
 
 /* Whether a SYN that is only forwarded has its source from a translation, not from whoever claims our name. Conntrack says so of its
- * own; else the kernel forwards no IPv4 that came with an address of this host (fib_validate_source), but IPv6 for whoever asks. */
-ALWAYS_INLINE bool is_given_our_name(struct __sk_buff *skb, struct work *w)
+ * own; else the kernel forwards no IPv4 that came with an address of this host (fib_validate_source), but IPv6 for whoever asks. What
+ * another's device sends by this one (macvlan, ipvlan, VLAN) nobody has forwarded. */
+ALWAYS_INLINE bool is_given_our_name(struct __sk_buff *skb, struct work *w, u32 classid)
 {
+	if (!is_sent_by_device(skb, classid))
+		return false;
 	return translation_of(skb, 0) & SOURCE_TRANSLATED || (is_ipv4(w) && vestige_socket(w) && !(w->flags & TRANSLATED));
 }
 
@@ -157,7 +176,9 @@ ALWAYS_INLINE bool is_given_our_name(struct __sk_buff *skb, struct work *w)
  * session, as far as the kernel goes without the guard: what answers it is not for this host. */
 ALWAYS_INLINE int let_out_or_hold(struct __sk_buff *skb, struct work *w, struct segment *s)
 {
-	if (!skb->sk && !is_given_our_name(skb, w))
+	struct bpf_sock *sk = skb->sk;
+
+	if (sk ? !is_of_netns(skb, sk) : !is_given_our_name(skb, w, s->classid))
 		return TC_ACT_UNSPEC;
 	if (!may_leave(skb, w, s)) {
 		count(ACTION_HELD);

@@ -123,6 +123,8 @@ ALWAYS_INLINE int send_answer(struct __sk_buff *skb, const struct work *w, struc
 		return TC_ACT_SHOT;
 	s->sent = is_looping(s->classid) ? 0 : tcp_bytes;
 	s->sent_family = w->family;
+	s->sent_netns = netns_of(s->classid);
+	s->sent_device = device_to_peer(skb, w, s);
 	return send_to_peer(skb, w, s);
 }
 
@@ -159,7 +161,7 @@ ALWAYS_INLINE void mend_answer(struct __sk_buff *skb, struct work *w, u32 classi
 	struct segment *s = the_segment();
 	u32 transport;
 
-	if (!s || !s->sent)
+	if (!s || !s->sent || s->sent_device != skb->ifindex || s->sent_netns != netns_of(classid))
 		return;
 	w->family = s->sent_family;
 	s->network = network_offset(classid);

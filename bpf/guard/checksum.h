@@ -64,7 +64,7 @@ ALWAYS_INLINE bool is_sound(struct __sk_buff *skb, const struct work *w, struct 
 
 	if (!is_ipv4(w))
 		return true;
-	__builtin_memset(s->chunk, 0, CHUNK_BYTES);
+	__builtin_memset(s->chunk, 0, OPTIONS_SPACE);
 	if (bpf_skb_load_bytes(skb, s->network, s->chunk, one_to(OPTIONS_SPACE, s, header)))
 		return false;
 	if (fold(bpf_csum_diff(NULL, 0, (u32 *)s->chunk, OPTIONS_SPACE, 0)) != 0xffff)

@@ -95,23 +95,33 @@ ALWAYS_INLINE bool is_believed(struct __sk_buff *skb, const struct work *w, stru
 	return s->way == WAY_UNKNOWN || s->route.ifindex == skb->ifindex || !is_strict(s);
 }
 
-/* Sends the packet to the peer: its next hop is asked for as by any packet of the kernel's. Where the route is not known, the
- * kernel looks for one by the device of the session's own socket, or else by that of the segment. */
+/* The device that an answer leaves by. Where the route is not known, the kernel looks for one by the device of the session's own
+ * socket, or else by that of the segment. */
+ALWAYS_INLINE u32 device_to_peer(struct __sk_buff *skb, const struct work *w, const struct segment *s)
+{
+	if (is_looping(s->classid))
+		return skb->ifindex;
+	if (s->way != WAY_UNKNOWN)
+		return s->route.ifindex;
+	return !is_ipv4(w) && w->session.device ? w->session.device : skb->ifindex;
+}
+
+/* Sends the packet to the peer: its next hop is asked for as by any packet of the kernel's. */
 ALWAYS_INLINE int send_to_peer(struct __sk_buff *skb, const struct work *w, struct segment *s)
 {
-	u32 device = w->session.device;
+	u32 device = device_to_peer(skb, w, s);
 
 	/* What is translated was tracked on its way out. Its answer comes in anew, without that, and so is translated as what it is. */
 	if (is_looping(s->classid))
-		return bpf_redirect(skb->ifindex, skb->ifindex == LOOPBACK_DEVICE && translation_of(skb, SOURCE_TRANSLATED) ? BPF_F_INGRESS : 0);
+		return bpf_redirect(device, device == LOOPBACK_DEVICE && translation_of(skb, SOURCE_TRANSLATED) ? BPF_F_INGRESS : 0);
 	/* the helper takes away an Ethernet header, and puts one before the packet if the other device has one */
 	if (!s->network && bpf_skb_change_head(skb, ETHERNET_BYTES, 0))
 		return TC_ACT_SHOT;
 	if (s->way == WAY_UNKNOWN)
-		return redirect_neigh(!is_ipv4(w) && device ? device : skb->ifindex, NULL, 0, 0);
+		return redirect_neigh(device, NULL, 0, 0);
 	s->hop.nh_family = s->route.family;
 	__builtin_memcpy(s->hop.ipv6_nh, s->route.ipv6_dst, sizeof(s->hop.ipv6_nh));
-	return redirect_neigh(s->route.ifindex, &s->hop, sizeof(s->hop), 0);
+	return redirect_neigh(device, &s->hop, sizeof(s->hop), 0);
 }
 
 #endif

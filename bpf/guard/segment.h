@@ -75,8 +75,8 @@ struct headers {
 	u8 options[OPTIONS_SPACE];
 };
 
-#define CHUNK_BYTES 128
-#define CHUNKS 128 /* 16 kB: more comes only from offloads, which have checked the checksum */
+#define CHUNK_BYTES 512 /* the most that bpf_csum_diff() takes */
+#define CHUNKS 128	/* 64 kB: all that an IP packet can have */
 
 struct segment {
 	struct headers in, out;
@@ -97,6 +97,7 @@ struct segment {
 	struct bpf_redir_neigh hop;
 	u32 way;
 	u32 sent, sent_family;	/* the answer in `out`, until it is seen to leave: bytes of TCP (0: none), and its family */
+	u32 sent_netns, sent_device; /* where it leaves */
 };
 
 #define VLAN_ID 0xfff

@@ -7,7 +7,8 @@
 #include "kernel.h"
 #include "table.h"
 
-enum presence { PRESENCE_NONE, PRESENCE_LISTENER, PRESENCE_LIVE };
+/* ANSWERED: one whose SYN the segment answers. It has left, past the guard, which would have held it or ended the session. */
+enum presence { PRESENCE_NONE, PRESENCE_LISTENER, PRESENCE_LIVE, PRESENCE_ANSWERED };
 
 /* The tuple of the socket that the session found had. */
 ALWAYS_INLINE const struct tuple *tuple_of_socket(const struct work *w)
@@ -25,10 +26,19 @@ ALWAYS_INLINE bool has_other_wire(struct bpf_sock *sk, const struct work *w)
 	return wire && !has_wire(w, wire);
 }
 
-ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work *w)
+/* Whether a segment acknowledges the SYN of a socket. (Its snd_nxt is still before that while tcp_connect() sends it.) */
+ALWAYS_INLINE bool answers(struct bpf_sock *sk, const struct segment *s)
+{
+	struct bpf_tcp_sock *tcp = s->in.tcp.flags & ACK ? bpf_tcp_sock(sk) : NULL;
+
+	return tcp && tcp->snd_una + 1 == bpf_ntohl(s->in.tcp.ack);
+}
+
+ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work *w, const struct segment *s)
 {
 	const struct tuple *t = tuple_of_socket(w);
 	struct bpf_sock_tuple ends = {};
+	enum presence presence;
 	struct bpf_sock *sk;
 	u32 state;
 
@@ -48,14 +58,15 @@ ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work 
 	if (!sk)
 		return PRESENCE_NONE;
 	state = sk->state;
-	if (w->flags & TRANSLATED && state != TCP_LISTEN && has_other_wire(sk, w))
-		state = TCP_SYN_SENT;
-	bpf_sk_release(sk);
-	if (state == TCP_LISTEN)
-		return PRESENCE_LISTENER;
+	presence = state == TCP_LISTEN ? PRESENCE_LISTENER : PRESENCE_LIVE;
 	/* SYN_SENT: its SYN is held back as long as there is a vestige, and what arrives is meant for that. So it is where the socket
 	 * has another tuple on the wire. */
-	return state == TCP_SYN_SENT ? PRESENCE_NONE : PRESENCE_LIVE;
+	if (state == TCP_SYN_SENT)
+		presence = answers(sk, s) ? PRESENCE_ANSWERED : PRESENCE_NONE;
+	if (w->flags & TRANSLATED && state != TCP_LISTEN && has_other_wire(sk, w))
+		presence = PRESENCE_NONE;
+	bpf_sk_release(sk);
+	return presence;
 }
 
 #endif

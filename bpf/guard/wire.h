@@ -31,6 +31,20 @@ ALWAYS_INLINE bool is_of_netns(struct __sk_buff *skb, struct bpf_sock *sk)
 	       !read_kernel(socket, sizeof(socket), sk) && socket[OFFSET_sock_common_skc_net / 8] == net;
 }
 
+/* Whether a packet that leaves by an Ethernet device has that device's address, as all that this namespace sends or forwards has. */
+ALWAYS_INLINE bool is_sent_by_device(struct __sk_buff *skb, u32 classid)
+{
+	u16 own[3], source[3];
+	u64 device = 0, address = 0;
+
+	if (!(classid & DEVICE_ETHERNET))
+		return true;
+	if (READ(device, skb, sk_buff_dev) || READ(address, device, net_device_dev_addr) ||
+	    read_kernel(own, sizeof(own), (void *)address) || bpf_skb_load_bytes(skb, sizeof(own), source, sizeof(source)))
+		return false;
+	return !((own[0] ^ source[0]) | (own[1] ^ source[1]) | (own[2] ^ source[2]));
+}
+
 /* Whether a note says just what a packet would: that of a FIN nearly always does, after its SYN's. */
 ALWAYS_INLINE bool is_noted(struct __sk_buff *skb, const struct work *w, u32 classid, struct bpf_sock *sk, const struct wire *wire)
 {

@@ -78,6 +78,7 @@ GUARD = (
     "sk_buff.ip_summed",
     "sock_common.skc_net",
     "net_device.nd_net",
+    "net_device.dev_addr",
     "net_device.ip_ptr",
     "net_device.ip6_ptr",
     "in_device.cnf.data",
