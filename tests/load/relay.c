@@ -3,8 +3,8 @@
  *
  *   relay FD FD LOST HELD SEED     LOST and HELD: of 100,000 packets
  *
- * What is held back goes on after 1 to 4 ms, behind what came meanwhile. No RST is lost, so that their number can be
- * compared with what they did. Ends on SIGTERM; its one line of output is a JSON object with the numbers of both
+ * What is held back goes on after 1 to 4 ms, behind what came meanwhile. No RST is lost, and the same is counted once, so
+ * that their number can be compared with what they did. Ends on SIGTERM; its one line of output is a JSON object with the numbers of both
  * directions: from the first device, from the second.
  */
 #include <poll.h>
@@ -17,7 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MTU = 2048, ROOM = 4096, RST = 0x04, TCP = 6 };
+enum { MTU = 2048, ROOM = 4096, LAST = 64, RST = 0x04, TCP = 6 };
 
 struct held {
 	uint64_t due;
@@ -59,6 +59,21 @@ static int is_reset(const unsigned char *packet, ssize_t size)
 	int protocol = packet[0] >> 4 == 4 ? packet[9] : packet[6];
 
 	return protocol == TCP && size >= header + 20 && packet[header + 13] & RST;
+}
+
+/* Whether a RST is none of the last once more: what comes twice is answered twice, and ends a connection once. */
+static int is_fresh(const unsigned char *packet, int end)
+{
+	static uint64_t last[2][LAST];
+	static int next[2];
+	uint64_t which; /* ports and SEQ */
+
+	memcpy(&which, packet + (packet[0] >> 4 == 4 ? (packet[0] & 15) * 4 : 40), sizeof(which));
+	for (int i = 0; i < LAST; i++)
+		if (last[end][i] == which)
+			return 0;
+	last[end][next[end]++ % LAST] = which;
+	return 1;
 }
 
 static void pass(int fd, const unsigned char *packet, ssize_t size, uint64_t *refused)
@@ -105,7 +120,7 @@ int main(int argc, char **argv)
 				int reset = is_reset(packet, size);
 
 				counts[0][i]++;
-				counts[3][i] += (uint64_t)reset;
+				counts[3][i] += (uint64_t)(reset && is_fresh(packet, i));
 				if (chance < lost && !reset) {
 					counts[1][i]++;
 				} else if (chance < lost + held && n_waiting < ROOM) {
