@@ -165,11 +165,13 @@ class TunPeer:
                 return None
         return self._queues[tuple_].pop(0)
 
-    def connect(self, address: str, port: int, *, timestamps: bool = True, isn: int = 1_000_000) -> Connection:
-        """Open a connection to a listening socket of the kernel."""
+    def connect(
+        self, address: str, port: int, *, timestamps: bool = True, isn: int = 1_000_000, own_port: int = 0
+    ) -> Connection:
+        """Open a connection to a listening socket of the kernel. own_port: the peer's, 0: a new one."""
         self._ports += 1
         own = PEER_IPV6 if ":" in address else PEER_IPV4
-        tuple_ = (own, self._ports, address, port)
+        tuple_ = (own, own_port or self._ports, address, port)
         connection = self._connections[tuple_] = Connection(self, tuple_, timestamps=timestamps, isn=isn)
         connection.send(SYN, scale=7, mss=1400)
         connection.expect(SYN | ACK)

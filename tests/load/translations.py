@@ -297,13 +297,20 @@ class TranslatedDuty(Duty):
         """A session of a connection that a script has closed."""
         return Subject(self, connection, TIME_WAIT, connection.seen(), time.monotonic())
 
-    def accepted(
-        self, listener: socket.socket, family: str, *, timestamps: bool = True, isn: int = 1_000_000
+    def accepted(  # noqa: PLR0913 - what a connection is
+        self,
+        listener: socket.socket,
+        family: str,
+        *,
+        timestamps: bool = True,
+        isn: int = 1_000_000,
+        port: int = 0,
+        own_port: int = 0,
     ) -> tuple[socket.socket, Connection]:
-        """A connection that the peer opens to who listens."""
-        address, port = self.translation.target
+        """A connection that the peer opens to who listens. port: that it dials, own_port: its own (0: as usual)."""
+        address, usual = self.translation.target
         wire = ADDRESSES[IPV6 if family == IPV6 else IPV4][address]
-        connection = self.peer.connect(wire, port, timestamps=timestamps, isn=isn)
+        connection = self.peer.connect(wire, port or usual, timestamps=timestamps, isn=isn, own_port=own_port)
         return self._noted(listener.accept()[0], connection)
 
     @contextmanager
