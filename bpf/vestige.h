@@ -343,9 +343,10 @@ struct settings {
 #define DEVICE_WITNESSED 8	/* somebody else's program, in its namespace, may end what goes out before the guard sees it */
 #define DEVICE_BITS 4
 
-/* Of a NETNS_WITNESSED namespace: sessions whose FIN the guard has seen leave, and those whose FIN went past it. */
+/* Of a NETNS_WITNESSED namespace: sessions whose FIN the guard has seen leave, and others, whose FIN went past it; but unnoted SYNs and
+ * FINs (of a socket that has no memory left for a note) it has seen. */
 struct witness {
-	u64 noted, missed;
+	u64 noted, missed, unnoted;
 };
 
 struct enrolment {

@@ -29,6 +29,7 @@ struct wire {
 };
 
 BPF_SK_STORAGE(wires, struct wire);
+BPF_F_TABLE("array", u32, struct witness, witnesses, NAMESPACES, BPF_F_MMAPABLE);
 
 /* Whether the session's tuple is the one on the wire of a note. */
 ALWAYS_INLINE bool has_wire(const struct work *w, const struct wire *wire)

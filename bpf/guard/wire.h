@@ -53,6 +53,16 @@ ALWAYS_INLINE bool is_noted(struct __sk_buff *skb, const struct work *w, u32 cla
 	return !(difference | (wire->device ^ skb->ifindex) | (wire->looping ^ is_looping(classid))) && has_wire(w, wire);
 }
 
+ALWAYS_INLINE void leave_unnoted(u32 classid)
+{
+	u32 index = netns_of(classid);
+	struct witness *witness = witnesses.lookup(&index);
+
+	count(ACTION_UNNOTED);
+	if (witness)
+		__sync_fetch_and_add(&witness->unnoted, 1);
+}
+
 /* A SYN or a FIN leaves: where its tuple is not that of its socket, that is noted; where it is WITNESSED, in any case. */
 ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 classid)
 {
@@ -76,7 +86,7 @@ ALWAYS_INLINE void note_wire(struct __sk_buff *skb, const struct work *w, u32 cl
 		return;
 	wire = wires.sk_storage_get(sk, NULL, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!wire) {
-		count(ACTION_UNNOTED);
+		leave_unnoted(classid);
 		return;
 	}
 	__builtin_memcpy(wire->local, t->local, sizeof(wire->local));

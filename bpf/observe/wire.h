@@ -8,8 +8,6 @@
 #include "table.h"
 #include "wire.h"
 
-BPF_F_TABLE("array", u32, struct witness, witnesses, NAMESPACES, BPF_F_MMAPABLE);
-
 #define STORED 8 /* programs that keep something with a socket and are looked at; the newest come first */
 
 /* The kernel gives a socket's storage to programs of its own types alone (BTF), which a raw tracepoint is not. */

@@ -19,6 +19,7 @@ Duties = Callable[..., Duty]
 Wrap = Callable[[bytes], list[bytes]]
 N = 23
 EXAMPLES = 503
+JUMBO = 65_000  # MTU
 FAMILIES = (IPV4, IPV6, MAPPED)
 AGAIN = Sent(FIN | ACK, seq=-1)  # the repeated FIN: all who take it answer it
 HOP_BY_HOP, FRAGMENT, NO_NEXT_HEADER, DESTINATION = 0, 44, 59, 60
@@ -201,6 +202,26 @@ def test_odd_packets(duties: Duties, how: Odd, family: str) -> None:
     assert ([subject.acknowledgment()] if how.answered else []) == replies
     assert After(TIME_WAIT) == subject.after()
     assert how.answered == subject.restarted(before)
+
+
+@pytest.fixture
+def jumbo(duties: Duties) -> Iterator[Duty]:
+    """A duty whose device takes packets of any size; nobody has looked at their checksums."""
+    made = duties()
+    made.ns.ip("link", "set", made.peer.device, "mtu", str(JUMBO))
+    yield made
+    made.ns.ip("link", "set", made.peer.device, "mtu", "1500")
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+@pytest.mark.parametrize("length", [511, 16_000, 17_001, JUMBO - 60])
+def test_a_segment_may_have_any_length(jumbo: Duty, length: int, family: str) -> None:
+    """Late data and FIN: all of it is summed up."""
+    subject = jumbo.session(family=family, timestamps=False)
+    sent = Sent(FIN | ACK, seq=-length - 1, length=length)
+    assert [subject.acknowledgment()] == subject.send(sent)
+    wrong = flipped(subject.packet(sent), 8 * (length + 30))
+    assert [] == write(subject, wrong)
 
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])

@@ -52,9 +52,9 @@ class FakeNamespaces(list[FakeNamespace]):
         self.watched: list[str] = []
         self.sessions = (0, 0)
 
-    def witnessed(self, _: FakeNamespace) -> tuple[int, int]:
+    def witnessed(self, _: FakeNamespace) -> tuple[int, int, int]:
         """See Namespaces."""
-        return self.sessions
+        return *self.sessions, 0
 
     def suspend(self, namespace: FakeNamespace) -> list[str]:
         """See Namespaces."""

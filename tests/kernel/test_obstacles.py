@@ -74,17 +74,24 @@ def test_a_filter_before_the_guard_is_one_where_there_is_no_tcx(ns: Namespace, m
 
 def test_sessions_that_leave_past_the_guard_are_one() -> None:
     """Until others do not; as long as there are none at all it stays as it was."""
-    passed_by = PassedBy(5, 3)
+    passed_by = PassedBy(5, 3, 0)
     looks = [(5, 3), (6, 3), (6, 4), (6, 4), (9, 5), (9, 5), (10, 5), (10, 5), (11, 5)]
-    assert [False] * 2 + [True] * 6 + [False] == [bool([*passed_by.look(*each)]) for each in looks]
+    assert [False] * 2 + [True] * 6 + [False] == [bool([*passed_by.look(*each, 0)]) for each in looks]
 
 
 def test_few_that_were_half_closed_before_are_none() -> None:
     """Some of one look only; some of two in a row are one, which two looks without any take back."""
-    passed_by = PassedBy(0, 0)
+    passed_by = PassedBy(0, 0, 0)
     looks = [(9, 1), (18, 1), (27, 2), (36, 3), (45, 3), (54, 4), (63, 4), (72, 4)]
     expected = [False, False, False, True, True, True, True, False]
-    assert expected == [bool([*passed_by.look(*each)]) for each in looks]
+    assert expected == [bool([*passed_by.look(*each, 0)]) for each in looks]
+
+
+def test_those_that_had_no_memory_for_a_note_are_none() -> None:
+    """Each is seen to leave twice, with its SYN and its FIN; what is missed beyond them counts, later too."""
+    passed_by = PassedBy(0, 0, 0)
+    looks = [(0, 3, 6), (1, 5, 10), (1, 9, 10)]
+    assert [False, False, True] == [bool([*passed_by.look(*each)]) for each in looks]
 
 
 def test_a_namespace_that_is_not_there_is_an_error() -> None:

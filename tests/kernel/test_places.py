@@ -82,7 +82,7 @@ def test_the_guard_is_first_in_and_last_out(
             ]
             assert N == len(sessions)
             if before:
-                assert (N, 0) == witnessed(Table(one.pins / "current"), 0)
+                assert (N, 0, 0) == witnessed(Table(one.pins / "current"), 0)
             assert_answered(both, wire)
 
 
@@ -123,7 +123,7 @@ def test_who_lets_packets_out_before_the_guard_suspends_it(programs: Mapping[str
         with foreign.attached(both.client, both.device, theirs, {}, {"ends": programs["ends"]}):
             wait_until(lambda: is_witnessed(one), what="seen", timeout=LOOK)
             paths.fin_wait2(path, N)
-            assert (0, N) == witnessed(Table(one.pins / "current"), 0)
+            assert (0, N, 0) == witnessed(Table(one.pins / "current"), 0)
             wait_until(lambda: buckets(both.client) > 0, what="the kernel's again", timeout=LOOK)
             assert 1 == one.metric("twctl_guard_obstacles", kind="egress")
             paths.fin_wait2(path, N)
@@ -140,7 +140,7 @@ def test_who_lets_packets_on_to_the_guard_changes_nothing(programs: Mapping[str,
         with passing, daemon(both.client, mode="vestigial", config=TIMES, prefix=prefix(TCX)) as one:
             for family in (IPV6, IPV4, MAPPED):
                 paths.fin_wait2(paths.over_link(both, family), N)
-            assert (3 * N, 0) == witnessed(Table(one.pins / "current"), 0)
+            assert (3 * N, 0, 0) == witnessed(Table(one.pins / "current"), 0)
             assert [None] * 3 * N == [each.wire for each in one.table()]
 
 

@@ -13,7 +13,11 @@ import pytest
 
 from tests.kernel.test_ends import close, pairs
 from tests.load.daemon import Daemon, daemon
+from tests.load.duty import TIME_WAIT, VESTIGIAL
 from tests.load.netns import Namespace, namespace
+from tests.load.paths import IPV4
+from tests.load.segments import SYN
+from tests.load.translations import ADDRESSES, POSTROUTING, Translation, forget, nftables, translated_duties
 from twctl.table.counters import TICK
 
 pytestmark = pytest.mark.skipif(
@@ -129,3 +133,24 @@ def test_a_syn_of_the_peer_s_is_not_for_us_to_hold() -> None:
             close(server, client)
         connect()
         assert (0, N) == (held(one), ages(one)[math.inf])
+
+
+def test_a_syn_waits_whatever_its_socket_s_own_tuple_was() -> None:
+    """Two addresses of the host's are one on the wire: the age is that of the tuple there, where a firewall sees it."""
+    aged = "[time_wait]\nloopback = 60\nlocal = 60\nremote = 60\n[reuse_age]\nlocal = 2\n"
+    snat = Translation(nftables(POSTROUTING % "{ip} daddr {peer_} snat to {host}"), local=("pod", 0))
+    with translated_duties(VESTIGIAL, {"": snat}, config=aged) as made:
+        duty = made[""]
+        assert duty.watch
+        subject = duty.closed_from(PORT, 80, TIME_WAIT, IPV4)
+        forget(duty, subject)
+        ended = time.monotonic()
+        with duty.ns.socket(socket.AF_INET) as sock:
+            sock.bind((ADDRESSES[IPV4]["bridge"], PORT))
+            sock.settimeout(0)
+            assert sock.connect_ex((ADDRESSES[IPV4]["peer"], 80)) == errno.EINPROGRESS
+            syn = duty.peer.receive(subject.connection, 10.0)
+            assert syn
+            assert SYN == syn.flags
+        assert time.monotonic() - ended >= 2
+        assert held(duty.watch) >= 1

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.load.counters import plain
-from tests.load.duty import LINGER2, TIME_WAIT, Duty, Subject, on_duty
+from tests.load.duty import CONFIG, LINGER2, TIME_WAIT, Duty, Subject, on_duty
 from tests.load.netns import Namespace, namespace
 from tests.load.paths import IPV4, IPV6, MAPPED
 from tests.load.peer import Connection, TunPeer, Tuple, tun_peer
@@ -354,7 +354,10 @@ class TranslatedDuty(Duty):
 
 @contextmanager
 def translated_duties(
-    kind: str, translations: Mapping[str, Translation], sysctls: Mapping[str, object] | None = None
+    kind: str,
+    translations: Mapping[str, Translation],
+    sysctls: Mapping[str, object] | None = None,
+    config: str = CONFIG,
 ) -> Iterator[dict[str, TranslatedDuty]]:
     """For each translation a namespace with it and the scripted peer; the kernel, or one daemon, on duty in all."""
     with ExitStack() as stack:
@@ -364,7 +367,7 @@ def translated_duties(
             places[name] = ns, stack.enter_context(tun_peer(ns, one.device))
             add_addresses(ns, one.device)
             one.install(ns)
-        watch = stack.enter_context(on_duty(kind, *(ns for ns, _ in places.values())))
+        watch = stack.enter_context(on_duty(kind, *(ns for ns, _ in places.values()), config=config))
         made = {name: TranslatedDuty(*place, watch, translations[name]) for name, place in places.items()}
         for duty in made.values():
             stack.callback(duty.close)

@@ -135,8 +135,8 @@ class Namespaces:
         flags = NETNS_GUARDED * guarded | NETNS_TPROXY * proxied | NETNS_WITNESSED * witnessed
         enrol(self._table, namespace.index, namespace.cookie, namespace.name or "", flags)
 
-    def witnessed(self, namespace: Namespace) -> tuple[int, int]:
-        """Sessions whose FIN the guard has seen leave, and those whose FIN has passed it by."""
+    def witnessed(self, namespace: Namespace) -> tuple[int, int, int]:
+        """Sessions whose FIN the guard has noted, those where it has not, SYNs and FINs that it could not note."""
         return witnessed(self._table, namespace.index)
 
     def _opened(self, name: str | None, opened: contextlib.ExitStack) -> Namespace:

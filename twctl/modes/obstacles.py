@@ -34,18 +34,22 @@ class PassedBy:
     A few may have been half closed since before anybody looked, and a program may concern one device of several: so it
     takes most of the sessions of one look, or some of two in a row; and two looks without any to take it back.
 
-    noted, missed: sessions until the last look. turns: looks in a row that speak against what is known.
+    A socket without memory for a note (optmem, which its own user can use up) is none: its FIN was seen.
+
+    noted, missed: sessions until the last look; unnoted: SYNs and FINs. turns: looks in a row that speak against what
+    is known.
     """
 
     noted: int
     missed: int
+    unnoted: int
     standing: bool = False
     turns: int = 0
 
-    def look(self, noted: int, missed: int) -> Iterator[Obstacle]:
+    def look(self, noted: int, missed: int, unnoted: int) -> Iterator[Obstacle]:
         """The obstacle, if there is one."""
-        fresh, passed = noted - self.noted, missed - self.missed
-        self.noted, self.missed = noted, missed
+        fresh, passed = noted - self.noted, max(0, missed - self.missed - (unnoted - self.unnoted))
+        self.noted, self.missed, self.unnoted = noted, missed, unnoted
         if fresh or passed:
             self.turns = self.turns + 1 if self.standing == (not passed) else 0
         if self.turns == 2 or passed > fresh:  # noqa: PLR2004 - in a row

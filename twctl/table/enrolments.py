@@ -50,11 +50,14 @@ def _write(table: Table, index: int, cookie: int, left_ns: int, name: str) -> No
     store(rows, at, "Q", cookie)
 
 
-def witnessed(table: Table, index: int) -> tuple[int, int]:
-    """Sessions of a namespace whose FIN the guard has seen leave, and those whose FIN it has not (NETNS_WITNESSED)."""
+def witnessed(table: Table, index: int) -> tuple[int, int, int]:
+    """Sessions of a namespace whose FIN the guard has noted, and those where it has not (NETNS_WITNESSED).
+
+    Then SYNs and FINs that it has seen, and had no memory to note.
+    """
     memory = table.map("witnesses", WITNESS.size * NAMESPACES)
-    noted, missed = WITNESS.packer(("noted", "missed")).unpack_from(memory, index * WITNESS.size)
-    return noted, missed
+    noted, missed, unnoted = WITNESS.packer(("noted", "missed", "unnoted")).unpack_from(memory, index * WITNESS.size)
+    return noted, missed, unnoted
 
 
 def index_for(table: Table, cookie: int) -> int | None:
