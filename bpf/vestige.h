@@ -219,6 +219,7 @@ enum worker { WORKER_ENTRY, WORKER_AGAIN, WORKER_RESTART, WORKER_END, WORKER_REC
 /* One for each worker of each CPU, so that counting neither waits nor moves cache lines. Sums are taken by the readers. */
 struct counters {
 	u64 entered[CLASSES][FAMILIES];
+	u64 translated[CLASSES][FAMILIES];	/* of them with two slots each: TRANSLATED */
 	u64 adopted[CLASSES][FAMILIES];		/* taken over from the kernel's own list, nobody saw them enter */
 	u64 ended[CLASSES][REASONS];		/* early: all but what expired by its tick */
 	u64 lifetime[CLASSES][LANES];		/* of those that ended early */

@@ -17,6 +17,9 @@ from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.netns import Link, Namespace, link
 from tests.load.paths import deafen, undeafen
 from tests.load.segments import RST, capture
+from twctl.classes import Class
+from twctl.table.looks import Look
+from twctl.table.maps import Table
 from twctl.table.records import Vestige
 
 pytestmark = pytest.mark.skipif(
@@ -101,6 +104,16 @@ def test_a_translated_session_has_both_tuples_and_the_class_of_its_peer(service:
         assert wire == (str(one.wire.local), one.wire.local_port)
         assert (service.both.server_ipv4, PORT) == (str(one.wire.remote), one.wire.remote_port)
     assert len({near for near, _ in seen} & {wire for _, wire in seen}) < N, "ports are translated"
+
+
+def test_a_translated_session_fills_two_places_of_the_table(service: Service) -> None:
+    """How full it is says so, or nobody would hear of it before half of the sessions are evicted."""
+    service.closed(N)
+    entered = service.one.metric("twctl_time_wait_entered_total")
+    assert service.one.metric("twctl_time_wait_translated_total") == entered >= N
+    table = Table(service.one.pins / "current")
+    look = Look.read(table)
+    assert look.full[Class.LOCAL] == 2 * look.sessions[Class.LOCAL] / table.layout.capacity["ipv4"][Class.LOCAL] > 0
 
 
 def test_blame_counts_by_the_service_and_says_where_it_goes(service: Service) -> None:

@@ -56,6 +56,16 @@ def sums(table: FakeTable) -> Sums:
     return Sums.read(cast("Table", table))
 
 
+def test_a_translated_session_takes_two_places() -> None:
+    """Of 11 that live as many as of the 22 that have entered: half."""
+    table = FakeTable()
+    table.enter(11)
+    at = Class.REMOTE * len(FAMILIES) + FAMILIES.index("ipv4")
+    assert sums(table).places(Class.REMOTE, "ipv4") == 11
+    table.values["entered"][at], table.values["translated"][at] = 22, 11
+    assert (16.5, 0) == (sums(table).places(Class.REMOTE, "ipv4"), sums(table).places(Class.LOCAL, "ipv4"))
+
+
 def test_what_expired_is_what_was_planned_less_the_withdrawn_and_the_living() -> None:
     """Of 101 planned lives 7 ended early and 23 go on: 71 expired, after the mean life of their lane."""
     table = FakeTable()

@@ -38,6 +38,9 @@ class SessionMetrics:
         """Entries, ends, live sessions, restarts, lifetimes, and what ended without TIME_WAIT."""
         sums = Sums.read(self._table)
         yield _by_family(sums, "entered", "Sessions that entered TIME_WAIT or orphaned FIN_WAIT2.")
+        yield _by_family(
+            sums, "translated", "Of those that entered, sessions that are translated: two places in the table each."
+        )
         yield _by_family(sums, "adopted", "Sessions taken over from the kernel's list, whose entry was not seen.")
         ends = [
             ((k.label, r.name.lower()), self._never_less("ended", (k.label, r.name), sums.ended(k, r)))

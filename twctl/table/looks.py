@@ -33,7 +33,7 @@ class Look:
         if table.guard:
             counters |= {("guard", action): count for action, count in table.actions().items()}
         capacity = table.layout.capacity
-        full = {k: max(sums.sessions(k, f) / capacity[f][k] for f in FAMILIES) for k in Class}
+        full = {k: max(sums.places(k, f) / capacity[f][k] for f in FAMILIES) for k in Class}
         return cls(
             time.monotonic(),
             counters,

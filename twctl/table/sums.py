@@ -29,6 +29,15 @@ class Sums:
         """Live sessions."""
         return sum(self.living[class_, family, lane] for lane in range(LANES))
 
+    def places(self, class_: Class, family: str) -> float:
+        """Places in the table that live sessions take: one each, and one more for their share that is translated.
+
+        The share is that of all that have entered.
+        """
+        which = class_, FAMILIES.index(family)
+        entered, translated = self.counters.get("entered", *which), self.counters.get("translated", *which)
+        return self.sessions(class_, family) * (1 + translated / max(1, entered))
+
     def expired(self, class_: Class, lane: int) -> int:
         """Sessions of a lane that expired by their tick: planned, not withdrawn, not alive."""
         gone = self.counters.get("planned", class_, lane) - self.counters.get("withdrawn", class_, lane)
