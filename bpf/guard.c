@@ -66,9 +66,8 @@ ALWAYS_INLINE int execute(struct __sk_buff *skb, struct work *w, struct segment 
 	return v->reply ? answer(skb, w, s, v->reply) : TC_ACT_SHOT;
 }
 
-/* Whether another connection, which lives, takes the session's tuple with this segment. The kernel gives the tuple on the wire to one
- * connection at a time, and the tuple of a socket to one at a time: what answers for the session no more is not asked again when the
- * connection has ended. */
+/* Whether a segment begins a connection that has the session's tuple: a SYN where a live socket has it already, or what answers a SYN
+ * that went past the guard. The session is over, as on a stock host, and is not to answer when that connection has ended. */
 ALWAYS_INLINE bool is_taken(const struct segment *s, enum presence presence)
 {
 	bool opens = (s->in.tcp.flags & (SYN | RST | ACK)) == SYN;
@@ -105,7 +104,7 @@ ALWAYS_INLINE int handle_vestige(struct __sk_buff *skb, struct work *w, struct s
 	}
 	if (!known || !vestige_read(w)) {
 		count(ACTION_RACED);
-		return TC_ACT_SHOT;
+		return taken ? TC_ACT_UNSPEC : TC_ACT_SHOT;
 	}
 	if (!is_believed(skb, w, s)) {
 		count(ACTION_MARTIAN);
