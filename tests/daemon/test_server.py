@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import ssl
+import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -105,6 +106,31 @@ def test_bad_tls_files_are_found_before_the_address_is_bound() -> None:
     nothing = Path("/dev/null")
     with pytest.raises(TwctlError, match=r"^cannot serve metrics with TLS: .*\(check the files of \[tls\]\)$"):
         Listener(ANY, Tls(nothing, nothing, None))
+
+
+def encrypted(folder: Path) -> Path:
+    """A key with a pass phrase."""
+    key = folder / "encrypted.pem"
+    made = ("openssl", "genpkey", "-algorithm", "ed25519", "-aes256", "-pass", "pass:x", "-out", str(key))
+    subprocess.run(made, check=True, capture_output=True)
+    return key
+
+
+@pytest.mark.parametrize("bad", ["certfile", "keyfile", "client_ca"])
+def test_an_error_of_tls_names_the_file(tmp_path: Path, bad: str) -> None:
+    """One that is not there, and one that is no PEM."""
+    certfile, keyfile = certificate(tmp_path)
+    files = {"certfile": certfile, "keyfile": keyfile, "client_ca": certfile}
+    for path, reason in ((tmp_path / "none", "No such file or directory"), (Path("/dev/null"), "")):
+        with pytest.raises(TwctlError, match=rf"TLS: .*{path}( with .*)?: {reason}"):
+            Listener(ANY, Tls(**files | {bad: path}))
+
+
+def test_a_pass_phrase_is_not_asked_for(tmp_path: Path) -> None:
+    """A key that needs one is refused: nobody is there to type it."""
+    certfile, _ = certificate(tmp_path)
+    with pytest.raises(TwctlError, match=r"encrypted\.pem is encrypted \("):
+        Listener(ANY, Tls(certfile, encrypted(tmp_path), None))
 
 
 def test_a_renewed_certificate_is_served_without_a_restart(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

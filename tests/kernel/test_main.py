@@ -149,17 +149,17 @@ def test_a_start_that_fails_is_never_ready(manager: socket.socket, ns: Namespace
         assert any("another twctl uses" in each for each in told)
 
 
-def test_a_reload_that_fails_midway_puts_the_sysctl_back(ns: Namespace) -> None:
-    """Mode vestigial hands its sysctl to what follows; if that cannot run, the host is not left without TIME_WAIT."""
-    before = ns.sysctl("net.ipv4.tcp_max_tw_buckets")
-    with daemon(ns, mode="vestigial") as one:
-        assert ns.sysctl("net.ipv4.tcp_max_tw_buckets") == "0"
-        tls = '[tls]\ncertfile = "/dev/null"\nkeyfile = "/dev/null"\n'
-        (one.folder / "twctl.toml").write_text(f'mode = "vestigial"\n{tls}')
+def test_a_reload_that_cannot_be_had_changes_nothing(ns: Namespace) -> None:
+    """It is tried before anything is given up: mode, sysctl, guard and connections to the metrics stay."""
+    with daemon(ns, mode="vestigial") as one, socket.create_connection(("127.0.0.1", one.port)) as scraper:
+        tls = '[tls]\ncertfile = "/none/cert"\nkeyfile = "/none/key"\n'
+        (one.folder / "twctl.toml").write_text(f'mode = "observe"\n{tls}')
         hang_up(one)
-        assert one.process
-        assert one.process.wait(30) == 1
-        assert before == ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+        wait_until(lambda: "the configuration stays as it was: cannot serve metrics with TLS: /none/cert" in one.log)
+        scraper.sendall(b"GET /healthy HTTP/1.0\r\n\r\n")
+        assert scraper.recv(100).startswith(b"HTTP/1.0 200 OK")
+        assert (1, "0", True) == (one.log.count("guarding"), ns.sysctl("net.ipv4.tcp_max_tw_buckets"), has_guard(ns))
+        assert 1 == one.metric("twctl_mode", mode="vestigial")
 
 
 def test_a_stop_may_release(ns: Namespace) -> None:

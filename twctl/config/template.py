@@ -8,7 +8,7 @@ from twctl.config.settings import Key
 
 HEAD = """\
 # twctl's configuration (TOML). Each key stands here with its default, commented out. `twctl config` shows the values in
-# force. After a change: `systemctl reload twctl`; a file with an error changes nothing, and the log names the error.
+# force. After a change: `systemctl reload twctl`; what cannot be had changes nothing, and the log says why.
 """
 # What a key or a table is for; what is allowed comes from the key itself.
 ABOUT = {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from twctl.config.config import Effective, load, pins_of
 from twctl.config.keys import Mode
-from twctl.daemon import rights
+from twctl.daemon import rights, server
 from twctl.daemon.facts import FactsAtHand
 from twctl.daemon.loop import Heartbeat, Task, loop, signals
 from twctl.daemon.metrics import registry_of
@@ -36,11 +36,16 @@ log = logging.getLogger("twctl")
 _DOING = {Mode.OBSERVE: "observing", Mode.TRUNCATE: "truncating", Mode.VESTIGIAL: "guarding"}
 
 
-def run(effective: Effective, reread: Callable[[], Effective | None], notifier: Notifier) -> Effective | None:
+def run(
+    effective: Effective,
+    reread: Callable[[int], Effective | None],
+    notifier: Notifier,
+    in_force: Callable[[], None],
+) -> Effective | None:
     """Do what the mode says until SIGINT or SIGTERM (returns None), or until SIGHUP brings another configuration.
 
-    reread: reads the configuration again; None where it cannot be used, and then what was in force stays. notifier:
-    hears of it when all is in force, and not before.
+    reread: reads the configuration again, while we listen on this port; None where it cannot be used, and then what was
+    in force stays. notifier, in_force: hear of it when all is in force, and not before.
 
     :raises TwctlError: if something that is needed cannot be had; then nothing new is left pinned.
     """
@@ -53,8 +58,6 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         sysctls = undo.enter_context(Sysctls(config.pins))
         listener = Listener(config.listen, config.tls)
         undo.callback(listener.close)
-        rights.refuse(config)
-        feasible.refuse(config)
         ours = ours_at(pins.root)
         table = take_over_or_load(pins, config, ours, sysctls.put_back)
         if waits := config.mode is Mode.VESTIGIAL and table.guard == EARLIER_GUARD:
@@ -73,17 +76,18 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
         rights.give_up(config, pins)
         capabilities.lower(pins.current / "maps" / "meta")
         heartbeat, facts = Heartbeat(), FactsAtHand(table, work, config)
-        server = Server(
+        serving = Server(
             listener,
             registry_of(table, work, config, listener.ended),
             heartbeat.healthy,
             lambda private: page(facts.read(private=private, healthy=heartbeat.healthy())),
         )
-        undo.callback(server.close)
+        undo.callback(serving.close)
         doing = f"{_DOING[config.mode]} with the {table.probe} probe, metrics on port {listener.port}"
         if leaving:
             doing += f", an earlier guard for {leaving.seconds:.0f} s" + ", then guarding" * waits
         log.info("%s", doing)
+        in_force()
         notifier.ready(doing)
         tasks: list[Task] = [heartbeat, *facts.tasks, *work.tasks()]
         tasks += [Reporting(notifier)] if notifier.watchdog else []
@@ -91,7 +95,7 @@ def run(effective: Effective, reread: Callable[[], Effective | None], notifier: 
             asked,
             list(work.sources()),
             tasks,
-            lambda: _reread_and_tell(reread, notifier, doing),
+            lambda: _reread_and_tell(lambda: reread(listener.port), notifier, doing),
             lambda: effective if waits and leaving and leaving.over else None,
         )
         if following:
@@ -111,16 +115,21 @@ def _reread_and_tell(reread: Callable[[], Effective | None], notifier: Notifier,
     return following
 
 
-def read_again(file: Path | None, options: dict[str, object], pins: Path) -> Effective | None:
-    """Read the configuration again; None, and one line, if it is bad or has other pins: no start has these."""
+def read_again(file: Path | None, options: dict[str, object], pins: Path, port: int) -> Effective | None:
+    """Read the configuration again; None, and one line, if it is bad, cannot be had or has other pins.
+
+    port: what is listened on now.
+    """
     try:
         found = load(file, options)
+        if found.config.pins != pins:  # no start has these
+            log.error("the configuration stays as it was: pins is %s until twctl is started anew", pins)
+            return None
         rights.refuse(found.config)
+        feasible.refuse(found.config)
+        server.refuse(found.config.listen, found.config.tls, port)
     except TwctlError as error:
         log.error("the configuration stays as it was: %s", error)  # noqa: TRY400 - one line, no traceback
-        return None
-    if found.config.pins != pins:
-        log.error("the configuration stays as it was: pins is %s until twctl is started anew", pins)
         return None
     return found
 
@@ -128,13 +137,26 @@ def read_again(file: Path | None, options: dict[str, object], pins: Path) -> Eff
 def _run_to_the_end(file: Path | None, options: dict[str, object], notifier: Notifier) -> Path:
     """Run with one configuration after the other; returns their pins.
 
+    One that follows and fails before it is in force, where this could not be told beforehand, gives way to the one
+    before it.
+
     :raises TwctlError: if one cannot run; then the sysctls are put back, also those that an earlier daemon left.
     """
     try:
         effective: Effective | None = (first := load(file, options))
         pins = first.config.pins
+        rights.refuse(first.config)
+        feasible.refuse(first.config)
+        earlier: list[Effective] = []
         while effective:
-            effective = run(effective, lambda: read_again(file, options, pins), notifier)
+            try:
+                following = run(effective, lambda port: read_again(file, options, pins, port), notifier, earlier.clear)
+                earlier, effective = [effective], following
+            except TwctlError as error:
+                if not earlier:
+                    raise
+                log.error("the configuration goes back to what it was: %s", error)  # noqa: TRY400 - one line
+                effective = earlier.pop()
     except TwctlError:
         put_back(pins_of(file, options))
         raise

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import dataclasses
 import errno
 import io
 import ipaddress
@@ -12,7 +13,8 @@ import os
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,6 +79,16 @@ class Listener:
         self.socket.close()
 
 
+def refuse(listen: Listen, tls: Tls | None, ours: int) -> None:
+    """Refuse what cannot be listened on, while another Listener has the port `ours`.
+
+    Where that port stays, only the address is tried: nobody can bind it as long as we have it.
+
+    :raises TwctlError: if the address cannot be bound or a TLS file cannot be used.
+    """
+    Listener(dataclasses.replace(listen, port=0) if listen.port == ours else listen, tls).close()
+
+
 def _is_loopback(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
@@ -112,14 +124,35 @@ def _state(tls: Tls) -> list[tuple[int, int]]:
 
 
 def _context(tls: Tls) -> ssl.SSLContext:
-    try:
-        made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=tls.client_ca)
-        if tls.client_ca:
-            made.verify_mode = ssl.CERT_REQUIRED
-        made.load_cert_chain(tls.certfile, tls.keyfile)
-    except OSError as error:
-        raise TwctlError(f"cannot serve metrics with TLS: {error}", "check the files of [tls]") from error
+    made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    if tls.client_ca:
+        with _named(tls.client_ca):
+            made.load_verify_locations(tls.client_ca)
+        made.verify_mode = ssl.CERT_REQUIRED
+
+    def pass_phrase() -> str:  # without this, OpenSSL would ask on the terminal
+        hint = "keep it without a pass phrase, as 'openssl pkey' writes it, readable by root alone"
+        raise TwctlError(f"cannot serve metrics with TLS: {tls.keyfile} is encrypted", hint)
+
+    with _named(tls.certfile, tls.keyfile):
+        made.load_cert_chain(tls.certfile, tls.keyfile, pass_phrase)
     return made
+
+
+@contextlib.contextmanager
+def _named(*files: Path) -> Iterator[None]:
+    """Say which files it was: OpenSSL does not. The one that cannot be opened, else all."""
+    try:
+        for file in files:
+            names = str(file)
+            file.open("rb").close()
+        names = " with ".join(map(str, files))
+        yield
+    except OSError as error:
+        # An SSLError has no strerror of the system's, but what OpenSSL says.
+        raise TwctlError(
+            f"cannot serve metrics with TLS: {names}: {error.strerror or error}", "check the files of [tls]"
+        ) from error
 
 
 class Server(Connections):
