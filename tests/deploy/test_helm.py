@@ -133,6 +133,21 @@ def test_values_of_the_configuration_are_twctl_s(tmp_path: Path) -> None:
     assert sums[0] == sums[1] != sums[2]
 
 
+def test_sysctls_of_the_configuration_can_be_set() -> None:
+    """The pod has the journal and the node's sysctls, as mode vestigial has; they are the only difference."""
+    for values in ({}, {"pods": True}, {"mode": "vestigial"}, {"release": True}):
+        plain_pod, made = (pod(chart(values | more)) for more in ({}, {"config": {"sysctl": {"tcp_fin_timeout": 30}}}))
+        (container,) = made["containers"]
+        mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
+        assert {"journal": "/run/twctl", "sysctls": "/host/proc/sys/net"}.items() <= mounts.items()
+        assert sorted(mounts) == sorted(each["name"] for each in made["volumes"])
+        for holder, key in ((made, "volumes"), (container, "volumeMounts")):
+            holder[key] = [each for each in holder[key] if each["name"] not in {"journal", "sysctls"}]
+        for holder, key in ((plain_pod, "volumes"), (plain_pod["containers"][0], "volumeMounts")):
+            holder[key] = [each for each in holder[key] if each["name"] not in {"journal", "sysctls"}]
+        assert plain_pod == made
+
+
 def test_tls_has_the_secret_that_is_named_or_none(tmp_path: Path) -> None:
     """Volume and scrape name the same; without TLS neither has one, and daemon, probes and scrape all speak HTTP."""
     usual, named = (json.dumps(chart(MONITORING | each)) for each in ({}, {"tls": {"secretName": "other"}}))

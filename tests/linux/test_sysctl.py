@@ -136,6 +136,14 @@ def test_the_journal_is_for_root_alone(kernel: FakeKernel, path: Path) -> None:
     assert json.loads(path.read_text())[0]["before"] == 60
 
 
+def test_a_journal_that_cannot_be_written_is_an_error_before_anything_changes(kernel: FakeKernel, path: Path) -> None:
+    """One line that says where it was to be, as in a container whose root is read-only."""
+    path.parent.symlink_to("none")  # nothing can be made there
+    with pytest.raises(TwctlError, match=rf"^cannot write to {path.parent} what .*: .+ \(make {path.parent} writable"):
+        Journal(path, kernel).set({FIN: 30}, None)
+    assert 60 == kernel.values[None, FIN]
+
+
 def test_what_is_set_last_is_put_back_first(kernel: FakeKernel, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also once the first was set again."""
     Journal(path, kernel).set({FIN: 30, REUSE: 1}, None)

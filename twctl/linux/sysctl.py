@@ -218,18 +218,30 @@ class Journal:
         return []
 
     def _save(self, entries: Sequence[Entry]) -> None:
-        """Before anything is changed: a crash in between puts back what is there already, which changes nothing."""
+        """Before anything is changed: a crash in between puts back what is there already, which changes nothing.
+
+        :raises TwctlError: if it cannot be written.
+        """
         if entries:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            part = self._path.with_suffix(".part")
-            with part.open("w") as file:
-                json.dump([dataclasses.asdict(entry) for entry in entries], file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self._path)
+            folder = self._path.parent
+            try:
+                self._write(entries)
+            except OSError as error:
+                hint = f"make {folder} writable, in a container mount the host's there; or leave [sysctl] out"
+                message = f"cannot write to {folder} what sysctls were: {error.strerror}"
+                raise TwctlError(message, hint) from error
         for path in (self._earlier, None if entries else self._path):
             if path and path.exists():  # where the file system is read-only, there is none, and no way to remove one
                 path.unlink()
+
+    def _write(self, entries: Sequence[Entry]) -> None:
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        part = self._path.with_suffix(".part")
+        with part.open("w") as file:
+            json.dump([dataclasses.asdict(entry) for entry in entries], file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(self._path)
 
 
 def _entry(written: int | Sequence[int], **others: Any) -> Entry:  # noqa: ANN401 - the fields of Entry
