@@ -1,5 +1,5 @@
 """`python -m twctl` is the command `twctl`."""
 
-from twctl.commands.cli import main
+from twctl.commands.main import main
 
 main()

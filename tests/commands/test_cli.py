@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from tests import ROOT
 from twctl import __version__
-from twctl.commands.cli import app, main
+from twctl.commands.cli import app
 
 NOUNS = ("status", "table", "top", "blame", "events", "advise", "classify", "check", "config")
 VERBS = ("run", "drain", "release")
@@ -86,20 +86,6 @@ def test_a_shell_can_be_taught_to_complete(words: list[str], tmp_path: Path) -> 
 def test_to_drain_all_has_to_be_said() -> None:
     """And the line says how."""
     assert "give either --all or filters" in call("drain")[1]
-
-
-def test_an_option_with_a_value_that_its_key_cannot_have_is_2(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In one line that says what is allowed; in a file it would be 1."""
-    monkeypatch.setattr(sys, "argv", ["twctl", "config", "--pins", "here"])
-    with pytest.raises(SystemExit) as end:
-        main()
-    told = capsys.readouterr().err
-    assert (2, 'twctl: command line: pins = "here" is not valid (allowed: an absolute path)\n') == (
-        end.value.code,
-        told,
-    )
 
 
 def test_a_noun_loads_neither_the_metrics_library_nor_the_routes() -> None:

@@ -25,7 +25,7 @@ COMMANDS = (
 AS_NOBODY = """
 import contextlib, importlib, io, json, os, pkgutil, sys
 import twctl.commands
-from twctl.commands.cli import main
+from twctl.commands.main import main
 for each in pkgutil.iter_modules(twctl.commands.__path__):
     importlib.import_module(f"twctl.commands.{each.name}")
 os.setgroups([])

@@ -139,7 +139,9 @@ def test_the_journal_is_for_root_alone(kernel: FakeKernel, path: Path) -> None:
 def test_a_journal_that_cannot_be_written_is_an_error_before_anything_changes(kernel: FakeKernel, path: Path) -> None:
     """One line that says where it was to be, as in a container whose root is read-only."""
     path.parent.symlink_to("none")  # nothing can be made there
-    with pytest.raises(TwctlError, match=rf"^cannot write to {path.parent} what .*: .+ \(make {path.parent} writable"):
+    with pytest.raises(
+        TwctlError, match=rf"^cannot write to {path.parent} what .*: .+ \(\[sysctl\] and mode vestigial need it"
+    ):
         Journal(path, kernel).set({FIN: 30}, None)
     assert 60 == kernel.values[None, FIN]
 

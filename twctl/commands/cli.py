@@ -29,10 +29,9 @@ from twctl.commands.options import (
     network_of,
     one_of,
 )
-from twctl.commands.reach import as_root, in_sight, not_root, pins_of, table_of
+from twctl.commands.reach import as_root, in_sight, pins_of, table_of
 from twctl.config.config import load
 from twctl.config.keys import KEYS, Mode, Probe
-from twctl.errors import TwctlError
 from twctl.linux.signals import put_off
 from twctl.table.tallies import By
 
@@ -280,21 +279,3 @@ def release(config: ConfigFile = None, pins: PinsFolder = None) -> None:
 @app.callback()
 def options(*, version: Version = False) -> None:
     """See what TIME_WAIT does on this host. Nouns read, verbs change."""
-
-
-def main() -> None:
-    """Run a command: one line on standard error and exit status 1 if it fails, 2 if it was called wrongly."""
-    try:
-        app(prog_name="twctl")  # python -m twctl is the same, also to a shell that completes
-    except TwctlError as error:
-        typer.echo(f"twctl: {error}", err=True)
-        sys.exit(error.status)
-    except PermissionError:
-        if not os.geteuid():
-            raise
-        typer.echo(f"twctl: {not_root()}", err=True)
-        sys.exit(1)
-    except BrokenPipeError:
-        # The reader of `twctl table` has seen enough; Python would complain once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)

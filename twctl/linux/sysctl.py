@@ -227,7 +227,9 @@ class Journal:
             try:
                 self._write(entries)
             except OSError as error:
-                hint = f"make {folder} writable, in a container mount the host's there; or leave [sysctl] out"
+                hint = (
+                    f"[sysctl] and mode vestigial need it: make it writable, in a container mount the host's {folder}"
+                )
                 message = f"cannot write to {folder} what sysctls were: {error.strerror}"
                 raise TwctlError(message, hint) from error
         for path in (self._earlier, None if entries else self._path):
