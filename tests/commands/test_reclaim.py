@@ -31,3 +31,11 @@ def test_what_was_drained_is_told_by_class(dry: bool, line: str) -> None:  # noq
     assert line == reclaim.told(drained, dry=dry, json_=False)
     told = json.loads(reclaim.told(drained, dry=dry, json_=True))
     assert {"dry_run": dry, "drained": {"loopback": 23, "local": 7}} == told
+
+
+def test_there_is_nothing_to_release_below_a_file(tmp_path: Path) -> None:
+    """One line, and not that a guard was left."""
+    (tmp_path / "file").touch()
+    for name in ("file", "file/twctl"):
+        with pytest.raises(TwctlError, match="is no folder"):
+            reclaim.release(tmp_path / name)

@@ -1,5 +1,7 @@
 """Settings of any program, with a table of keys of a test's own."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,29 @@ def test_a_file_that_is_no_toml_is_one_line(tmp_path: Path) -> None:
     file.write_text("size = = 4")
     with pytest.raises(TwctlError, match="not TOML"):
         read_toml(file)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """Nor is a device read, but for /dev/null, which is an empty file to who gives it."""
+    os.mkfifo(tmp_path / "fifo")
+    for file in (tmp_path / "fifo", Path("/dev/zero")):
+        with pytest.raises(TwctlError, match="it is no regular file"):
+            read_toml(file)
+    assert {} == read_toml(Path("/dev/null"))
+
+
+def test_the_hint_says_why_a_file_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is there, and one that is not."""
+    with pytest.raises(TwctlError, match=r"No such file or directory \(give a TOML file that exists\)"):
+        read_toml(tmp_path / "none")
+
+    def read_bytes(_: Path) -> bytes:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    (tmp_path / "others").touch()
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    with pytest.raises(TwctlError, match=r"Permission denied \(give one that you can read\)"):
+        read_toml(tmp_path / "others")
 
 
 def test_plain_values_are_those_of_json() -> None:

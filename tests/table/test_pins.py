@@ -79,16 +79,58 @@ def test_a_folder_that_others_can_write_to_is_refused(
     ours = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: ours + user)
     for use in (Pins(squatted).lock, Pins(squatted).remove):
-        with pytest.raises(TwctlError, match=f"not ours alone: it belongs to user {ours} and has mode {mode:04o}"):
+        with pytest.raises(
+            TwctlError, match=f"not ours alone: it belongs to user {ours} and has mode {mode:04o}"
+        ) as told:
             use()
+        assert "remove" not in told.value.hint  # it may be all of a bpffs
     assert mode == squatted.stat().st_mode & 0o777
 
 
 def test_a_link_is_no_folder(tmp_path: Path) -> None:
     """It would lead where its owner wants."""
     (tmp_path / "twctl").symlink_to(tmp_path)
-    with pytest.raises(TwctlError, match="cannot make"):
+    with pytest.raises(TwctlError, match="is no folder"):
         Pins(tmp_path / "twctl").lock()
+
+
+@pytest.mark.parametrize("name", ["file", "file/twctl", "fifo"])
+def test_what_is_no_folder_is_refused(tmp_path: Path, name: str) -> None:
+    """In one line, by who asks and by who wants it; nobody waits for the other end of a pipe."""
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "fifo")
+    pins = Pins(tmp_path / name)
+    for use in (pins.locked, pins.lock):
+        with pytest.raises(TwctlError, match=rf"^{pins.root} is no folder \(choose another folder with pins\)$"):
+            use()
+    if pins.root.exists():
+        with pytest.raises(TwctlError, match="is no folder"):
+            pins.remove()
+    else:
+        assert not pins.remove()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "refused", "hint"),
+    [
+        ("bpf", "a/b", FileNotFoundError(2, ""), "make .*/a first, or choose"),
+        ("bpf", "twctl.ops", PermissionError(1, ""), "on a bpffs no name has a dot: choose"),
+        ("tmpfs", "twctl.ops", PermissionError(1, ""), "choose"),
+    ],
+)
+def test_the_hint_is_about_the_reason(  # noqa: PLR0913, PLR0917 - fixtures, and a row
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str, refused: OSError, hint: str
+) -> None:
+    """Who is root already is not told to become it."""
+
+    def mkdir(_: Path, **__: object) -> None:
+        raise refused
+
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr("twctl.table.pins.mount_of", lambda _: (kind, ""))
+    with pytest.raises(TwctlError, match=rf"^cannot make .* \({hint}"):
+        Pins(tmp_path / name).lock()
 
 
 def test_a_start_that_pins_nothing_leaves_no_folder(tmp_path: Path) -> None:

@@ -77,9 +77,10 @@ def release(root: Path) -> tuple[bool, list[str]]:
 
     In this order no host is ever left without TIME_WAIT sockets and without a guard.
 
-    :raises TwctlError: if a daemon is running.
+    :raises TwctlError: if a daemon is running, or root is no folder.
     """
     pins, ours = Pins(root), guard.ours_at(root)
+    pins.locked()  # waited for below; but there may be no such folder
     found = root.exists() or guard.is_left(ours)
     if pins.on_bpffs():  # elsewhere nothing can be pinned
         pins.lock()

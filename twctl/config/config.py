@@ -129,7 +129,8 @@ def load(path: Path | None, overrides: Mapping[str, object], *, default_file: Pa
 def pins_of(path: Path | None, overrides: Mapping[str, object], *, default_file: Path = DEFAULT_FILE) -> Path:
     """The pins of a configuration that is refused, and may not even be TOML: arguments as of `load`. Never an error."""
     try:
-        text = (path or default_file).read_text(errors="replace")
+        file = path or default_file
+        text = file.read_text(errors="replace") if file.is_file() else ""
     except OSError:
         text = ""
     line = re.search(r"""^\s*["']?pins["']?\s*=\s*["']([^"']+)["']""", text, re.MULTILINE)

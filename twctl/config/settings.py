@@ -6,6 +6,7 @@ Knows nothing of what the keys mean; that is config.py. Every refusal names the 
 import difflib
 import enum
 import json
+import os
 import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,7 +45,11 @@ class Setting:
 def read_toml(file: Path) -> dict[str, object]:
     """The tables of a TOML file. Raises TwctlError where it cannot be read or is not TOML."""
     try:
+        if not (file.is_file() or file.is_dir() or file.samefile(os.devnull)):  # a pipe would be waited for
+            raise TwctlError(f"{file}: cannot be read: it is no regular file", "give a TOML file")
         return tomllib.loads(file.read_bytes().decode())
+    except PermissionError as error:
+        raise TwctlError(f"{file}: cannot be read: {error.strerror}", "give one that you can read") from None
     except OSError as error:
         raise TwctlError(f"{file}: cannot be read: {error.strerror}", "give a TOML file that exists") from None
     # ValueError: also text that is not UTF-8 and numbers of thousands of digits.

@@ -61,7 +61,7 @@ class Pins:
             try:
                 self._lock = self._try()
             except OSError as error:
-                raise TwctlError(f"cannot make {self.root}: {error.strerror}", "run as root") from error
+                raise _unusable(self.root, error) from error
             if self._lock is not None:
                 return
             time.sleep(LOCK_PAUSE)
@@ -105,11 +105,13 @@ class Pins:
             _unpin(folder)
 
     def locked(self) -> bool:
-        """Whether a daemon holds the lock."""
+        """Whether a daemon holds the lock. Raises TwctlError if this is no folder."""
         try:
-            folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC)
+            folder = os.open(self.root, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
         except FileNotFoundError:
             return False
+        except NotADirectoryError as error:
+            raise _unusable(self.root, error) from error
         try:
             fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who ask do not see each other
         except BlockingIOError:
@@ -145,7 +147,21 @@ def _refuse_others(root: Path, found: os.stat_result) -> None:
     """Who else can write there could have us take over, or remove, what is not ours."""
     if found.st_uid != os.geteuid() or found.st_mode & 0o077:
         whose = f"it belongs to user {found.st_uid} and has mode {stat.S_IMODE(found.st_mode):04o}"
-        raise TwctlError(f"{root} is not ours alone: {whose}", "remove it, or choose another folder with pins")
+        raise TwctlError(f"{root} is not ours alone: {whose}", "choose another folder with pins, or look whose it is")
+
+
+def _unusable(root: Path, error: OSError) -> TwctlError:
+    """Why there can be no such folder, and what to do."""
+    hint = "choose another folder with pins"
+    if isinstance(error, NotADirectoryError):
+        return TwctlError(f"{root} is no folder", hint)
+    if isinstance(error, FileNotFoundError):
+        hint = f"make {root.parent} first, or {hint}"
+    elif "." in root.name and mount_of(root.parent)[0] == "bpf":
+        hint = f"on a bpffs no name has a dot: {hint}"
+    elif os.geteuid():
+        hint = "run as root"
+    return TwctlError(f"cannot make {root}: {error.strerror}", hint)
 
 
 def _unpin(folder: Path) -> None:
@@ -162,7 +178,7 @@ def _unpin(folder: Path) -> None:
 def _unmount_unused(point: Path) -> None:
     """Unmount a bpffs of ours that has no pins any more."""
     # maps.debug and progs.debug are the kernel's own.
-    left = [pin for pin in point.iterdir() if pin.suffix != ".debug"] if point.exists() else []
+    left = [pin for pin in point.iterdir() if pin.suffix != ".debug"] if point.is_dir() else []
     if mount_of(point)[1] == MOUNTED_BY_US and not left:
         subprocess.run(["umount", point], check=False, capture_output=True)  # noqa: S603, S607
 
