@@ -126,7 +126,7 @@ def test_an_early_end_has_its_reason(place: tuple[Namespace, Daemon]) -> None:
 
 
 def test_the_filters_are_those_of_table_and_the_owner(place: tuple[Namespace, Daemon]) -> None:
-    """Who asks for others is told nothing."""
+    """Who asks for others is told nothing, and that an owner of whom nobody knows may be misspelt."""
     ns, one = place
     owner = None
     for words, told in (
@@ -142,11 +142,16 @@ def test_the_filters_are_those_of_table_and_the_owner(place: tuple[Namespace, Da
             if told:
                 owner = listener.await_rows(2)[0]["owner"]
             said = listener.stop()
-        assert told == (not said.startswith("0 events"))
+        *doubts, last = said.splitlines()
+        assert told == (not last.startswith("0 events"))
+        assert (["twctl: no owner is named nobody.service yet"] if "--owner" in words else []) == [
+            line.partition(" (")[0] for line in doubts
+        ]
     assert owner is not None
     with listening(one.pins, "--json", "--owner", owner) as listener:
         paths.fin_wait2(paths.over_lo(ns), 1)
         assert {owner} == {row["owner"] for row in listener.await_rows(2)}
+        assert "yet" not in listener.stop()
 
 
 def test_one_listens_at_a_time(place: tuple[Namespace, Daemon]) -> None:

@@ -230,6 +230,7 @@ def test_a_busy_address_costs_no_compilation(manager: socket.socket, ns: Namespa
 
 def test_an_address_that_is_none_is_wrong_usage() -> None:
     """Exit status 2, and one line; in a file it is 1."""
-    done = twctl("run", "--listen", "foo", "--pins", f"/sys/fs/bpf/twctl-test-{os.getpid()}-usage")
-    assert (2, 1) == (done.returncode, len(done.stderr.splitlines()))
-    assert done.stderr.startswith('twctl: command line: listen = "foo" is not valid')
+    for given in ("foo", ""):
+        done = twctl("run", "--listen", given, "--pins", f"/sys/fs/bpf/twctl-test-{os.getpid()}-usage")
+        assert (2, 1) == (done.returncode, len(done.stderr.splitlines()))
+        assert done.stderr.startswith(f'twctl: command line: listen = "{given}" is not valid')

@@ -1,7 +1,6 @@
 """The command line. Nouns read (status, table, top, blame, advise...), verbs change (run, drain...)."""
 
 import dataclasses
-import ipaddress
 import json
 import os
 import sys
@@ -24,6 +23,7 @@ from twctl.commands.options import (
     PinsFolder,
     Remote,
     Version,
+    address_of,
     class_of,
     family_of,
     network_of,
@@ -74,7 +74,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     as_root()
     given: dict[str, object] = {"mode": mode, "listen": listen, "netns": netns, "probe": probe}
     given |= {"pins": str(pins) if pins else None, "all_netns": all_netns, "force": force}
-    options = {name: value for name, value in given.items() if value}
+    options = {name: value for name, value in given.items() if value not in (None, False, [])}  # '' is refused
     request = json.dumps({"file": str(config) if config else None, "options": options, "release": release})
     with put_off():  # until the daemon hears them
         os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon.main", request])  # noqa: S606 - our own interpreter
@@ -192,10 +192,7 @@ def classify(
     """How near a peer is, and what decides it."""
     from twctl.commands import classify as module  # noqa: PLC0415 - pyroute2 takes a while
 
-    try:
-        peer = ipaddress.ip_address(address)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="ADDRESS") from None
+    peer = address_of(address)
     found = module.explain(peer, in_force(config, {}).config, netns)
     facts = module.facts(peer, found)
     typer.echo(json.dumps(facts) if json_ else module.text(facts))

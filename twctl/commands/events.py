@@ -51,6 +51,10 @@ class People:
         if time.monotonic() - self._learned >= LEARN:
             self._learn()
 
+    def know(self, name: str) -> bool:
+        """Whether an owner has this name."""
+        return name in {self._names.owner(owner) for owner in (*self._owners.values(), OTHER)}
+
     def owner(self, number: int) -> str:
         """As `twctl blame` names it."""
         if (text := self._texts.get(number)) is None:
@@ -105,6 +109,9 @@ def follow(current: Path, wanted: Wanted, *, json_: bool, out: TextIO = sys.stdo
     with _stopping() as stopped, Listener(current) as listener:
         if not json_:
             print(TITLE, file=out, flush=True)
+        if wanted.owner is not None and not people.know(wanted.owner):  # who comes later may be meant
+            hint = "'twctl blame --by owner' shows the names; waiting"
+            sys.stderr.write(f"twctl: no owner is named {wanted.owner} yet ({hint})\n")
         while True:
             over = stopped()
             if over:

@@ -46,7 +46,7 @@ def class_of(label: str | None) -> Class | None:
 
 def family_of(label: str | None) -> str | None:
     """The family that --family names."""
-    return one_of("--family", label, FAMILIES) if label else None
+    return one_of("--family", label, FAMILIES) if label is not None else None
 
 
 def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
@@ -54,6 +54,16 @@ def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=option)
     return value
+
+
+def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address that is given."""
+    if "%" in text:  # the kernel is asked without a device
+        raise typer.BadParameter(f"{text!r} names a device: give the address alone", param_hint="ADDRESS")
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="ADDRESS") from None
 
 
 def network_of(text: str | None) -> Network | None:
