@@ -112,6 +112,16 @@ def test_what_is_unknown_is_refused(system: str, words: tuple[str, ...], said: s
     assert len(told.splitlines()) == 1
 
 
+def test_an_option_that_is_unknown_is_wrong_usage(tmp_path: Path) -> None:
+    """Nothing is installed for it; --help prints the same."""
+    usage = "Usage: deploy/setup [--test|--bench|--packages]"
+    for words in (("--tset",), ("--test", "--bench"), ("",)):
+        status, told, calls = setup(tmp_path, "ID=debian", *words)
+        assert (2, [], usage) == (status, calls, told.splitlines()[1])
+    done = subprocess.run([ROOT / "deploy/setup", "--help"], capture_output=True, text=True, check=False)
+    assert (0, "", usage) == (done.returncode, done.stderr, done.stdout.splitlines()[1])
+
+
 def test_a_python_that_is_too_old_is_refused_before_anything_is_installed(tmp_path: Path) -> None:
     """Ubuntu 22.04's, for one: in one line that names what works there."""
     python = '#!/bin/sh\n[ "$1" = --version ] && echo Python 3.10.12\n'
