@@ -226,6 +226,19 @@ def test_the_other_shells_take_their_completions(shell: str, tmp_path: Path) -> 
     output(shell, "-n", tmp_path / "file")
 
 
+@pytest.mark.parametrize(("before", "action"), [("", "start"), ("0.0.9", "restart")])
+def test_a_service_that_does_not_start_leaves_the_package_configured(tmp_path: Path, before: str, action: str) -> None:
+    """Its port may be taken: the next `dpkg --configure` would fail for that as well."""
+    script = (DEPLOY / "debian/postinst").read_text().replace("/run/systemd/system", str(tmp_path))
+    calls = tmp_path / "calls"
+    for name in ("python3", "deb-systemd-helper", "systemctl", "deb-systemd-invoke"):
+        failing = "exit 1" if name == "deb-systemd-invoke" else ""
+        (tmp_path / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{calls}\n{failing}\n')
+        (tmp_path / name).chmod(0o755)
+    output("sh", "-c", script, "sh", "configure", before, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert f"deb-systemd-invoke {action} twctl.service" == calls.read_text().splitlines()[-1]
+
+
 def test_the_package_names_what_it_leaves_behind() -> None:
     """The configuration is a conffile, and the maintainer scripts are shell scripts without a finding."""
     assert "/etc/twctl.toml" in (DEPLOY / "debian/build").read_text()
