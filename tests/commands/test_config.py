@@ -28,6 +28,12 @@ def test_with_a_daemon_it_is_what_the_daemon_does() -> None:
     assert lines[2].endswith("from the daemon (default)")
 
 
+def test_the_columns_are_below_each_other() -> None:
+    """Whatever the longest key is."""
+    _, *lines = config.lines(NEXT)
+    assert 1 == len({len(line) - len(line[len(line.split()[0]) :].lstrip()) for line in lines})
+
+
 def test_json_has_value_and_source_by_key() -> None:
     """Of every key."""
     told = json.loads(config.as_json(RUNNING))

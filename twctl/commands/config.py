@@ -9,8 +9,10 @@ from twctl.commands.in_force import InForce
 def lines(found: InForce) -> Iterator[str]:
     """Where the configuration is from, then a line for each key."""
     yield f"configuration {found.source}"
-    for name, value, source in found.effective.rows():
-        yield f"{name:<22} {json.dumps(value):<28} {source}"
+    rows = [(name, json.dumps(value), source) for name, value, source in found.effective.rows()]
+    longest = max(len(name) for name, _, _ in rows)
+    for name, value, source in rows:
+        yield f"{name:<{longest}} {value:<21} {source}"
 
 
 def as_json(found: InForce) -> str:
