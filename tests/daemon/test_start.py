@@ -12,6 +12,7 @@ from twctl.daemon import start
 from twctl.daemon.start import Sysctls, put_back, take_over_or_load
 from twctl.errors import TwctlError
 from twctl.linux.sysctl import Wanted
+from twctl.modes import guard
 from twctl.modes.filters import Ours
 from twctl.table.loader import Request
 from twctl.table.pins import Pins
@@ -25,13 +26,14 @@ class FakeJournal:
     def __init__(self) -> None:
         self.restored, self.kept = 0, list[list[str]]()
 
-    def restore(self) -> list[str]:
+    def restore(self, *, strict: bool) -> list[str]:  # noqa: ARG002 - as Journal
         """One sysctl was changed by somebody else."""
         self.restored += 1
         return ["net.ipv4.tcp_tw_reuse is left at 1"]
 
-    def keep(self, wanted: Wanted) -> list[str]:
+    def keep(self, wanted: Wanted, *, strict: bool) -> list[str]:
         """All others are put back."""
+        assert strict
         self.kept.append([*wanted])
         return []
 
@@ -40,7 +42,7 @@ class FakeJournal:
 def journals(monkeypatch: pytest.MonkeyPatch) -> dict[Path, FakeJournal]:
     """Of each folder of pins that was asked for; the folder /here is known as /there, too."""
     made: dict[Path, FakeJournal] = {}
-    monkeypatch.setattr(start, "journal_of", lambda pins: made.setdefault(pins, FakeJournal()))
+    monkeypatch.setattr(guard, "journal_at", lambda pins, name=None: made.setdefault(name or pins, FakeJournal()))
     monkeypatch.setattr(start, "known_as", lambda pins: {"/here", "/there"} if pins == Path("/here") else {str(pins)})
     return made
 

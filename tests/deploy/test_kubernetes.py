@@ -24,7 +24,8 @@ from twctl.config.config import Config, Tls, load
 from twctl.config.keys import Mode
 from twctl.linux.cgroups import MOUNTED as CGROUPS
 from twctl.linux.pods import LOGS
-from twctl.linux.sysctl import FOLDER, MOUNTED
+from twctl.linux.procsys import MOUNTED
+from twctl.linux.sysctl import FOLDER
 
 OVERLAYS = ("base", "pods", "vestigial", "release")
 FOLDERS = (*OVERLAYS, "monitoring")

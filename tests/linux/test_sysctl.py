@@ -2,13 +2,15 @@
 
 import errno
 import json
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from twctl.errors import TwctlError
 from twctl.linux import sysctl
-from twctl.linux.sysctl import Journal, Raised, journal_of
+from twctl.linux.sysctl import VITAL, Journal, Raised, journal_of
 
 FIN, REUSE = "net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_tw_reuse"
 
@@ -20,6 +22,7 @@ class FakeKernel:
         self.values = {(where, name): 60 if name == FIN else 2 for where in (None, "blue") for name in (FIN, REUSE)}
         self.cookies: dict[str | None, int] = {None: 1, "blue": 2}
         self.refused = ""
+        self.all_seen = True
         self.journal: Path | None = None
 
     def cookie(self, netns: str | None) -> int:
@@ -42,6 +45,15 @@ class FakeKernel:
         if name == self.refused:
             raise OSError(errno.EINVAL, "Invalid argument")
         self.values[netns, name] = value
+
+    @contextmanager
+    def elsewhere(self, cookies: Collection[int]) -> Iterator[Mapping[int, str | None]]:
+        """See Access."""
+        yield {cookie: where for where, cookie in self.cookies.items() if cookie in cookies}
+
+    def sees_all(self) -> bool:
+        """See Access."""
+        return self.all_seen
 
 
 @pytest.fixture
@@ -117,16 +129,70 @@ def test_a_sysctl_that_the_kernel_lacks_is_an_error_before_anything_changes(kern
 
 
 def test_a_namespace_that_is_another_one_now_is_not_touched(kernel: FakeKernel, path: Path) -> None:
-    """The name was given to a new namespace, or to none."""
-    Journal(path, kernel).set({FIN: 30}, "blue")
-    kernel.cookies["blue"] = 3
-    assert ["another has that name now"] == [line.split(": ")[1] for line in Journal(path, kernel).restore()]
-    Journal(path, kernel).set({FIN: 31}, "blue")
+    """The name was given to a new namespace, or to none: one line says so, and nothing is to be put back any more."""
+    afterwards: tuple[dict[str | None, int], ...] = ({"blue": 3}, {})
+    for gone in afterwards:
+        kernel.cookies["blue"] = 2
+        Journal(path, kernel).set({FIN: 31, REUSE: 1}, "blue")
+        del kernel.cookies["blue"]
+        kernel.cookies |= gone
+        assert ["network namespace blue is gone, and with it what was set there"] == Journal(path, kernel).restore()
+        assert ([], 31) == (Journal(path, kernel).restore(), kernel.values["blue", FIN])
+
+
+@pytest.mark.parametrize("name", [None, "blue"])
+def test_a_namespace_is_found_by_whatever_name(kernel: FakeKernel, path: Path, name: str | None) -> None:
+    """It was the daemon's own, and is not that of who puts it back; or its name has changed."""
+    cookie = kernel.cookies[name]
+    Journal(path, kernel).set({FIN: 30}, name)
+    kernel.cookies |= {name: 7, "green": cookie}
+    kernel.values["green", FIN] = kernel.values[name, FIN]
+    kernel.values[name, FIN] = 41
+    assert [] == [*Journal(path, kernel).changed()]
+    assert [] == Journal(path, kernel).restore()
+    assert (60, 41, False) == (kernel.values["green", FIN], kernel.values[name, FIN], path.exists())
+
+
+def test_what_cannot_be_reached_stays_to_be_put_back(kernel: FakeKernel, path: Path) -> None:
+    """Where a namespace may be that cannot be entered. One line says where to do it; a later one that can does it."""
+    Journal(path, kernel).set({FIN: 30, REUSE: 1}, None)
+    kernel.cookies[None], kernel.all_seen = 7, False
+    what = "what was set in network namespace (own, cookie 1) is not put back: it cannot be entered from here"
+    line = f"{what} (run 'twctl release' inside that network namespace)"
+    for _ in range(2):
+        assert [line] == Journal(path, kernel).restore()
+    assert [line] == Journal(path, kernel).keep({FIN}, {7})
+    kernel.cookies[None] = 1
+    assert [] == Journal(path, kernel).restore()
+    assert (60, 2, False) == (kernel.values[None, FIN], kernel.values[None, REUSE], path.exists())
+
+
+def test_where_the_guard_stands_tcp_max_tw_buckets_has_to_come_back(kernel: FakeKernel, path: Path) -> None:
+    """Else who asks is told where that is: in a namespace that cannot be entered, or that cannot be written."""
+    for where in (None, "blue"):
+        kernel.values[where, VITAL] = 9
+        Journal(path, kernel).set({FIN: 30, VITAL: 0}, where)
+    kernel.refused = VITAL
+    with pytest.raises(TwctlError, match=f"{VITAL} of network namespace blue is not put back: .*Invalid argument"):
+        Journal(path, kernel).restore(strict=True)
+    assert {(None, FIN): 60, ("blue", FIN): 60, (None, VITAL): 0, ("blue", VITAL): 0}.items() <= kernel.values.items()
+    kernel.refused = ""
     del kernel.cookies["blue"]
-    assert ["cannot enter network namespace blue ()"] == [
-        line.split(": ")[1] for line in Journal(path, kernel).restore()
-    ]
-    assert kernel.values["blue", FIN] == 31
+    unseen = Journal(path, kernel, unseen=lambda: {23})
+    with pytest.raises(TwctlError, match=r"namespace blue is not put back: .* \(run .* inside .* \(inode 23\)\)"):
+        unseen.restore(strict=True)
+    assert 1 == len(unseen.restore())
+    assert (9, 0) == (kernel.values[None, VITAL], kernel.values["blue", VITAL])
+    assert 1 == len(Journal(path, kernel).restore(strict=True))
+    assert not path.exists()
+
+
+def test_a_sysctl_that_is_there_no_more_is_not_remembered(kernel: FakeKernel, path: Path) -> None:
+    """Its module was unloaded."""
+    Journal(path, kernel).set({FIN: 30}, None)
+    del kernel.values[None, FIN]
+    assert 1 == len(Journal(path, kernel).restore())
+    assert not path.exists()
 
 
 def test_the_journal_is_for_root_alone(kernel: FakeKernel, path: Path) -> None:

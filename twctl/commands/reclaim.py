@@ -10,7 +10,6 @@ from twctl.addresses import FAMILIES, Network
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux.sockdiag import SockDiag
-from twctl.linux.sysctl import journal_of
 from twctl.modes import guard
 from twctl.modes.selection import Selection
 from twctl.modes.truncate import Reaper, drain
@@ -77,14 +76,16 @@ def release(root: Path) -> tuple[bool, list[str]]:
 
     In this order no host is ever left without TIME_WAIT sockets and without a guard.
 
-    :raises TwctlError: if a daemon is running, or root is no folder.
+    :raises TwctlError: if a daemon is running, root is no folder, or somewhere TIME_WAIT sockets cannot be had back: then
+        the guard stays.
     """
     pins, ours = Pins(root), guard.ours_at(root)
     pins.locked()  # waited for below; but there may be no such folder
     found = root.exists() or guard.is_left(ours)
     if pins.on_bpffs():  # elsewhere nothing can be pinned
         pins.lock()
-    complaints = [line for each in sorted(ours.names) for line in journal_of(Path(each)).restore()]
+    journals = [guard.journal_at(root, Path(each)) for each in sorted(ours.names)]
+    complaints = [line for journal in journals for line in journal.restore(strict=True)]
     complaints += guard.remove(ours)
     pins.remove()
     return found, complaints

@@ -53,10 +53,11 @@ class Discovery:
         try:
             for name in self._wanted() if self._every else self._names or (None,):
                 self._join(name, strict=not self._every)
+            left = self.namespaces.keep({namespace.cookie for namespace in self.namespaces})
         except TwctlError:
             self.namespaces.give_up()
             raise
-        for line in self.namespaces.keep({namespace.cookie for namespace in self.namespaces}):
+        for line in left:
             log.warning("%s", line)
 
     def states(self) -> dict[str, int]:

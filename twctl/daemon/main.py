@@ -59,7 +59,7 @@ def run(
         listener = Listener(config.listen, config.tls)
         undo.callback(listener.close)
         ours = ours_at(pins.root)
-        table = take_over_or_load(pins, config, ours, sysctls.put_back)
+        table = take_over_or_load(pins, config, ours, lambda: sysctls.put_back(strict=True))
         if waits := config.mode is Mode.VESTIGIAL and table.guard == EARLIER_GUARD:
             config = dataclasses.replace(config, mode=Mode.OBSERVE)
         sysctls.leave_only(config)

@@ -93,7 +93,7 @@ class Namespaces:
 
         The sysctls come first: never a namespace without TIME_WAIT sockets and without a guard.
         """
-        reports = self._journal.keep(self._sysctls, cookies)
+        reports = self._journal.keep(self._sysctls, cookies, strict=True)
         if self._table.guard:
             reports += guards.remove(self._ours, {namespace.inode for namespace in self})
         gone = {index: cookie for index, (cookie, _) in self._table.enrolments().items() if cookie not in cookies}

@@ -12,7 +12,7 @@ from twctl.classes import Class
 from twctl.config.config import Config
 from twctl.config.keys import LONGEST_LIFE
 from twctl.errors import TwctlError
-from twctl.linux.sysctl import Journal, journal_of
+from twctl.linux.sysctl import Journal
 from twctl.modes import guard
 from twctl.modes.filters import Ours
 from twctl.modes.sysctls import sysctls_of
@@ -81,27 +81,30 @@ class Sysctls:
     """
 
     def __init__(self, pins: Path) -> None:
-        self.journal = journal_of(pins)
-        self._others = [journal_of(Path(each)) for each in known_as(pins) - {str(pins)}]
+        self.journal = guard.journal_at(pins)
+        self._others = [guard.journal_at(pins, Path(each)) for each in known_as(pins) - {str(pins)}]
         self._handed_over = False
 
     def hand_over(self) -> None:
         """Leave them to the configuration that follows: its start sees to them."""
         self._handed_over = True
 
-    def put_back(self) -> None:
-        """Put them back now; log what somebody else has changed meanwhile."""
+    def put_back(self, *, strict: bool = False) -> None:
+        """Put them back now; log what somebody else has changed meanwhile. Raises TwctlError (Journal)."""
         for journal in (self.journal, *self._others):
-            _restore(journal)
+            _restore(journal, strict=strict)
 
     def leave_only(self, config: Config) -> None:
-        """Put back what this configuration does not set, before anything else is done that it wants otherwise."""
-        for line in self.journal.keep(sysctls_of(config, orphans_stay=True)):
+        """Put back what this configuration does not set, before anything else is done that it wants otherwise.
+
+        :raises TwctlError: if a namespace is left without TIME_WAIT sockets: its guard must not go.
+        """
+        for line in self.journal.keep(sysctls_of(config, orphans_stay=True), strict=True):
             log.warning("%s", line)
 
     def __enter__(self) -> Self:
         for journal in self._others:
-            _restore(journal)
+            _restore(journal, strict=True)
         return self
 
     def __exit__(
@@ -111,6 +114,6 @@ class Sysctls:
             self.put_back()
 
 
-def _restore(journal: Journal) -> None:
-    for line in journal.restore():
+def _restore(journal: Journal, *, strict: bool) -> None:
+    for line in journal.restore(strict=strict):
         log.warning("%s", line)

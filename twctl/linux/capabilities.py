@@ -25,6 +25,7 @@ class Capability(IntEnum):
     DAC_READ_SEARCH = 2  # a configuration, TLS files or a checkout that belong to somebody else
     NET_BIND_SERVICE = 10  # a port for the metrics below 1024
     NET_ADMIN = 12
+    SYS_PTRACE = 19  # the namespaces of others' processes
     SYS_ADMIN = 21  # entering network namespaces, mounting bpffs
     SYS_RESOURCE = 24  # PSI triggers, more descriptors
     PERFMON = 38  # programs that read kernel memory

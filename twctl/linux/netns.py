@@ -14,12 +14,12 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from twctl.errors import TwctlError
-from twctl.linux.capabilities import Capability, in_force
+from twctl.linux.capabilities import Capability, in_force, permitted
 
 # ip-netns(8), containerd (cni-...), CRI-O and Podman put theirs here: these are known by their bare name.
 NAMESPACES = Path("/run/netns")
@@ -29,6 +29,7 @@ OWN = Path("/proc/self/ns/net")
 CLONE_NEWNET = 0x40000000  # linux/sched.h
 SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 SIOCSIFFLAGS = 0x8914  # linux/sockios.h
+PROC_PID_INIT_INO = 0xEFFFFFFC  # linux/proc_ns.h: inode of the first process ID namespace
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -179,6 +180,32 @@ def reachable() -> Iterator[str | None]:
             if status.st_dev == device and status.st_ino not in seen:
                 seen.add(status.st_ino)
                 yield f"/proc/self/fd/{handle}"
+
+
+def entered() -> Iterator[tuple[str | None, int]]:
+    """What `reachable` finds and this process can enter, with its cookie."""
+    for where in reachable():
+        with contextlib.suppress(TwctlError):
+            yield where, cookie(where)
+
+
+@contextlib.contextmanager
+def paths(cookies: Collection[int]) -> Iterator[Mapping[int, str | None]]:
+    """Paths to those of these namespaces that can be entered (None: our own); they lead there until the block ends."""
+    found: dict[int, str | None] = {}
+    with contextlib.ExitStack() as kept:
+        for where, number in entered() if cookies else ():
+            if number in cookies and number not in found:
+                handle = opened(where)
+                kept.callback(os.close, handle)
+                found[number] = where and f"/proc/self/fd/{handle}"
+        yield found
+
+
+def sees_all() -> bool:
+    """Whether `reachable` finds the namespace of each process of the machine."""
+    first = Path("/proc/self/ns/pid").stat().st_ino == PROC_PID_INIT_INO
+    return first and permitted(Capability.SYS_ADMIN) and permitted(Capability.SYS_PTRACE)
 
 
 class Mounts:

@@ -4,17 +4,15 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from twctl.errors import TwctlError
-from twctl.linux.netns import cookie, inside
+from twctl.linux.procsys import Access, Kernel
 
 FOLDER = Path("/run/twctl")
-# In a container /proc/sys is read-only; whoever runs one can mount net/ of the host's here.
-MOUNTED = Path("/host/proc/sys")
 # Key of [sysctl] to the sysctl's full name.
 NAMES = {
     "tcp_fin_timeout": "net.ipv4.tcp_fin_timeout",
@@ -23,39 +21,8 @@ NAMES = {
     "tcp_max_tw_buckets": "net.ipv4.tcp_max_tw_buckets",
     "nf_conntrack_tcp_timeout_time_wait": "net.netfilter.nf_conntrack_tcp_timeout_time_wait",
 }
-
-
-class Access(Protocol):
-    """How sysctls are reached; namespaces by name, None for our own. All raise TwctlError or OSError."""
-
-    def cookie(self, netns: str | None) -> int:
-        """What no other namespace has had since boot."""
-
-    def read(self, netns: str | None, name: str) -> int:
-        """The value in force."""
-
-    def write(self, netns: str | None, name: str, value: int) -> None:
-        """Set it."""
-
-
-class Kernel:
-    """/proc/sys of the running kernel: net/ is that of the thread that opens it, wherever it is mounted."""
-
-    def cookie(self, netns: str | None) -> int:
-        """See Access."""
-        return cookie(netns)
-
-    def read(self, netns: str | None, name: str) -> int:
-        """See Access."""
-        return int(inside(netns, _path(name).read_text))
-
-    def write(self, netns: str | None, name: str, value: int) -> None:
-        """See Access."""
-        inside(netns, lambda: _path(name).write_text(str(value)))
-
-
-def _path(name: str) -> Path:
-    return Path(MOUNTED if (MOUNTED / "net").is_dir() else "/proc/sys", *name.split("."))
+# At 0 there are no TIME_WAIT sockets: what does their duty has to stay until it is put back.
+VITAL = NAMES["tcp_max_tw_buckets"]
 
 
 class Raised(NamedTuple):
@@ -101,6 +68,14 @@ class Changed:
 Known = Mapping[tuple[int, str], Entry]
 
 
+class _LeftError(TwctlError):
+    """A sysctl could not be put back, and stays in the journal. there: whether its namespace is known to exist."""
+
+    def __init__(self, message: str, hint: str, *, there: bool) -> None:
+        super().__init__(message, hint)
+        self.there = there
+
+
 def _in_order(known: Known, fresh: Known) -> list[Entry]:
     """All entries; those that are set now in the order in which they are set, whatever it was before."""
     following = iter(fresh.values())
@@ -110,21 +85,31 @@ def _in_order(known: Known, fresh: Known) -> list[Entry]:
 class Journal:
     """What is to be put back, in a file that is written before anything is changed.
 
-    earlier: where an earlier version had it; its place is taken by the first change.
+    earlier: where an earlier version had it; its place is taken by the first change. unseen: inodes of namespaces that
+    twctl works in and that cannot be entered from here: one of them may be what is not found.
+
+    A namespace is known by its cookie, and found also where it has another name here, or none. What cannot be put back
+    stays in the journal, unless its namespace is gone. strict: then tcp_max_tw_buckets among it is an error.
     """
 
-    def __init__(self, path: Path, access: Access | None = None, earlier: Path | None = None) -> None:
-        self._path, self._earlier = path, earlier
+    def __init__(
+        self,
+        path: Path,
+        access: Access | None = None,
+        earlier: Path | None = None,
+        unseen: Callable[[], Collection[int]] = frozenset,
+    ) -> None:
+        self._path, self._earlier, self._unseen = path, earlier, unseen
         self._access: Access = access or Kernel()
 
-    def keep(self, wanted: Container[str], cookies: Container[int] | None = None) -> list[str]:
+    def keep(self, wanted: Container[str], cookies: Container[int] | None = None, *, strict: bool = False) -> list[str]:
         """Put everything back but these sysctls (full names) of these namespaces (None: of all).
 
-        Returns what was left alone, a line each.
+        Returns what was left alone, a line each. Raises TwctlError.
         """
         entries = self._load()
         stays = [each for each in entries if each.name in wanted and (cookies is None or each.cookie in cookies)]
-        return self._put_all_back([entry for entry in entries if entry not in stays], stays)
+        return self._put_all_back([entry for entry in entries if entry not in stays], strict=strict)
 
     def set(self, wanted: Wanted, netns: str | None, through: str | None = None) -> None:
         """Set these sysctls (full names) in a namespace, in their order; they are put back in the opposite one.
@@ -157,7 +142,7 @@ class Journal:
         """
         entries = self._load()
         mine = [entry for entry in entries if entry.cookie == cookie]
-        return self._put_all_back(mine, [entry for entry in entries if entry not in mine], through) if mine else []
+        return self._put_all_back(mine, through) if mine else []
 
     def _entry(self, known: Known, netns: str | None, through: str | None, name: str, value: int | Raised) -> Entry:
         """What is there is ours, and the journal has what was there before; or it is somebody else's."""
@@ -173,21 +158,52 @@ class Journal:
             before, earlier = entry.before, (before,)
         return Entry(netns, cookie, name, before, (*earlier, value.of(before) if isinstance(value, Raised) else value))
 
-    def restore(self) -> list[str]:
-        """Put everything back; returns what was left alone, a line each. Harmless when there is nothing."""
-        return self._put_all_back(self._load(), [])
+    def restore(self, *, strict: bool = False) -> list[str]:
+        """Put everything back; returns what was left alone, a line each. Harmless when there is nothing.
 
-    def _put_all_back(self, entries: Sequence[Entry], stay: Sequence[Entry], through: str | None = None) -> list[str]:
-        reports = [line for entry in reversed(entries) for line in self._put_back(entry, through)]
-        self._save(stay)
-        return reports
+        Raises TwctlError.
+        """
+        return self._put_all_back(self._load(), strict=strict)
+
+    def _put_all_back(self, entries: Sequence[Entry], through: str | None = None, *, strict: bool = False) -> list[str]:
+        reports: list[str] = []
+        left: dict[Entry, _LeftError] = {}
+        with self._paths(entries, through) as paths:
+            for entry in reversed(entries):
+                try:
+                    reports += self._put_back(entry, paths)
+                except _LeftError as error:
+                    reports.append(str(error))
+                    left[entry] = error
+        self._save([each for each in self._load() if each not in entries or each in left])
+        for entry, why in left.items():
+            if strict and entry.name == VITAL and why.there:
+                raise why
+        return list(dict.fromkeys(reports))
+
+    @contextlib.contextmanager
+    def _paths(self, entries: Sequence[Entry], through: str | None = None) -> Iterator[Mapping[int, str | None]]:
+        """What leads to their namespaces, by cookie: the name, else what is found."""
+        named = {entry.cookie: through or entry.namespace for entry in entries}
+        found = {cookie: where for cookie, where in named.items() if self._cookie(where) == cookie}
+        with self._access.elsewhere(named.keys() - found.keys()) as others:
+            yield {**found, **others}
+
+    def _cookie(self, where: str | None) -> int | None:
+        with contextlib.suppress(TwctlError, OSError):
+            return self._access.cookie(where)
+        return None
 
     def changed(self) -> Iterator[Changed]:
-        """What is to be put back, where it can be read."""
+        """What is to be put back, where it can be read by the name that its namespace had."""
+        cookies: dict[str | None, int | None] = {}
         for entry in self._load():
+            if entry.namespace not in cookies:
+                cookies[entry.namespace] = self._cookie(entry.namespace)
             with contextlib.suppress(TwctlError, OSError):
-                now = self._access.read(entry.namespace, entry.name)
-                yield Changed(entry.namespace, entry.name, entry.before, now, entry.written[-1])
+                if cookies[entry.namespace] == entry.cookie:
+                    now = self._access.read(entry.namespace, entry.name)
+                    yield Changed(entry.namespace, entry.name, entry.before, now, entry.written[-1])
 
     def kept(self) -> dict[str, bool]:
         """Whether each sysctl that was set still has that value, in every namespace where it was."""
@@ -196,19 +212,35 @@ class Journal:
             found[each.name] = found.get(each.name, True) and each.now == each.written
         return found
 
-    def _put_back(self, entry: Entry, through: str | None = None) -> Iterator[str]:
-        where = through or entry.namespace
+    def _put_back(self, entry: Entry, paths: Mapping[int, str | None]) -> list[str]:
+        """Put one back; returns a line if it is left for good. Raises _LeftError."""
+        if entry.cookie not in paths:
+            return self._not_found(entry)
+        where, line = paths[entry.cookie], f"{entry.name} of network namespace {_called(entry)} is not put back"
         try:
-            if self._access.cookie(where) != entry.cookie:
-                yield f"{entry.name} of network namespace {entry.namespace} is not put back: another has that name now"
-                return
             now = self._access.read(where, entry.name)
             if now in entry.written:
                 self._access.write(where, entry.name, entry.before)
             elif now != entry.before:
-                yield f"{entry.name} is left at {now}: somebody else changed it from {entry.written[-1]}"
+                return [f"{entry.name} is left at {now}: somebody else changed it from {entry.written[-1]}"]
+        except FileNotFoundError:  # the module that brings it was unloaded
+            return [f"{line}: it is not there any more"]
         except (TwctlError, OSError) as error:
-            yield f"{entry.name} of network namespace {entry.namespace or '(own)'} is not put back: {error}"
+            hint = "'twctl release' puts it back where /proc/sys can be written"
+            raise _LeftError(f"{line}: {error}", hint, there=True) from error
+        return []
+
+    def _not_found(self, entry: Entry) -> list[str]:
+        """Whose name has gone without a process in it is gone; of others that takes a look at all processes."""
+        unseen = sorted(self._unseen())
+        if not unseen and (entry.namespace or self._access.sees_all()):
+            return [f"network namespace {_called(entry)} is gone, and with it what was set there"]
+        which = f" (inode {', '.join(map(str, unseen))})" if unseen else ""
+        raise _LeftError(
+            f"what was set in network namespace {_called(entry)} is not put back: it cannot be entered from here",
+            f"run 'twctl release' inside that network namespace{which}",
+            there=bool(unseen),
+        )
 
     def _load(self) -> list[Entry]:
         for path in (self._path, self._earlier):
@@ -251,6 +283,10 @@ def _entry(written: int | Sequence[int], **others: Any) -> Entry:  # noqa: ANN40
     return Entry(written=(written,) if isinstance(written, int) else tuple(written), **others)
 
 
-def journal_of(pins: Path) -> Journal:
+def _called(entry: Entry) -> str:
+    return entry.namespace or f"(own, cookie {entry.cookie})"
+
+
+def journal_of(pins: Path, unseen: Callable[[], Collection[int]] = frozenset) -> Journal:
     """Return the journal of the daemon that pins there; an earlier version named it after the folder's last name."""
-    return Journal(FOLDER / f"{quote(str(pins), safe='')}.json", earlier=FOLDER / f"{pins.name}.json")
+    return Journal(FOLDER / f"{quote(str(pins), safe='')}.json", None, FOLDER / f"{pins.name}.json", unseen)

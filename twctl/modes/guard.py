@@ -25,10 +25,11 @@ from twctl.linux import libbpf, netns, tcx
 from twctl.linux.devices import Device, devices, find_device, packets
 from twctl.linux.netlink import LostError, RouteNetlink
 from twctl.linux.rtnl import decode
+from twctl.linux.sysctl import Journal, journal_of
 from twctl.linux.tc import EGRESS, INGRESS
 from twctl.modes.filters import Ours, Sides, any_left, needs_guard, remove_all
 from twctl.modes.histogram import Histogram
-from twctl.modes.links import array_of, is_any_left, remove_links
+from twctl.modes.links import array_of, guarded, is_any_left, remove_links
 from twctl.modes.places import Places
 from twctl.table.pins import GUARD
 from twctl.table.published import known_as
@@ -36,6 +37,8 @@ from twctl.table.published import known_as
 PROGRAMS = {INGRESS: "guard_ingress", EGRESS: "guard_egress"}
 DELAY_EDGES = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.5, 10.0)  # s
 EVENT_BYTES = 1 << 20
+# A namespace that was just given up keeps its devices for a moment (cleanup_net).
+GOING_TRIES, GOING_PAUSE = 10, 0.1  # s
 # Notifications after which the guard may have to be put on a device; all of them name its number in `index`.
 _TOUCHING = frozenset((RTM_NEWLINK, RTM_DELLINK, RTM_NEWTFILTER, RTM_DELTFILTER, RTM_DELQDISC))
 
@@ -182,6 +185,24 @@ def ours_at(pins: Path) -> Ours:
             programs.add(libbpf.program_id(fd))
             os.close(fd)
     return Ours(frozenset(known_as(pins)), frozenset(programs), pins / GUARD)
+
+
+def journal_at(pins: Path, name: Path | None = None) -> Journal:
+    """The journal of what is pinned in a folder. name: another path that a daemon had for it."""
+    return journal_of(name or pins, lambda: _unseen(pins / GUARD))
+
+
+def _unseen(folder: Path) -> set[int]:
+    """Namespaces (inodes) that have the guard and cannot be entered; only its links tell (Linux 6.6)."""
+    found: set[int] = set()
+    with contextlib.suppress(OSError):
+        for _ in range(GOING_TRIES):
+            if found := guarded(folder):
+                found -= {netns.inode(path) for path, _ in netns.entered()}
+            if not found:
+                break
+            time.sleep(GOING_PAUSE)
+    return found
 
 
 def remove(ours: Ours, stay: Collection[int] = ()) -> Iterator[str]:

@@ -18,7 +18,7 @@ from twctl.linux import libbpf, netns, tcx
 from twctl.linux.capabilities import Capability, in_force
 from twctl.linux.devices import Device
 from twctl.linux.tc import EGRESS, INGRESS
-from twctl.linux.tcx import PLACES
+from twctl.linux.tcx import LO, PLACES
 from twctl.table.pins import GUARD
 
 # Numbers in the array, and the words of pins.
@@ -196,6 +196,11 @@ def remove_links(folder: Path, stay: Collection[int] = ()) -> None:
         for each in ((folder / ARRAY).parent, folder / FOLDER, folder):
             with contextlib.suppress(FileNotFoundError):
                 each.rmdir()
+
+
+def guarded(folder: Path) -> set[int]:
+    """Inodes of the namespaces that have the guard, entered or not: that of lo goes with them. Raises OSError."""
+    return {int(pin.name.partition("-")[0]) for pin in (folder / FOLDER).glob(f"*-{LO}-*-*") if tcx.find(pin)}
 
 
 def is_any_left(folder: Path) -> bool:
