@@ -62,3 +62,43 @@ def test_only_ip_netns_exec_hides_pins(
             reach.in_sight(pins)
     else:
         reach.in_sight(pins)
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "found"),
+    [
+        ('pins = "/bpf/one"\nunknown = 1\n', None, "/bpf/one"),
+        ('pins = "/bpf/one"\nmode = [\n', None, "/bpf/one"),
+        ("mode = 7\n", "/bpf/two", "/bpf/two"),
+        (None, "/bpf/two", "/bpf/two"),
+        ("[", None, "/sys/fs/bpf/twctl"),
+    ],
+)
+def test_a_bad_file_does_not_keep_from_releasing(  # noqa: PLR0913, PLR0917 - parameters and fixtures
+    text: str | None,
+    given: str | None,
+    found: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nor one that is not there, if the folder is given. One line tells of it."""
+    monkeypatch.setattr(reach, "as_root", lambda: None)
+    file = tmp_path / "twctl.toml"
+    if text is not None:
+        file.write_text(text)
+    assert Path(found) == reach.pins_to_release(file, Path(given) if given else None)
+    told = capsys.readouterr().err
+    assert (1, True) == (len(told.splitlines()), told.endswith(f": releasing what is pinned at {found}\n")), told
+
+
+@pytest.mark.parametrize(("text", "given"), [(None, None), ('pins = "here"\n', None), ("", "here"), ("[", "here")])
+def test_what_to_release_has_to_be_known(
+    text: str | None, given: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is not there, or the path of the pins is none."""
+    monkeypatch.setattr(reach, "as_root", lambda: None)
+    if text is not None:
+        (tmp_path / "twctl.toml").write_text(text)
+    with pytest.raises(TwctlError):
+        reach.pins_to_release(tmp_path / "twctl.toml", Path(given) if given else None)

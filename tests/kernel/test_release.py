@@ -146,3 +146,19 @@ def test_a_namespace_that_is_gone_keeps_nothing_from_being_released() -> None:
     finally:
         shutil.rmtree(one.folder)
         assert (0, f"nothing to remove at {one.pins}\n", "") == release(one)
+
+
+def test_a_bad_configuration_keeps_nothing_from_being_released(ns: Namespace) -> None:
+    """Neither after a crash nor at the end of `run --release`, nor where it alone names the pins."""
+    before = state(ns)
+    with daemon(ns, mode="vestigial") as one:
+        file = one.folder / "twctl.toml"
+        one.kill()
+        file.write_text(f'pins = "{one.pins}"\nmode = 7\n')
+        done = twctl("release", "--config", str(file))
+        assert (0, f"removed {one.pins}\n", before) == (done.returncode, done.stdout, state(ns))
+        assert done.stderr.startswith(f"twctl: {file}: mode = 7 is not valid")
+        one.words = ("--release",)
+        one.start()
+        file.write_text("[\n")
+        assert (0, before, False) == (one.stop(), state(ns), one.pins.exists())

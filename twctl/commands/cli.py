@@ -29,7 +29,7 @@ from twctl.commands.options import (
     network_of,
     one_of,
 )
-from twctl.commands.reach import as_root, in_sight, pins_of, table_of
+from twctl.commands.reach import as_root, in_sight, pins_of, pins_to_release, table_of
 from twctl.config.config import load
 from twctl.config.keys import KEYS, Mode, Probe
 from twctl.linux.signals import put_off
@@ -266,7 +266,7 @@ def release(config: ConfigFile = None, pins: PinsFolder = None) -> None:
     """Remove everything that twctl left in the kernel."""
     from twctl.commands import reclaim  # noqa: PLC0415 - the nouns do not need it
 
-    folder = pins_of(config, pins)
+    folder = pins_to_release(config, pins)
     removed, complaints = reclaim.release(folder)
     for line in complaints:
         typer.echo(f"twctl: {line}", err=True)

@@ -5,7 +5,10 @@ import shlex
 import sys
 from pathlib import Path
 
+import typer
+
 from twctl.commands.in_force import InForce, in_force
+from twctl.config import config
 from twctl.config.config import load
 from twctl.errors import TwctlError
 from twctl.linux.netns import NAMESPACES
@@ -44,6 +47,26 @@ def pins_of(file: Path | None, pins: Path | None) -> Path:
     """The folder, for a command that changes or follows what is pinned there. Raises TwctlError."""
     as_root()
     found = load(file, {"pins": pins}).config.pins
+    in_sight(found)
+    return found
+
+
+def pins_to_release(file: Path | None, pins: Path | None) -> Path:
+    """The folder, for `release`: a file that is bad must not keep anything in force. A line says that it is.
+
+    :raises TwctlError: if nothing says which folder it is.
+    """
+    as_root()
+    try:
+        found = load(file, {"pins": pins}).config.pins
+    except TwctlError as error:
+        if file and not file.exists() and not pins:
+            raise
+        try:
+            found = load(Path(os.devnull), {"pins": config.pins_of(file, {"pins": pins})}).config.pins
+        except TwctlError:
+            raise error from None
+        typer.echo(f"twctl: {error}: releasing what is pinned at {found}", err=True)
     in_sight(found)
     return found
 
