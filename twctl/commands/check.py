@@ -15,10 +15,11 @@ from twctl.advise.host import NEARLY
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux import btf, conntrack, sockdiag
+from twctl.linux.signals import put_off
 from twctl.modes.feasible import can_destroy
 from twctl.modes.obstacles import obstacles
 from twctl.table import fields, loader
-from twctl.table.pins import Pins, refuse_to_mount
+from twctl.table.pins import Pins, refuse_to_mount, sweep_trials, trial_of
 
 
 class Verdict(enum.StrEnum):
@@ -44,6 +45,7 @@ class Line:
 
 def check(pins: Path) -> Iterator[Line]:
     """Try everything that observe needs, in order; loads the probes for real, in a folder of its own."""
+    sweep_trials(pins)
     yield _line("root", _root)
     yield _line("BTF", _btf)
     yield _line("bpffs", lambda: _bpffs(pins))
@@ -135,15 +137,16 @@ def _conntrack() -> Line:
 
 @contextlib.contextmanager
 def _trial(pins: Path, probe: str) -> Iterator[Pins]:
-    """Load a small table and a probe in a folder of their own."""
+    """Load a small table and a probe in a folder of their own; a signal waits until it is gone."""
     sizes = {family: {class_.label: 256 for class_ in Class} for family in FAMILIES}
-    trial = Pins(pins.with_name(f"{pins.name}-check-{os.getpid()}"))
-    try:
-        trial.open()
-        trial.load(loader.Request(str(trial.root / "next"), sizes, probe))
-        yield trial
-    finally:
-        trial.remove()
+    trial = trial_of(pins)
+    with put_off():
+        try:
+            trial.open()
+            trial.load(loader.Request(str(trial.root / "next"), sizes, probe))
+            yield trial
+        finally:
+            trial.remove()
 
 
 def _probe(probe: str, pins: Path) -> Line:

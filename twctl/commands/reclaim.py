@@ -17,7 +17,7 @@ from twctl.table.counters import Reason
 from twctl.table.enrolments import reachable
 from twctl.table.maps import Table
 from twctl.table.names import Names
-from twctl.table.pins import Pins
+from twctl.table.pins import Pins, sweep_trials
 from twctl.table.tallies import OTHER, owners
 
 
@@ -87,5 +87,6 @@ def release(root: Path) -> tuple[bool, list[str]]:
     journals = [guard.journal_at(root, Path(each)) for each in sorted(ours.names)]
     complaints = [line for journal in journals for line in journal.restore(strict=True)]
     complaints += guard.remove(ours)
+    found |= sweep_trials(root)
     pins.remove()
     return found, complaints

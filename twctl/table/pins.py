@@ -14,6 +14,7 @@ from twctl.table import loader
 BPFFS = Path("/sys/fs/bpf")
 PATH_BYTES = 80  # it becomes part of names that may have 255, in one of them three for each
 GUARD = "guard"
+_TRIAL = "-check-"
 MOUNTED_BY_US = "twctl"  # the source name of a bpffs that we mounted
 # `locked` holds the lock for some microseconds; `twctl top` asks each second, and must keep no daemon from starting.
 LOCK_TRIES, LOCK_PAUSE = 20, 0.01  # s
@@ -141,6 +142,21 @@ class Pins:
             self.unlock()
         _unmount_unused(self.root.parent)
         return found
+
+
+def trial_of(root: Path) -> Pins:
+    """A folder beside the pins, for what this process loads for a try."""
+    return Pins(root.with_name(f"{root.name}{_TRIAL}{os.getpid()}"))
+
+
+def sweep_trials(root: Path) -> bool:
+    """Remove those of processes that were killed, as nobody has their lock; False if there are none."""
+    swept, name = False, f"{root.name}{_TRIAL}"
+    for folder in [*root.parent.iterdir()] if root.parent.is_dir() else ():
+        if folder.name.startswith(name) and folder.name.removeprefix(name).isdecimal():
+            with contextlib.suppress(TwctlError, OSError):
+                swept |= Pins(folder).remove()
+    return swept
 
 
 def _refuse_others(root: Path, found: os.stat_result) -> None:
