@@ -57,6 +57,24 @@ def inside(netns: str | None, make: Callable[[], Made]) -> Made:
         raise _unreachable(netns, error) from error
 
 
+def attempt_inside(netns: str | None, attempt: Callable[[], Made]) -> Made:
+    """As `inside`; an OSError of what is called is raised as it is.
+
+    :raises TwctlError: if there is no such namespace or it cannot be entered.
+    """
+
+    def caught() -> Made | OSError:
+        try:
+            return attempt()
+        except OSError as error:
+            return error
+
+    made = inside(netns, caught)
+    if isinstance(made, OSError):
+        raise made
+    return made
+
+
 def opened(netns: str | None) -> int:
     """Return a descriptor that keeps the namespace; /proc/self/fd/N leads there also when the name is gone.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from twctl.linux import netns as namespaces
-from twctl.linux.netns import cookie, inside
+from twctl.linux.netns import attempt_inside, cookie
 
 # In a container /proc/sys is read-only; whoever runs one can mount net/ of the host's here.
 MOUNTED = Path("/host/proc/sys")
@@ -40,11 +40,11 @@ class Kernel:
 
     def read(self, netns: str | None, name: str) -> int:
         """See Access."""
-        return int(inside(netns, _path(name).read_text))
+        return int(attempt_inside(netns, _path(name).read_text))
 
     def write(self, netns: str | None, name: str, value: int) -> None:
         """See Access."""
-        inside(netns, lambda: _path(name).write_text(str(value)))
+        attempt_inside(netns, lambda: _path(name).write_text(str(value)))
 
     def elsewhere(self, cookies: Collection[int]) -> AbstractContextManager[Mapping[int, str | None]]:
         """See Access."""

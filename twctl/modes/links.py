@@ -9,9 +9,8 @@ link's pin is named after namespace (inode), device, side and the link itself.
 import contextlib
 import os
 import struct
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from pathlib import Path
-from typing import TypeVar
 
 from twctl.errors import TwctlError
 from twctl.linux import libbpf, netns, tcx
@@ -25,8 +24,6 @@ from twctl.table.pins import GUARD
 ELEMENTS = {INGRESS: 0, EGRESS: 1}
 SIDES = {INGRESS: "ingress", EGRESS: "egress"}
 FOLDER, ARRAY = Path("links"), Path("maps", "guards")  # below the guard's own folder of pins
-
-Made = TypeVar("Made")
 
 
 def array_of(folder: Path, guards: Mapping[int, int]) -> int:
@@ -67,25 +64,12 @@ class Links:
         name = f"{self._inode}-{device.number}-{SIDES[side]}"
         label = self._label(side, class_id)
         try:
-            pin = self._inside(lambda: tcx.put(label, device.number, side, self._folder, name))
+            # inside, numbers of devices are the namespace's
+            pin = netns.attempt_inside(self._path, lambda: tcx.put(label, device.number, side, self._folder, name))
         finally:
             os.close(label)
         self._pins.setdefault((device.number, side), []).append(pin)
         self._class_ids[pin] = class_id
-
-    def _inside(self, make: Callable[[], Made]) -> Made:
-        """Call where numbers of devices are the namespace's; an OSError is that of what was called."""
-
-        def attempt() -> Made | OSError:
-            try:
-                return make()
-            except OSError as error:
-                return error
-
-        made = netns.inside(self._path, attempt)
-        if isinstance(made, OSError):
-            raise made
-        return made
 
     def look(self, devices: Collection[Device]) -> None:
         """Learn what is attached to these, for `mend`: all at once, for to go inside takes a thread."""
