@@ -3,6 +3,7 @@
 import fcntl
 import os
 import re
+import shutil
 import signal
 import socket
 import struct
@@ -236,8 +237,11 @@ def test_the_second_twctl_in_a_namespace_is_refused(ns: Namespace) -> None:
     """Its filters would take the place of the first one's; to release it takes nothing away from that one."""
     with daemon(ns, mode="vestigial") as one:
         before = programs(ns)
+        second = Daemon((ns,), mode="vestigial")
         with pytest.raises(AssertionError, match=f"lo has the guard of another twctl, which pins at {one.pins}"):
-            ExitStack().enter_context(daemon(ns, mode="vestigial"))
+            second.start()
+        assert not second.pins.exists()
+        shutil.rmtree(second.folder)
         assert (before, 0) == (programs(ns), buckets(ns))
         assert 0 == one.metric("twctl_guard_reattached_total")
         one.kill()

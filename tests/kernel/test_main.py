@@ -3,6 +3,7 @@
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.skipif(
 
 TOLD_SECONDS = 120.0  # 2 s; under emulation a minute
 WATCHDOG_SECONDS = 2.0
+READ_ONLY = ("unshare", "--mount", "sh", "-c", 'mount --bind -o ro /proc/sys /proc/sys && exec "$@"', "sh")
 
 
 @pytest.fixture
@@ -172,6 +174,28 @@ def test_a_stop_may_release(ns: Namespace) -> None:
         assert f"removed {one.pins}" in one.log
         assert (False, False) == (one.pins.exists(), has_guard(ns))
         assert before == ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+
+
+@pytest.mark.parametrize("mode", ["observe", "vestigial"])
+def test_a_start_that_fails_leaves_nothing_that_it_has_loaded(ns: Namespace, mode: str) -> None:
+    """A sysctl that cannot be set is found last of all; a table that was there before stays."""
+    before = ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+    refused = Daemon((ns,), mode=mode, config="[sysctl]\ntcp_tw_reuse = 1\n", prefix=READ_ONLY)
+    try:
+        with pytest.raises(AssertionError, match="cannot set"):
+            refused.start()
+        assert (False, False) == (refused.pins.exists(), has_guard(ns))
+        assert before == ns.sysctl("net.ipv4.tcp_max_tw_buckets")
+        with daemon(ns) as one:
+            one.stop()
+            refused.pins = one.pins
+            with pytest.raises(AssertionError, match="cannot set"):
+                refused.start()
+            assert any((one.pins / "current/links").iterdir())
+            assert not has_guard(ns)
+    finally:
+        assert 0 == twctl("release", "--pins", str(refused.pins)).returncode
+        shutil.rmtree(refused.folder)
 
 
 @pytest.mark.parametrize("asked", [signal.SIGINT, signal.SIGTERM], ids=lambda each: each.name)

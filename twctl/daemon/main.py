@@ -19,7 +19,7 @@ from twctl.daemon.metrics import registry_of
 from twctl.daemon.namespaces import Namespaces
 from twctl.daemon.page import page
 from twctl.daemon.server import Listener, Server
-from twctl.daemon.start import Sysctls, load_guard, put_back, take_over_or_load
+from twctl.daemon.start import Fresh, Sysctls, load_guard, put_back, take_over_or_load
 from twctl.daemon.upkeep import Leaving
 from twctl.daemon.work import start_work
 from twctl.errors import TwctlError
@@ -47,7 +47,7 @@ def run(
     reread: reads the configuration again, while we listen on this port; None where it cannot be used, and then what was
     in force stays. notifier, in_force: hear of it when all is in force, and not before.
 
-    :raises TwctlError: if something that is needed cannot be had; then nothing new is left pinned.
+    :raises TwctlError: if something that is needed cannot be had; then no table that was loaded for it is left pinned.
     """
     config = effective.config
     with contextlib.ExitStack() as undo, signals() as asked:
@@ -55,6 +55,7 @@ def run(
         pins = Pins(config.pins)
         pins.open()
         undo.callback(pins.unlock)
+        fresh = undo.enter_context(Fresh(pins))
         sysctls = undo.enter_context(Sysctls(config.pins))
         listener = Listener(config.listen, config.tls)
         undo.callback(listener.close)
@@ -88,6 +89,7 @@ def run(
             doing += f", an earlier guard for {leaving.seconds:.0f} s" + ", then guarding" * waits
         log.info("%s", doing)
         in_force()
+        fresh.keep()
         notifier.ready(doing)
         tasks: list[Task] = [heartbeat, *facts.tasks, *work.tasks()]
         tasks += [Reporting(notifier)] if notifier.watchdog else []

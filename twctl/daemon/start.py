@@ -12,7 +12,7 @@ from twctl.classes import Class
 from twctl.config.config import Config
 from twctl.config.keys import LONGEST_LIFE
 from twctl.errors import TwctlError
-from twctl.linux.sysctl import Journal
+from twctl.linux.sysctl import VITAL, Journal
 from twctl.modes import guard
 from twctl.modes.filters import Ours
 from twctl.modes.sysctls import sysctls_of
@@ -72,6 +72,30 @@ def put_back(root: Path) -> None:
             pins.lock()
         Sysctls(root).put_back()
     pins.unlock()
+
+
+class Fresh:
+    """Unpins the table that a start has loaded, with its guard, if its block ends in an error before it is kept.
+
+    An earlier guard stays, and where TIME_WAIT sockets could not be had back, all does.
+    """
+
+    def __init__(self, pins: Pins) -> None:
+        self._pins, self._kept = pins, False
+
+    def keep(self) -> None:
+        """The start is over: whatever happens now, what is loaded goes on."""
+        self._kept = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        root = self._pins.root
+        if kind and self._pins.loaded and not self._kept and not guard.journal_at(root).holds(VITAL):
+            self._pins.unpin(guard=not guard.is_left(guard.ours_at(root)))
 
 
 class Sysctls:

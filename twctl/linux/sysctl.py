@@ -205,6 +205,10 @@ class Journal:
                     now = self._access.read(entry.namespace, entry.name)
                     yield Changed(entry.namespace, entry.name, entry.before, now, entry.written[-1])
 
+    def holds(self, name: str) -> bool:
+        """Whether a sysctl is to be put back anywhere."""
+        return any(entry.name == name for entry in self._load())
+
     def kept(self) -> dict[str, bool]:
         """Whether each sysctl that was set still has that value, in every namespace where it was."""
         found: dict[str, bool] = {}

@@ -24,7 +24,8 @@ class Pins:
     """The folder under bpffs, mode 0700.
 
     current/ holds the objects in use (maps/, programs/, links/), next/ those that a loader is just pinning. guard/ has
-    the guard's links, which may outlive its table (modes/links.py).
+    the guard's links, which may outlive its table (modes/links.py). loaded: whether what is in use was loaded by this
+    object.
     """
 
     def __init__(self, root: Path) -> None:
@@ -32,6 +33,7 @@ class Pins:
         self.current = root / "current"
         self._next = root / "next"
         self._lock: int | None = None
+        self.loaded = False
 
     def open(self) -> None:
         """Make the folder, mounting bpffs if need be, and lock it for a daemon until the process ends.
@@ -98,11 +100,12 @@ class Pins:
             raise
         _unpin(self.current)
         self._next.rename(self.current)
+        self.loaded = True
         return loaded
 
-    def unpin(self) -> None:
-        """Unpin everything."""
-        for folder in (self.root / GUARD, self.current, self._next):
+    def unpin(self, *, guard: bool = True) -> None:
+        """Unpin everything. guard: also its links."""
+        for folder in (*[self.root / GUARD] * guard, self.current, self._next):
             _unpin(folder)
 
     def locked(self) -> bool:
