@@ -22,6 +22,7 @@ def test_the_status_fits_80_columns() -> None:
         "dropped": {"contention": 1},
         "sessions": big,
         "kernel_sockets": None,
+        "unknown": "this is another network namespace than the daemon's (run this there)",
         "table_bytes": 10**9,
         "blame_bytes": 10**6,
         "stock_bytes": 10**9,
@@ -34,8 +35,13 @@ def test_the_status_fits_80_columns() -> None:
         "would_free": {"truncate": {"sessions": big, "ports": 28232, "bytes": 10**9}},
     }
     lines = text(found).splitlines()
+    assert "unknown: this is another network namespace than the daemon's (run this there)" in lines
     assert max(map(len, lines)) <= 80
     assert "LOST: contention 1" in lines
     assert any(line.startswith("guard: acknowledged 1000000000") for line in lines)
     assert not any("raced" in line for line in lines)
     assert 1 == "\n".join(lines).count("net.ipv4.tcp_max_tw_buckets")
+    freed = {"truncate": {"sessions": big, "ports": None, "bytes": 10**9}}
+    lines = text(found | {"sysctls": None, "would_free": freed}).splitlines()
+    assert "sysctls unknown" in lines
+    assert ["truncate", str(big), "unknown"] in [line.split()[:3] for line in lines]

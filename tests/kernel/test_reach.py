@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.load.daemon import twctl
+from tests.load.daemon import daemon, twctl
 from tests.load.netns import namespace
 
 pytestmark = pytest.mark.skipif(
@@ -75,3 +75,23 @@ def test_inside_of_ip_netns_exec_the_pins_are_said_to_be_hidden(pins: Path) -> N
             assert (1, f"twctl: 'ip netns exec {ns.name}' hides {pins} ({hint})\n") == (done.returncode, done.stderr)
         done = twctl("status", "--pins", str(pins), prefix=tuple(ns.command()))
         assert f"twctl: no table is pinned at {pins}/current" in done.stderr
+
+
+def test_where_the_daemon_does_not_run_the_kernels_numbers_are_unknown() -> None:
+    """They would be those of another namespace. The line says why; the others that need them say the same."""
+    why = "this is another network namespace than the daemon's (run this there)"
+    with namespace() as ns, daemon(prefix=tuple(ns.command()), config="[sysctl]\ntcp_tw_reuse = 1\n") as one:
+        told = json.loads(twctl("status", "--json", *one.options).stdout)
+        assert (None, None, None, why) == (
+            told["kernel_sockets"],
+            told["sysctls"],
+            told["would_free"]["truncate"]["ports"],
+            told["unknown"],
+        )
+        assert f"unknown: {why}" in twctl("status", *one.options).stdout.splitlines()
+        for words in (["blame"], ["advise"], ["drain", "--all"]):
+            done = twctl(*words, *one.options)
+            assert (1, f"twctl: {why}\n") == (done.returncode, done.stderr)
+        told = json.loads(twctl("status", "--json", *one.options, prefix=tuple(ns.command())).stdout)
+        assert (0, None, 0) == (told["kernel_sockets"], told["unknown"], told["would_free"]["truncate"]["ports"])
+        assert ["net.ipv4.tcp_tw_reuse"] == [each["name"] for each in told["sysctls"]]

@@ -76,8 +76,8 @@ def release(root: Path) -> tuple[bool, list[str]]:
 
     In this order no host is ever left without TIME_WAIT sockets and without a guard.
 
-    :raises TwctlError: if a daemon is running, root is no folder, or somewhere TIME_WAIT sockets cannot be had back: then
-        the guard stays.
+    :raises TwctlError: if a daemon is running, root is no folder, or somewhere TIME_WAIT sockets cannot be had back:
+        then the guard stays.
     """
     pins, ours = Pins(root), guard.ours_at(root)
     pins.locked()  # waited for below; but there may be no such folder

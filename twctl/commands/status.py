@@ -14,6 +14,7 @@ from twctl.linux.procfs import Sockstat, ephemeral_ports, socket_bytes
 from twctl.linux.sysctl import journal_of
 from twctl.modes.dry_run import freed
 from twctl.table.counters import CLOSES, DROPPED, Reason
+from twctl.table.enrolments import reachable
 from twctl.table.layout import RECORD_BYTES
 from twctl.table.maps import Table
 from twctl.table.sums import Sums
@@ -21,8 +22,11 @@ from twctl.table.tallies import TALLIES_BYTES
 
 
 def status(table: Table, found: InForce) -> dict[str, Any]:
-    """Gather everything that `twctl status` prints, as plain values; times in seconds, memory in bytes."""
-    sums = Sums.read(table)
+    """Gather everything that `twctl status` prints, as plain values; times in seconds, memory in bytes.
+
+    What only the kernel knows of namespaces that cannot be entered is None, and unknown says why.
+    """
+    sums, unknown = Sums.read(table), _unknown(table)
     time_wait = found.config.time_wait
     would_free = freed(table.vestiges(), time_wait, ephemeral_ports(), socket_bytes())
     return {
@@ -40,13 +44,16 @@ def status(table: Table, found: InForce) -> dict[str, Any]:
         "closed_without_time_wait": dict(zip(CLOSES, sums.counters.values["closed"], strict=True)),
         "dropped": dict(zip(DROPPED, sums.counters.values["dropped"], strict=True)) | {"nested": table.nested()},
         "sessions": would_free["vestigial"].sessions,
-        "kernel_sockets": _kernel_sockets(table),
+        "kernel_sockets": None if unknown else _kernel_sockets(table),
+        "unknown": unknown,
         "guard": table.actions() if table.guard else None,
-        "sysctls": [dataclasses.asdict(each) for each in journal_of(found.config.pins).changed()],
+        "sysctls": None if unknown else [*map(dataclasses.asdict, journal_of(found.config.pins).changed())],
         "table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
         "blame_bytes": TALLIES_BYTES,
         "stock_bytes": would_free["vestigial"].bytes + _record_bytes(sums),
-        "would_free": {mode: dataclasses.asdict(row) for mode, row in would_free.items()},
+        "would_free": {
+            mode: dataclasses.asdict(row) | ({"ports": None} if unknown else {}) for mode, row in would_free.items()
+        },
     }
 
 
@@ -65,6 +72,16 @@ def _class_row(table: Table, sums: Sums, class_: Class, family: str) -> dict[str
     }
 
 
+def _unknown(table: Table) -> str | None:
+    """Why not all can be told that the kernel knows; None: it can."""
+    try:
+        lacking = table.enrolments().keys() - reachable(table).keys()
+    except TwctlError as error:
+        return str(error)
+    names = ", ".join(name for index, (_, name) in table.enrolments().items() if index in lacking)
+    return f"{names} is no network namespace here" if lacking else None
+
+
 def _kernel_sockets(table: Table) -> int | None:
     """Count in every enrolled namespace; None where one is gone."""
     total = 0
@@ -81,7 +98,7 @@ def _kernel_sockets(table: Table) -> int | None:
 def text(status: Mapping[str, Any]) -> str:
     """Lay the status out in lines of at most 80 columns."""
     daemon = "daemon running" if status["daemon"] else "no daemon running"
-    kernel = "unknown" if status["kernel_sockets"] is None else status["kernel_sockets"]
+    kernel = _or_unknown(status["kernel_sockets"])
     closed = ", ".join(f"{how} {count}" for how, count in status["closed_without_time_wait"].items())
     lines = [
         f"{status['mode']}, {status['probe']} probe, {daemon}, pinned at {status['pins']}",
@@ -91,6 +108,7 @@ def text(status: Mapping[str, Any]) -> str:
         *_columns(["ended", *(class_.label for class_ in Class)], _by_reason(status["ended"])),
         "",
         f"sessions in the table {status['sessions']}, TIME_WAIT sockets in the kernel {kernel}",
+        *textwrap.wrap(f"unknown: {status['unknown']}" if status["unknown"] else "", 80, subsequent_indent="  "),
         *textwrap.wrap(f"no TIME_WAIT: {closed}", 80, subsequent_indent="  "),
         (
             f"memory of the table {_mib(status['table_bytes'])}, of blame {_mib(status['blame_bytes'])}, "
@@ -108,6 +126,10 @@ def text(status: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _or_unknown(number: int | None) -> int | str:
+    return "unknown" if number is None else number
+
+
 def _times(time_wait: Mapping[str, float]) -> str:
     return ", ".join(f"{label} {seconds:g} s" for label, seconds in time_wait.items())
 
@@ -118,8 +140,11 @@ def _guard(actions: Mapping[str, int] | None) -> Iterator[str]:
         yield from textwrap.wrap(f"guard: {done or 'nothing to do yet'}", 80, subsequent_indent="  ")
 
 
-def _sysctls(changed: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _sysctls(changed: Sequence[Mapping[str, Any]] | None) -> Iterator[str]:
     """Those of several namespaces that were changed alike are told once."""
+    if changed is None:
+        yield "sysctls unknown"
+        return
     yield from dict.fromkeys(f"sysctl {each['name']} {each['now']} (was {each['before']})" for each in changed)
 
 
@@ -139,9 +164,9 @@ def _by_reason(ended: Mapping[str, Mapping[str, int]]) -> Iterator[dict[str, Any
         yield {"ended": reason.name.lower()} | {label: counts[reason.name.lower()] for label, counts in ended.items()}
 
 
-def _would_free(modes: Mapping[str, Mapping[str, int]]) -> Iterator[dict[str, Any]]:
+def _would_free(modes: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for mode, row in modes.items():
-        yield {"mode": mode, **row, "memory": _mib(row["bytes"])}
+        yield {"mode": mode, **row, "ports": _or_unknown(row["ports"]), "memory": _mib(row["bytes"])}
 
 
 def _mib(size: int) -> str:

@@ -85,8 +85,7 @@ def reachable(table: Table) -> dict[int, str]:
         if here == cookie:
             found[index] = name
         elif not name:
-            where = "the one that 'twctl run' was started in"
-            raise TwctlError(f"network namespace {where} is another one here", "run this where the daemon runs")
+            raise TwctlError("this is another network namespace than the daemon's", "run this there")
     if not found:
         raise TwctlError("none of the enrolled network namespaces is here", "run this where the daemon runs")
     return found
