@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,11 +34,17 @@ def trials(pins: Path) -> list[Path]:
     return [*pins.parent.glob(f"{pins.name}-check-*")]
 
 
+def hang_up_ends() -> None:
+    """As in a terminal; nohup, which may run the tests, has it ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 @contextmanager
 def trying(pins: Path) -> Iterator["subprocess.Popen[bytes]"]:
     """A check whose probe is attached just now."""
     command = [sys.executable, "-m", "twctl", "check", "--pins", str(pins)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, **quiet, preexec_fn=hang_up_ends) as process:  # noqa: PLW1509 - no thread is here
         links = pins.with_name(f"{pins.name}-check-{process.pid}") / "next/links"
         wait_until(lambda: links.exists() or process.poll() is not None, timeout=START_SECONDS)
         assert process.poll() is None

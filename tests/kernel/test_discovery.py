@@ -90,7 +90,7 @@ def test_what_comes_joins_and_what_goes_is_freed(machine: Host, mode: str) -> No
 def test_a_crash_changes_nothing_and_the_next_start_picks_up(machine: Host) -> None:
     """Guard and sysctl stay; of one that went meanwhile nothing is left, one that came meanwhile joins."""
     stays, goes = machine.add("stays"), machine.add("goes")
-    with daemon(mode="vestigial", config=ALL, prefix=machine.prefix) as one:
+    with daemon(mode="vestigial", config=f"{ALL}[time_wait]\nloopback = 60\n", prefix=machine.prefix) as one:
         close(stays)
         one.kill()
         assert (True, "0") == (has_guard(stays), stays.sysctl(BUCKETS))
