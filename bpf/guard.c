@@ -70,9 +70,7 @@ ALWAYS_INLINE int execute(struct __sk_buff *skb, struct work *w, struct segment 
  * that went past the guard. The session is over, as on a stock host, and is not to answer when that connection has ended. */
 ALWAYS_INLINE bool is_taken(const struct segment *s, enum presence presence)
 {
-	bool opens = (s->in.tcp.flags & (SYN | RST | ACK)) == SYN;
-
-	return presence == PRESENCE_ANSWERED || (presence == PRESENCE_LIVE && opens);
+	return presence == PRESENCE_ANSWERED || (presence == PRESENCE_LIVE && opens(s->in.tcp.flags));
 }
 
 /* A segment that has a vestige, and perhaps a live socket. */

@@ -127,7 +127,7 @@ ALWAYS_INLINE void decide_in_fin_wait2(struct work *w, const struct segment *s, 
 /* Whether a SYN opens a connection anew (RFC 6191, RFC 1122 section 4.2.2.13). */
 ALWAYS_INLINE bool reopens(const struct work *w, const struct segment *s)
 {
-	if ((s->flags & (SYN | RST | ACK)) != SYN)
+	if (!opens(s->flags))
 		return false;
 	return after(s->seq, w->session.rcv_nxt) || (s->has_timestamp && (s32)(w->session.ts_recent - s->tsval) < 0);
 }
@@ -166,11 +166,11 @@ ALWAYS_INLINE void decide_in_time_wait(struct work *w, const struct segment *s, 
  * it may in any other. */
 ALWAYS_INLINE void decide_unanswerable(const struct work *w, const struct segment *s, struct decision *v, enum presence presence)
 {
-	bool opens = w->session.bits & VESTIGE_UNKNOWN ? (s->flags & (SYN | RST | ACK)) == SYN :
+	bool anew = w->session.bits & VESTIGE_UNKNOWN ? opens(s->flags) :
 							!w->session.fin_wait2 && !paws_rejects(w, s) && reopens(w, s);
 
 	v->action = ACTION_UNANSWERABLE;
-	if (opens && presence == PRESENCE_LISTENER)
+	if (anew && presence == PRESENCE_LISTENER)
 		end_session(v, ACTION_REOPENED, REASON_REUSED);
 }
 

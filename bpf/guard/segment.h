@@ -26,6 +26,12 @@
 #define RST 0x04
 #define ACK 0x10
 
+/* Whether a segment opens a connection, by its flags. */
+ALWAYS_INLINE bool opens(u32 flags)
+{
+	return (flags & (SYN | RST | ACK)) == SYN;
+}
+
 #define OPTION_END 0
 #define OPTION_NOP 1
 #define OPTION_TIMESTAMP 8

@@ -72,10 +72,11 @@ ALWAYS_INLINE void enter_table(u32 worker, const void *sk, struct view *v, const
 	class = classify_on_wire(w, v, netns);
 	if (netns & NETNS_TPROXY && is_transparent(sk))
 		w->flags |= TRANSPARENT;
-	if (class < CLASSES)
+	if (class < CLASSES) {
 		COUNT(worker, entered[class][w->family % FAMILIES]);
-	if (class < CLASSES && w->flags & TRANSLATED)
-		COUNT(worker, translated[class][w->family % FAMILIES]);
+		if (w->flags & TRANSLATED)
+			COUNT(worker, translated[class][w->family % FAMILIES]);
+	}
 	w->session.marking = netns & NETNS_GUARDED ? read_marking(w, v) : 0;
 	if (!(w->flags & TRANSLATED))
 		w->session.device = netns & NETNS_GUARDED ? read_device(w, sk) : 0;
