@@ -97,6 +97,9 @@ def key(source: str, remote: str, port: int) -> Key:
 def test_the_kernel_s_entries_are_read_in_both_families(nat: Nat) -> None:
     """Those of the container and of the host itself hold ports of one address; only the former are translated."""
     both, opened = nat.link, []
+    # else the host's own connection may take a port that is the container's on the wire, and is translated, too
+    nat.inner.sysctl("net.ipv4.ip_local_port_range", "40000 49999")
+    nat.host.sysctl("net.ipv4.ip_local_port_range", "50000 59999")
     for family, server in ((socket.AF_INET, both.server_ipv4), (socket.AF_INET6, both.server_ipv6)):
         with both.server.socket(family) as listener:
             listener.bind((server, 20000))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import load
 from twctl.addresses import Network
 from twctl.classes import Class, Explanation
 from twctl.errors import TwctlError
@@ -112,6 +113,13 @@ def wait_for(watcher: RouteWatcher, address: str, class_: Class) -> None:
     wait_until(watcher, lambda: class_of(watcher, address) == class_)
 
 
+def agree(watcher: RouteWatcher, fresh: RouteWatcher) -> bool:
+    """Whether both have the same trie. Both follow: a device can get its link-local address at any moment."""
+    settle(watcher)
+    settle(fresh)
+    return watcher.trie() == fresh.trie()
+
+
 CHANGES = (
     "route add 10.0.0.0/8 via 10.1.0.9",
     "route add 10.3.0.0/16 dev eth1",
@@ -150,9 +158,8 @@ def test_each_change_leaves_what_a_fresh_read_finds(host: Host, watcher: RouteWa
     """After each of a row of changes the followed trie equals the one that a new watcher reads."""
     for change in CHANGES:
         host.ip(change)
-        settle(watcher)
         with RouteWatcher({}, host.name) as fresh:
-            assert watcher.trie() == fresh.trie(), change
+            load.wait_until(lambda: agree(watcher, fresh), what=change, timeout=SECONDS)
     assert watcher.resyncs == 0
     assert watcher.changes > len(CHANGES)
 
