@@ -160,11 +160,10 @@ ALWAYS_INLINE bool may_leave(struct __sk_buff *skb, struct work *w, struct segme
 }
 
 /* Whether a SYN that is only forwarded has its source from a translation, not from whoever claims our name. Conntrack says so of its
- * own; else the kernel forwards no IPv4 that came with an address of this host (fib_validate_source), but IPv6 for whoever asks. What
- * another's device sends by this one (macvlan, ipvlan, VLAN) nobody has forwarded. */
+ * own; else the kernel forwards no IPv4 that came with an address of this host (fib_validate_source), but IPv6 for whoever asks. */
 ALWAYS_INLINE bool is_given_our_name(struct __sk_buff *skb, struct work *w, u32 classid)
 {
-	if (!is_sent_by_device(skb, classid))
+	if (!is_forwarded_here(skb, classid))
 		return false;
 	return translation_of(skb, 0) & SOURCE_TRANSLATED || (is_ipv4(w) && vestige_socket(w) && !(w->flags & TRANSLATED));
 }

@@ -8,6 +8,8 @@
 #include "table.h"
 #include "wire.h"
 
+#define ROUTE_NOT_COUNTED 1ULL /* SKB_DST_NOREF: the rest of sk_buff._skb_refdst is a pointer to struct dst_entry */
+
 /* Whether a tuple is that of a socket. One that is mapped to IPv6 has the IPv4 addresses, too. */
 ALWAYS_INLINE bool is_of_socket(const struct work *w, const struct tuple *t, struct bpf_sock *sk)
 {
@@ -31,18 +33,32 @@ ALWAYS_INLINE bool is_of_netns(struct __sk_buff *skb, struct bpf_sock *sk)
 	       !read_kernel(socket, sizeof(socket), sk) && socket[OFFSET_sock_common_skc_net / 8] == net;
 }
 
-/* Whether a packet that leaves by an Ethernet device has that device's address, as all that this namespace sends or forwards has. */
-ALWAYS_INLINE bool is_sent_by_device(struct __sk_buff *skb, u32 classid)
+ALWAYS_INLINE bool has_address_of(struct __sk_buff *skb, u64 device)
 {
 	u16 own[3], source[3];
-	u64 device = 0, address = 0;
+	u64 address = 0;
 
-	if (!(classid & DEVICE_ETHERNET))
-		return true;
-	if (READ(device, skb, sk_buff_dev) || READ(address, device, net_device_dev_addr) ||
-	    read_kernel(own, sizeof(own), (void *)address) || bpf_skb_load_bytes(skb, sizeof(own), source, sizeof(source)))
+	if (READ(address, device, net_device_dev_addr) || read_kernel(own, sizeof(own), (void *)address) ||
+	    bpf_skb_load_bytes(skb, sizeof(own), source, sizeof(source)))
 		return false;
 	return !((own[0] ^ source[0]) | (own[1] ^ source[1]) | (own[2] ^ source[2]));
+}
+
+/* Whether this namespace has forwarded a packet: it came in by a device, and its route leads to the one that it leaves by. What
+ * another's device sends by this one (macvlan, ipvlan, VLAN) has the route to that. What a program has redirected has none, but the
+ * device's hardware address; so can have what another sends by it, but then a handler tells apart what comes in for him. */
+ALWAYS_INLINE bool is_forwarded_here(struct __sk_buff *skb, u32 classid)
+{
+	u64 device = 0, route = 0, leads_to = 0, handler = 0;
+
+	if (READ(device, skb, sk_buff_dev) || READ(route, skb, sk_buff__skb_refdst))
+		return false;
+	route &= ~ROUTE_NOT_COUNTED;
+	if (route)
+		return skb->ingress_ifindex && !READ(leads_to, route, dst_entry_dev) && leads_to == device;
+	if (!(classid & DEVICE_ETHERNET))
+		return true;
+	return !READ(handler, device, net_device_rx_handler) && !handler && has_address_of(skb, device);
 }
 
 /* Whether a note says just what a packet would: that of a FIN nearly always does, after its SYN's. */

@@ -1,8 +1,9 @@
 """What others do by the same devices: one forges the host's name, one's answers are translated by the host."""
 
 import errno
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -11,9 +12,10 @@ import pytest
 from tests.load import wait_until
 from tests.load.duty import on_duty
 from tests.load.foreign import CLSACT, TCX, attached, loaded
+from tests.load.frames import ETHERTYPE, hardware_address
 from tests.load.netns import Link, Namespace, add_addresses, link, namespace
 from tests.load.paths import IPV4, IPV6, fin_wait2, over_link
-from tests.load.peer import TunPeer, tun_peer
+from tests.load.peer import TunPeer, open_tun, tun_peer
 from tests.load.scripts import SCRIPTS
 from tests.load.segments import ACK, FIN, SYN, Segment, build, capture, inject
 from tests.load.translations import POSTROUTING, nftables
@@ -21,8 +23,6 @@ from twctl.linux import tcx
 
 pytestmark = pytest.mark.alone("it waits for replies")
 
-FAMILIES = (IPV4, IPV6)
-ETHERTYPE = {IPV4: 0x0800, IPV6: 0x86DD}
 # The peer's kernel answers a forged SYN with a RST, which must not end the session.
 QUIET = {"net.ipv4.tcp_rfc1337": 1}
 
@@ -33,6 +33,8 @@ class Neighbours:
 
     link: Link
     neighbour: Namespace
+    tun: int  # what is written here the neighbour forwards, with the hardware address of the host's device
+    tun_behind: int  # so does somebody behind the neighbour's bridge
 
 
 @pytest.fixture(scope="module")
@@ -40,35 +42,69 @@ def neighbours(kind: str) -> Iterator[Neighbours]:
     """Stock or guarded."""
     with ExitStack() as stack:
         made = stack.enter_context(link(QUIET))
-        other = stack.enter_context(namespace())
+        other, behind = (stack.enter_context(namespace()) for _ in range(2))
         made.client.ip("link", "add", "mac0", "link", made.device, "type", "macvlan", "mode", "bridge")
         made.client.ip("link", "set", "mac0", "netns", other.name)
-        other.ip("link", "set", "mac0", "up")
+        other.ip("link", "add", "br0", "type", "bridge")
+        other.ip("link", "add", "veth1", "type", "veth", "peer", "name", "veth0", "netns", behind.name)
+        for port in ("mac0", "veth1"):
+            other.ip("link", "set", port, "master", "br0", "up")
+        tuns = [_disguised(made, ns, device) for ns, device in ((other, "br0"), (behind, "veth0"))]
+        for tun in tuns:
+            stack.callback(os.close, tun)
         stack.enter_context(on_duty(kind, made.client))
-        yield Neighbours(made, other)
+        yield Neighbours(made, other, *tuns)
 
 
-def hardware_address(ns: Namespace, device: str) -> bytes:
-    """The Ethernet address of a device."""
-    with ns.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock, ns.entered():
-        sock.bind((device, 0))
-        return bytes(sock.getsockname()[4])
+def _disguised(made: Link, ns: Namespace, device: str) -> int:
+    """A tun device of a namespace that forwards by a device, which gets the hardware address of the host's."""
+    tun = open_tun(ns, "tun0")
+    own, peer = (hardware_address(end, made.device).hex(":") for end in (made.client, made.server))
+    ns.ip("link", "set", device, "address", own, "up")
+    ns.ip("link", "set", "tun0", "up")
+    ns.ip("route", "add", made.server_ipv4, "dev", device)
+    ns.ip("neighbour", "add", made.server_ipv4, "dev", device, "lladdr", peer)
+    ns.sysctl("net.ipv4.conf.all.forwarding", 1)
+    return tun
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_syn_that_a_neighbour_sends_in_the_host_s_name_ends_nothing(neighbours: Neighbours, family: str) -> None:
-    """It knows the tuple, and the host's own device is its way out: the peer's FIN is acknowledged as before."""
+def by_neighbour(on: Neighbours, segment: Segment) -> None:
+    """It has no address of the host's, neither of IP nor of Ethernet."""
+    packet = build(segment)
+    where = "mac0", ETHERTYPE[packet[0] >> 4], 0, 0, hardware_address(on.link.server, on.link.device)
+    with on.neighbour.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock, on.neighbour.entered():
+        sock.sendto(packet, where)
+
+
+def by_disguised_neighbour(on: Neighbours, segment: Segment) -> None:
+    """As one with an ipvlan device, which always has the host's hardware address."""
+    os.write(on.tun, build(segment))
+
+
+def by_one_behind(on: Neighbours, segment: Segment) -> None:
+    """So that no route of the neighbour's own leads there."""
+    os.write(on.tun_behind, build(segment))
+
+
+SENDERS: tuple[tuple[Callable[[Neighbours, Segment], None], str], ...] = (
+    (by_neighbour, IPV4),
+    (by_neighbour, IPV6),
+    (by_disguised_neighbour, IPV4),
+    (by_one_behind, IPV4),
+)
+
+
+@pytest.mark.parametrize(("sender", "family"), SENDERS)
+def test_a_syn_that_no_connection_of_the_host_s_sends_ends_nothing(
+    neighbours: Neighbours, sender: Callable[[Neighbours, Segment], None], family: str
+) -> None:
+    """It has the session's tuple, and leaves by the host's own device: the peer's FIN is acknowledged as before."""
     made = neighbours.link
-    route = over_link(made, family)
     with capture(made.server, made.device) as seen:
-        (session,) = fin_wait2(route, 1)
+        (session,) = fin_wait2(over_link(made, family), 1)
         own, peer = session.client.tuple, session.server.tuple
         fin = next(one for one in seen.segments() if one.tuple == peer and one.has(FIN))
-        packet = build(Segment(*own, seq=12_345, ack=0, flags=SYN))
-        with neighbours.neighbour.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as sock:
-            where = "mac0", ETHERTYPE[family], 0, 0, hardware_address(made.server, made.device)
-            with neighbours.neighbour.entered():
-                sock.sendto(packet, where)
+        sender(neighbours, Segment(*own, seq=12_345, ack=0, flags=SYN))
         wait_until(lambda: any(one.flags == SYN and one.seq == 12_345 for one in seen.segments()), what="it arrives")
         before = len(seen.segments())
         inject(made.server, fin)

@@ -75,10 +75,13 @@ CGROUP = ("sock.sk_cgrp_data", "cgroup.kn", "kernfs_node.id")
 # What the guard reads besides, where a segment has a vestige.
 GUARD = (
     "sk_buff.dev",
+    "sk_buff._skb_refdst",
     "sk_buff.ip_summed",
+    "dst_entry.dev",
     "sock_common.skc_net",
     "net_device.nd_net",
     "net_device.dev_addr",
+    "net_device.rx_handler",
     "net_device.ip_ptr",
     "net_device.ip6_ptr",
     "in_device.cnf.data",
