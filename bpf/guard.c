@@ -174,7 +174,7 @@ ALWAYS_INLINE int let_out_or_hold(struct __sk_buff *skb, struct work *w, struct 
 {
 	struct bpf_sock *sk = skb->sk;
 
-	if (sk ? !is_of_netns(skb, sk) : !is_given_our_name(skb, w, s->classid))
+	if (sk ? !has_connections(sk) || !is_of_netns(skb, sk) : !is_given_our_name(skb, w, s->classid))
 		return TC_ACT_UNSPEC;
 	if (!may_leave(skb, w, s)) {
 		count(ACTION_HELD);

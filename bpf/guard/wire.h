@@ -8,6 +8,7 @@
 #include "table.h"
 #include "wire.h"
 
+#define SOCK_STREAM 1
 #define ROUTE_NOT_COUNTED 1ULL /* SKB_DST_NOREF: the rest of sk_buff._skb_refdst is a pointer to struct dst_entry */
 
 /* Whether a tuple is that of a socket. One that is mapped to IPv6 has the IPv4 addresses, too. */
@@ -31,6 +32,13 @@ ALWAYS_INLINE bool is_of_netns(struct __sk_buff *skb, struct bpf_sock *sk)
 
 	return !READ(device, skb, sk_buff_dev) && !READ(net, device, net_device_nd_net) &&
 	       !read_kernel(socket, sizeof(socket), sk) && socket[OFFSET_sock_common_skc_net / 8] == net;
+}
+
+/* Whether a socket has connections; those of whoever writes packets himself (raw, packet, tap) have none. */
+ALWAYS_INLINE bool has_connections(struct bpf_sock *sk)
+{
+	sk = bpf_sk_fullsock(sk);
+	return sk && sk->type == SOCK_STREAM;
 }
 
 ALWAYS_INLINE bool has_address_of(struct __sk_buff *skb, u64 device)

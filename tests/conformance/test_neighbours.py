@@ -86,11 +86,18 @@ def by_one_behind(on: Neighbours, segment: Segment) -> None:
     os.write(on.tun_behind, build(segment))
 
 
+def by_raw_socket(on: Neighbours, segment: Segment) -> None:
+    """The host's own."""
+    inject(on.link.client, segment)
+
+
 SENDERS: tuple[tuple[Callable[[Neighbours, Segment], None], str], ...] = (
     (by_neighbour, IPV4),
     (by_neighbour, IPV6),
     (by_disguised_neighbour, IPV4),
     (by_one_behind, IPV4),
+    (by_raw_socket, IPV4),
+    (by_raw_socket, IPV6),
 )
 
 
