@@ -26,12 +26,15 @@ ALWAYS_INLINE bool has_other_wire(struct bpf_sock *sk, const struct work *w)
 	return wire && !has_wire(w, wire);
 }
 
-/* Whether a segment acknowledges the SYN of a socket. (Its snd_nxt is still before that while tcp_connect() sends it.) */
+#define SYN_DATA 0xffff /* the most that a SYN can have (TCP Fast Open) */
+
+/* Whether a segment acknowledges the SYN of a socket. (Its snd_nxt is still before that while tcp_connect() sends it, so a SYN|ACK may
+ * acknowledge what data there can be. The peer of an old connection sends none.) */
 ALWAYS_INLINE bool answers(struct bpf_sock *sk, const struct segment *s)
 {
 	struct bpf_tcp_sock *tcp = s->in.tcp.flags & ACK ? bpf_tcp_sock(sk) : NULL;
 
-	return tcp && tcp->snd_una + 1 == bpf_ntohl(s->in.tcp.ack);
+	return tcp && bpf_ntohl(s->in.tcp.ack) - tcp->snd_una - 1 <= (s->in.tcp.flags & SYN ? SYN_DATA : 0);
 }
 
 ALWAYS_INLINE enum presence socket_for(struct __sk_buff *skb, const struct work *w, const struct segment *s)

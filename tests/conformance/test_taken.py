@@ -81,21 +81,27 @@ def test_a_session_whose_socket_has_come_again_is_not_there_when_that_is_gone(
         assert sock.recv(1) == b""
 
 
+# A SYN may have data, without a cookie: clients 1 and 4, servers 2 and 0x200 (ip-sysctl).
+FASTOPEN = {"net.ipv4.tcp_fastopen": 0x207}
+
+
 @pytest.fixture(scope="module")
 def joined(kind: str) -> Iterator[Link]:
     """Two namespaces, the client's with somebody on duty."""
     with ExitStack() as stack:
-        made = stack.enter_context(link())
+        made = stack.enter_context(link(FASTOPEN))
         stack.enter_context(on_duty(kind, made.client))
         yield made
 
 
+@pytest.mark.parametrize("data", [b"", b"with the SYN"])
 @pytest.mark.parametrize("length", [8, 16])
-def test_a_syn_that_leaves_in_a_shape_of_its_own_is_answered(joined: Link, length: int) -> None:
+def test_a_syn_that_leaves_in_a_shape_of_its_own_is_answered(joined: Link, length: int, data: bytes) -> None:
     """IPv6 with destination options: the guard follows 8 bytes of them, and 16 it does not. No SYN is sent twice."""
     options = bytes([0, length // 8 - 1, 0x1E, length - 4]) + bytes(length - 4)
     with joined.server.socket(socket.AF_INET6) as listener:
         listener.bind(("::", 0))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, N)
         listener.listen()
         target = joined.server_ipv6, listener.getsockname()[1]
         before = tcp(joined.client)["RetransSegs"]
@@ -106,9 +112,15 @@ def test_a_syn_that_leaves_in_a_shape_of_its_own_is_answered(joined: Link, lengt
                 if turn:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DSTOPTS, options)
                 sock.settimeout(5)
-                sock.connect(target)
+                if data:
+                    sock.sendto(data, socket.MSG_FASTOPEN, target)
+                else:
+                    sock.connect(target)
+                listener.settimeout(5)
                 with listener.accept()[0] as server:
+                    server.settimeout(5)
                     sock.shutdown(socket.SHUT_WR)
+                    assert server.recv(len(data), socket.MSG_WAITALL) == data
                     assert server.recv(1) == b""
                 assert sock.recv(1) == b""
         assert before == tcp(joined.client)["RetransSegs"]
