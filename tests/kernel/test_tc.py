@@ -131,7 +131,7 @@ def test_devices_are_told_by_type_kind_port_and_xdp(host: tuple[Namespace, IPRou
     ns.ip("link", "set", "veth0", "master", "br0")
     ns.ip("tuntap", "add", "dev", "tun0", "mode", "tun")
     found = {each.name: each for each in devices(requests)}
-    assert {name: each[2:] for name, each in found.items()} == {
+    assert {name: each[2:6] for name, each in found.items()} == {
         "lo": (772, "", "", False),
         "br0": (1, "bridge", "", False),
         "veth0": (1, "veth", "bridge", False),

@@ -9,11 +9,15 @@ from pyroute2.netlink import nlmsg
 
 from twctl.linux.netlink import complete, refusals
 
+IPVLAN_MODE_L3S = 2  # linux/if_link.h
 RTEXT_FILTER_SKIP_STATS = 8  # linux/rtnetlink.h: without the counters that make up half of an answer
 
 
 class Device(NamedTuple):
-    """An interface: number, name, type (ARPHRD_*), kind, what it is a port of (both may be empty), if it has XDP."""
+    """An interface: number, name, type (ARPHRD_*), kind, what it is a port of (both may be empty), if it has XDP.
+
+    l3s: an ipvlan device of this mode. What comes in for it passes netfilter, and TC of its parent alone.
+    """
 
     number: int
     name: str
@@ -21,6 +25,7 @@ class Device(NamedTuple):
     kind: str
     port_of: str
     xdp: bool
+    l3s: bool = False
 
 
 def link_messages(requests: IPRoute) -> list[nlmsg]:
@@ -56,11 +61,13 @@ def packets(requests: IPRoute, number: int) -> int:
 
 def _device(message: nlmsg) -> Device:
     info, xdp = message.get_attr("IFLA_LINKINFO"), message.get_attr("IFLA_XDP")
+    kind, data = (info.get_attr("IFLA_INFO_KIND", ""), info.get_attr("IFLA_INFO_DATA")) if info else ("", None)
     return Device(
         message["index"],
         message.get_attr("IFLA_IFNAME"),
         message["ifi_type"],
-        info.get_attr("IFLA_INFO_KIND", "") if info else "",
+        kind,
         info.get_attr("IFLA_INFO_SLAVE_KIND", "") if info else "",
         bool(xdp and xdp.get_attr("IFLA_XDP_ATTACHED")),
+        bool(data and kind == "ipvlan" and data.get_attr("IFLA_IPVLAN_MODE") == IPVLAN_MODE_L3S),
     )

@@ -17,7 +17,7 @@ from twctl.linux.tc import INGRESS, filters
 from twctl.modes.filters import PRIORITIES, owner
 
 XFRM_MSG_GETPOLICY = 0x15  # linux/xfrm.h
-KINDS = ("xdp", "tc", "ipsec", "egress")
+KINDS = ("xdp", "tc", "ipvlan", "ipsec", "egress")
 
 
 class Obstacle(NamedTuple):
@@ -80,6 +80,8 @@ def _programs(netns: str | None) -> Iterator[Obstacle]:
         for device in devices(requests):
             if device.xdp:
                 yield Obstacle("xdp", f"XDP on {device.name}: what it redirects or drops does not reach the guard")
+            if device.l3s:
+                yield Obstacle("ipvlan", f"{device.name} is ipvlan in mode l3s: what comes in there does not pass TC")
             if tcx.is_available():  # there the guard is first
                 continue
             for each in filters(requests, device.number):
