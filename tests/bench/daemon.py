@@ -81,7 +81,7 @@ def _loader(times: int) -> dict[str, Any]:
         request = {"pins": str(pins), "capacity": {"ipv4": sizes, "ipv6": sizes}, "probe": "tracepoint"}
         started = time.monotonic()
         subprocess.run(
-            [sys.executable, "-m", "twctl.table.loader"],
+            [sys.executable, "-m", "twctl.table.loader", str(os.getpid())],
             input=json.dumps(request),
             text=True,
             check=True,

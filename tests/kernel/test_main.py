@@ -216,6 +216,23 @@ def test_a_start_that_is_interrupted_says_stopped(ns: Namespace, moment: str, as
         assert twctl("release", "--pins", str(pins)).returncode == 0
 
 
+def test_a_start_that_is_killed_leaves_nothing_that_loads(ns: Namespace) -> None:
+    """Its loader goes with it: else that pins while another start does, and neither gets through."""
+    pins = Path(f"/sys/fs/bpf/twctl-test-{os.getpid()}-killed")
+    words = ["run", "--pins", str(pins), "--netns", ns.name, "--listen", "127.0.0.1:0", "--probe", "tracepoint"]
+    try:
+        with subprocess.Popen([sys.executable, "-m", "twctl", *words], stderr=subprocess.PIPE, text=True) as process:
+            wait_until((pins / "next").exists, what="it loads", timeout=TOLD_SECONDS)
+            wait_until(lambda: "twctl.table.loader" in _commands(process.pid), what="the loader", timeout=TOLD_SECONDS)
+            (loader,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            process.kill()
+            process.wait()
+            wait_until(lambda: not Path(f"/proc/{loader}/exe").exists(), what="the loader ends", timeout=1)
+            assert not (pins / "current").exists()
+    finally:
+        assert twctl("release", "--pins", str(pins)).returncode == 0
+
+
 def _commands(pid: int) -> str:
     """The command lines of a process and of its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

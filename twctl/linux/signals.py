@@ -1,10 +1,15 @@
-"""The signals that a daemon is asked by to stop or to read its configuration again, and how they are put off."""
+"""Signals that ask a daemon to stop or to read its configuration again, and how they are put off; and SIGKILL."""
 
 import contextlib
+import ctypes
+import os
 import signal
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
@@ -15,3 +20,14 @@ def put_off() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def end_with(parent: int) -> None:
+    """Have this process killed when the one that started it ends, and now if that has ended already.
+
+    Giving up capabilities afterwards does not change that, gaining some would (prctl(2), PR_SET_PDEATHSIG).
+    """
+    if _libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

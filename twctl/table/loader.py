@@ -1,7 +1,8 @@
 """The short-lived process that compiles, loads, attaches and pins; what compiled.py imports is in no other process.
 
-Run as `python -m twctl.table.loader` with a request (JSON) on standard input, for the probes and their table or for the
-guard of a table that is pinned. Prints one JSON object: the answer or, with exit status 1, {"error": ..., "hint": ...}.
+Run as `python -m twctl.table.loader PID`, by the process of this number, with a request (JSON) on standard input, for
+the probes and their table or for the guard of a table that is pinned. Prints one JSON object: the answer or, with exit
+status 1, {"error": ..., "hint": ...}.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import secrets
 import struct
 import subprocess
@@ -22,7 +24,7 @@ from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux import btf, capabilities, libbpf
 from twctl.linux.capabilities import Capability
-from twctl.linux.signals import put_off
+from twctl.linux.signals import end_with, put_off
 from twctl.table import fields
 from twctl.table.compiled import GUARDS, MAPS, Probes, UnmeasuredError, compiled, map_descriptor
 from twctl.table.layout import BLOCKS, LATE_SECONDS, Layout
@@ -100,8 +102,8 @@ def _run(request: Request | GuardRequest) -> dict[str, Any]:
     Ctrl-C and a service manager's SIGTERM are meant for the daemon, which stops when its start is over.
     """
     with put_off():
-        done = subprocess.run(
-            [sys.executable, "-m", "twctl.table.loader"],
+        done = subprocess.run(  # noqa: S603 - our own interpreter
+            [sys.executable, "-m", "twctl.table.loader", str(os.getpid())],
             input=json.dumps(dataclasses.asdict(request)),
             capture_output=True,
             text=True,
@@ -219,7 +221,11 @@ def _load_guard(request: GuardRequest) -> None:
 
 
 def main() -> int:
-    """Serve one request, with no other rights than it needs."""
+    """Serve one request, with no other rights than it needs.
+
+    Who asked has the lock of the pins: when that is killed, the next who has it must not meet this process there.
+    """
+    end_with(int(sys.argv[1]))
     asked = json.load(sys.stdin)
     try:
         capabilities.keep(*NEEDED)
