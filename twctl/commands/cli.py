@@ -31,6 +31,7 @@ from twctl.commands.options import (
 )
 from twctl.commands.reach import as_root, in_sight, pins_of, pins_to_release, table_of
 from twctl.config.config import load
+from twctl.config.config import pins_of as pinned_at
 from twctl.config.keys import KEYS, Mode, Probe
 from twctl.linux.signals import put_off
 from twctl.table.tallies import By
@@ -75,6 +76,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option
     given: dict[str, object] = {"mode": mode, "listen": listen, "netns": netns, "probe": probe}
     given |= {"pins": str(pins) if pins else None, "all_netns": all_netns, "force": force}
     options = {name: value for name, value in given.items() if value not in (None, False, [])}  # '' is refused
+    in_sight(pinned_at(config, options))
     request = json.dumps({"file": str(config) if config else None, "options": options, "release": release})
     with put_off():  # until the daemon hears them
         os.execv(sys.executable, [sys.executable, "-m", "twctl.daemon.main", request])  # noqa: S606 - our own interpreter

@@ -34,6 +34,9 @@ def as_root() -> None:
 def in_sight(pins: Path) -> None:
     """Whether pins can be seen from here.
 
+    What is pinned there inside of `ip netns exec` is seen by no other command, and goes with the last process inside:
+    also the guard of a daemon that is killed, whose sysctls stay.
+
     :raises TwctlError: inside of `ip netns exec`, which mounts a new /sys, whose bpffs is not the host's. That one
         bears the namespace's name (iproute2, netns_switch()).
     """
