@@ -74,6 +74,14 @@ def test_output_that_cannot_be_written_is_one_line(words: list[str], output: str
     assert (1, line) == (done.returncode, done.stderr)
 
 
+@pytest.mark.parametrize("words", [["config", "--pins", "here"], ["no-such-command"], []])
+def test_an_error_that_nobody_is_to_hear_is_no_output(words: list[str]) -> None:
+    """With standard error closed the exit status says it; standard output is for what was asked."""
+    command = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "twctl", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (2, "", "") == (done.returncode, done.stdout, done.stderr)
+
+
 def test_completion_that_cannot_be_installed_is_one_line(tmp_path: Path) -> None:
     """Where HOME is no folder."""
     (tmp_path / "home").touch()

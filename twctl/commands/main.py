@@ -15,8 +15,7 @@ def main() -> None:
     from twctl.errors import TwctlError  # noqa: PLC0415
 
     signal.signal(signal.SIGINT, loading)
-    if sys.stdout is None:  # a shell's >&-: to write is to be an error, and no other file is to get the number
-        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    _open_closed()
     try:
         app(prog_name="twctl")  # python -m twctl is the same, also to a shell that completes
     except KeyboardInterrupt:
@@ -35,6 +34,14 @@ def main() -> None:
             _forget_output()
             _end(f"cannot write the output: {error.strerror} (see where standard output leads)")
         raise
+
+
+def _open_closed() -> None:
+    """Standard output and error that a shell has closed: no other file is to get their numbers."""
+    if sys.stdout is None:  # >&-: to write is to be an error
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_RDONLY), "w")
+    if sys.stderr is None:  # 2>&-: nobody is to hear, and print() would take standard output in its place
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def _is_of_output(error: OSError) -> bool:
