@@ -113,7 +113,7 @@ def run(folder: Path, script: str, number: int) -> list[str]:
     """What a scriptlet calls; number: how many versions of the package there are afterwards. systemd runs."""
     calls = folder / "calls"
     calls.write_text("")
-    for name in ("systemctl", "find", "python3", "rm", "twctl"):
+    for name in ("systemctl", "find", "python3", "rmdir", "twctl"):
         (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{calls}\n')
         (folder / name).chmod(0o755)
     script = script.replace("/opt/twctl/bin/twctl", "twctl").replace("/run/systemd/system", str(folder))
@@ -139,7 +139,7 @@ def test_the_scriptlets_do_as_the_debian_ones(package: Path, tmp_path: Path) -> 
         ("preuninstall", 1): [],
         ("preuninstall", 0): ["systemctl --no-reload disable --now twctl.service", "twctl release", clean],
         ("postuninstall", 1): [reload, "systemctl try-restart twctl.service"],
-        ("postuninstall", 0): [reload, "rm -rf /run/twctl"],
+        ("postuninstall", 0): [reload, "rmdir --ignore-fail-on-non-empty /run/twctl"],
     }
     assert wanted == {(name, number): run(tmp_path, scriptlet(package, name), number) for name, number in wanted}
 
@@ -149,7 +149,6 @@ KNOWN = {
     "dir-or-file-in-opt": "the libraries are the package's own, as on Debian",
     "only-non-binary-in-usr-lib": "the unit",
     "devel-dependency": "the loader compiles against linux/bpf.h",
-    "dangerous-command-in-%postun": "/run/twctl, which the daemon made",
     "no-%prep-section": "the tree is complete",
     "no-%build-section": "the tree is complete",
     "no-buildroot-tag": "rpm has not needed one since 4.6",

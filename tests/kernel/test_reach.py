@@ -70,7 +70,7 @@ def test_inside_of_ip_netns_exec_the_pins_are_said_to_be_hidden(pins: Path) -> N
     """Not to be absent; nor does `release` find nothing, or `run` pin there. With nsenter they are in sight."""
     with namespace() as ns:
         for words in (["status"], ["top", "--count", "1"], ["release"], ["config"], ["run", "--listen", "127.0.0.1:0"]):
-            done = twctl(*words, "--pins", str(pins), prefix=("ip", "netns", "exec", ns.name))
+            done = twctl(*words, "--pins", str(pins), prefix=("timeout", "30", "ip", "netns", "exec", ns.name))
             hint = f"run twctl outside, which sees every namespace, or with nsenter --net={ns.path}"
             assert (1, f"twctl: 'ip netns exec {ns.name}' hides {pins} ({hint})\n") == (done.returncode, done.stderr)
         done = twctl("status", "--pins", str(pins), prefix=tuple(ns.command()))

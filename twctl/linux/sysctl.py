@@ -2,14 +2,14 @@
 
 import contextlib
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Collection, Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
 from twctl.errors import TwctlError
+from twctl.linux import journal_file
+from twctl.linux.journal_file import Entry
 from twctl.linux.procsys import Access, Kernel
 
 FOLDER = Path("/run/twctl")
@@ -37,21 +37,6 @@ class Raised(NamedTuple):
 
 
 Wanted = Mapping[str, int | Raised]
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One sysctl that was changed; a line of the journal.
-
-    namespace: its name. before: what it was. written: all that we have written since, the last last: after a crash any
-    of them may stand there.
-    """
-
-    namespace: str | None
-    cookie: int
-    name: str
-    before: int
-    written: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -250,7 +235,7 @@ class Journal:
         for path in (self._path, self._earlier):
             with contextlib.suppress(FileNotFoundError):
                 if path:
-                    return [_entry(**entry) for entry in json.loads(path.read_text())]
+                    return journal_file.read(path)
         return []
 
     def _save(self, entries: Sequence[Entry]) -> None:
@@ -261,7 +246,7 @@ class Journal:
         if entries:
             folder = self._path.parent
             try:
-                self._write(entries)
+                journal_file.write(self._path, entries)
             except OSError as error:
                 hint = (
                     f"[sysctl] and mode vestigial need it: make it writable, in a container mount the host's {folder}"
@@ -271,20 +256,6 @@ class Journal:
         for path in (self._earlier, None if entries else self._path):
             if path and path.exists():  # where the file system is read-only, there is none, and no way to remove one
                 path.unlink()
-
-    def _write(self, entries: Sequence[Entry]) -> None:
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = self._path.with_suffix(".part")
-        with part.open("w") as file:
-            json.dump([dataclasses.asdict(entry) for entry in entries], file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._path)
-
-
-def _entry(written: int | Sequence[int], **others: Any) -> Entry:  # noqa: ANN401 - the fields of Entry
-    """A line of the journal; one that an earlier version wrote has one number for what was written."""
-    return Entry(written=(written,) if isinstance(written, int) else tuple(written), **others)
 
 
 def _called(entry: Entry) -> str:
