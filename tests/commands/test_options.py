@@ -6,12 +6,12 @@ import pytest
 import typer
 
 from twctl.classes import Class
-from twctl.commands.options import class_of, network_of, one_of
+from twctl.commands.options import class_of, namespace_of, network_of, one_of
 
 
 def test_what_is_not_given_is_nothing() -> None:
     """So that a filter lets everything through."""
-    assert (None, None) == (class_of(None), network_of(None))
+    assert (None, None, None) == (class_of(None), network_of(None), namespace_of(None))
 
 
 def test_what_is_given_is_read() -> None:
@@ -21,6 +21,7 @@ def test_what_is_given_is_read() -> None:
     assert ipaddress.ip_network("fd00::1/128") == network_of("fd00::1")
     assert ipaddress.ip_network("192.0.2.0/24") == network_of("::ffff:192.0.2.0/120")
     assert ipaddress.ip_network("::/0") == network_of("::/0")
+    assert "blue" == namespace_of("blue")
     assert "name" == one_of("--sort", "name", ["size", "name"])
 
 
@@ -32,6 +33,8 @@ def test_what_is_given_is_read() -> None:
         lambda: network_of("10.0.0.1/8"),
         lambda: network_of(""),
         lambda: network_of("fe80::1%eth0"),
+        lambda: namespace_of(""),
+        lambda: namespace_of("../../etc/passwd"),
         lambda: one_of("--sort", "x", ["size", "name"]),
     ],
 )

@@ -26,6 +26,7 @@ from twctl.commands.options import (
     address_of,
     class_of,
     family_of,
+    namespace_of,
     network_of,
     one_of,
 )
@@ -194,8 +195,8 @@ def classify(
     """How near a peer is, and what decides it."""
     from twctl.commands import classify as module  # noqa: PLC0415 - pyroute2 takes a while
 
-    peer = address_of(address)
-    found = module.explain(peer, in_force(config, {}).config, netns)
+    peer, namespace = address_of(address), namespace_of(netns)
+    found = module.explain(peer, in_force(config, {}).config, namespace)
     facts = module.facts(peer, found)
     typer.echo(json.dumps(facts) if json_ else module.text(facts))
 

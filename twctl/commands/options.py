@@ -10,6 +10,7 @@ import typer
 from twctl import __version__
 from twctl.addresses import FAMILIES, Network
 from twctl.classes import Class
+from twctl.config.keys import namespace_name
 
 # readable=False: typer does not look whether they can be read, which is told in our own words.
 ConfigFile = Annotated[
@@ -54,6 +55,14 @@ def one_of(option: str, value: str, allowed: Sequence[str]) -> str:
     if value not in allowed:
         raise typer.BadParameter(f"{value!r} is not one of {', '.join(allowed)}", param_hint=option)
     return value
+
+
+def namespace_of(name: str | None) -> str | None:
+    """The name that --netns gives."""
+    try:
+        return None if name is None else namespace_name(name)
+    except ValueError:
+        raise typer.BadParameter(f"{name!r} is no name under /run/netns", param_hint="--netns") from None
 
 
 def address_of(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:

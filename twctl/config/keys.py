@@ -75,7 +75,8 @@ def _listen(value: object) -> Listen:
     return Listen(match[1] or match[2], int(match[3]))
 
 
-def _namespace(value: object) -> str:
+def namespace_name(value: object) -> str:
+    """A name under /run/netns. Raises ValueError."""
     name = text(value)
     if name in {"", ".", ".."} or "/" in name:
         raise ValueError
@@ -117,7 +118,7 @@ _INTERVAL = Key(15.0, number((0, 0), (0.1, 86400)), "0 (never) or seconds from 0
 KEYS: dict[str, Key] = {
     "mode": Key("observe", choice(Mode), ", ".join(Mode)),
     "listen": Key("127.0.0.1:9815", _listen, "HOST:PORT or [IPV6]:PORT, with port 0 to 65535"),
-    "netns": Key([], list_of(_namespace), "a list of names under /run/netns"),
+    "netns": Key([], list_of(namespace_name), "a list of names under /run/netns"),
     "all_netns": Key(default=False, parse=_boolean, allowed="true, false"),
     "pins": replace(_PATH, default="/sys/fs/bpf/twctl"),
     "probe": Key("auto", choice(Probe), ", ".join(Probe)),
