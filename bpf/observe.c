@@ -46,7 +46,7 @@ RAW_TRACEPOINT_PROBE(inet_sock_set_state)
 	if (ctx->args[2] == TCP_SYN_SENT)
 		connects_now(ctx->args[0]);
 	if (ctx->args[2] == TCP_CLOSE)
-		ended(WORKER_ENTRY, (void *)ctx->args[0], ctx->args[1]);
+		ended(WORKER_AGAIN, (void *)ctx->args[0], ctx->args[1]); /* an entry may interrupt it */
 	return 0;
 }
 
