@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -29,8 +29,12 @@ class FakeTable:
     """Nobody else wants it."""
 
     enrolments = dict
-    lives = (2_000_000_000, 10_000_000_000)
+    lives: Sequence[int] = (2_000_000_000, 10_000_000_000)
     guard = 7
+
+    def set_lives(self, time_wait: Mapping[Class, float], _: Mapping[Class, float]) -> None:
+        """From seconds."""
+        self.lives = [int(each * 1e9) for each in time_wait.values()]
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -162,9 +166,10 @@ def test_a_guard_of_an_earlier_mode_goes_when_its_last_vestige_is_over(monkeypat
     now, table = [1000.0], FakeTable()
     monkeypatch.setattr("twctl.daemon.upkeep.time.monotonic", lambda: now[0])
     monkeypatch.setattr("twctl.daemon.upkeep.remove_guard", lambda *_: iter(()))
-    task = Leaving(cast("Table", table), Ours(frozenset(), frozenset(), Path("/nowhere")))
+    config = configured(time_wait={"remote": 30})
+    task = Leaving(cast("Table", table), Ours(frozenset(), frozenset(), Path("/nowhere")), config)
     assert 10 < task.run() < 11
-    assert (7, False) == (table.guard, task.over)
+    assert (7, False, [2, 10]) == (table.guard, task.over, [each // 10**9 for each in table.lives])
     now[0] += task.seconds
     assert math.inf == task.run()
-    assert (0, True) == (table.guard, task.over)
+    assert (0, True, [2, 10, 30]) == (table.guard, task.over, [each // 10**9 for each in table.lives])

@@ -66,8 +66,8 @@ def run(
         sysctls.leave_only(config)
         if config.mode is Mode.VESTIGIAL:
             load_guard(table, pins.current)
-        leaving = Leaving(table, ours) if table.guard and config.mode is not Mode.VESTIGIAL else None
-        if not waits:
+        leaving = Leaving(table, ours, config) if table.guard and config.mode is not Mode.VESTIGIAL else None
+        if not leaving:
             table.set_lives(config.time_wait, config.fin_wait2)
             table.set_reuse_age(config.reuse_age)
         namespaces = Namespaces(table, pins.current, config, sysctls.journal, ours)

@@ -119,12 +119,12 @@ class Guarding:
 class Leaving:
     """Take away the guard that an earlier mode or table left, once the last vestige that only it knows has expired.
 
-    Made before other lives are set: until then the table has those of the guard's vestiges. seconds: from the start
-    until then; over: whether it is done.
+    Until then the table has the lives of the guard's vestiges, and then those of the configuration: whoever starts or
+    reloads meanwhile waits as long. seconds: from the start until then; over: whether it is done.
     """
 
-    def __init__(self, table: Table, ours: Ours) -> None:
-        self._table, self._ours = table, ours
+    def __init__(self, table: Table, ours: Ours, config: Config) -> None:
+        self._table, self._ours, self._config = table, ours, config
         self.seconds: float = max(table.lives) / 1e9 + TICK
         self._end: float = time.monotonic() + self.seconds
         self.over = False
@@ -137,5 +137,6 @@ class Leaving:
             log.warning("%s", line)
         log.info("the earlier guard is gone: all its sessions are over")
         self._table.guard = 0
+        self._table.set_lives(self._config.time_wait, self._config.fin_wait2)
         self.over = True
         return math.inf
