@@ -143,3 +143,22 @@ def test_a_sysctl_that_cannot_be_set_undoes_the_join(
         namespaces.join(ns.name)
     assert set() == names(folder)
     assert [] == list(namespaces)
+
+
+def test_where_time_wait_sockets_cannot_be_had_back_the_probes_go_on(
+    namespaces: Namespaces, folder: Path, ns: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So does the guard: without it nobody would do TIME_WAIT's duty. A line says so."""
+
+    def refuse(*_: object, strict: bool) -> None:
+        assert strict
+        raise TwctlError("cannot put it back", "run twctl release")
+
+    joined = namespaces.join(ns.name)
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "leave", refuse)
+        assert ["cannot put it back (run twctl release)"] == namespaces.leave(joined)
+    assert {ns.name} == names(folder)
+    assert [] == list(namespaces)
+    assert [] == namespaces.leave(namespaces.join(ns.name))
+    assert set() == names(folder)

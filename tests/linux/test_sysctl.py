@@ -173,6 +173,8 @@ def test_where_the_guard_stands_tcp_max_tw_buckets_has_to_come_back(kernel: Fake
         kernel.values[where, VITAL] = 9
         Journal(path, kernel).set({FIN: 30, VITAL: 0}, where)
     kernel.refused = VITAL
+    with pytest.raises(TwctlError, match=f"{VITAL} of network namespace blue is not put back"):
+        Journal(path, kernel).leave(kernel.cookies["blue"], strict=True)
     with pytest.raises(TwctlError, match=f"{VITAL} of network namespace blue is not put back: .*Invalid argument"):
         Journal(path, kernel).restore(strict=True)
     assert {(None, FIN): 60, ("blue", FIN): 60, (None, VITAL): 0, ("blue", VITAL): 0}.items() <= kernel.values.items()

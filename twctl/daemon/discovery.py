@@ -54,7 +54,7 @@ class Discovery:
             for name in self._wanted() if self._every else self._names or (None,):
                 self._join(name, strict=not self._every)
             left = self.namespaces.keep({namespace.cookie for namespace in self.namespaces})
-        except TwctlError:
+        except (TwctlError, OSError):
             self.namespaces.give_up()
             raise
         for line in left:

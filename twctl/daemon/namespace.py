@@ -3,7 +3,7 @@
 import dataclasses
 from collections import Counter
 
-from twctl.linux.procfs import EntryCount, FinTimeout, MaxTimeWait, PortRange, Sockstat
+from twctl.linux.procfs import EntryCount, MaxTimeWait, PortRange, Sockstat
 from twctl.linux.sockdiag import SockDiag
 from twctl.modes.guard import Guard
 from twctl.routes.watcher import RouteWatcher
@@ -23,7 +23,6 @@ class Namespace:
     tries: ClassTries
     diag: SockDiag
     sockstat: Sockstat
-    fin_timeout: FinTimeout
     ports: PortRange
     entry_count: EntryCount
     max_time_wait: MaxTimeWait

@@ -22,7 +22,7 @@ from twctl.daemon.namespace import Namespace
 from twctl.errors import TwctlError
 from twctl.linux import netns
 from twctl.linux.netfilter import has_tproxy_rule
-from twctl.linux.procfs import EntryCount, FinTimeout, MaxTimeWait, PortRange, Sockstat
+from twctl.linux.procfs import EntryCount, MaxTimeWait, PortRange, Sockstat
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sysctl import Journal
 from twctl.modes import guard as guards
@@ -111,16 +111,10 @@ class Namespaces:
         with contextlib.ExitStack() as opened, contextlib.ExitStack() as undo:
             namespace = self._opened(name, opened)
             known = namespace.index in self._table.enrolments()
-            undo.callback(self._journal.leave, namespace.cookie, namespace.path)
-            if not known:
-                undo.callback(namespace.tries.sync, {})
+            undo.callback(self._give_back, namespace, stays=known, guarded=known and self._before == Mode.VESTIGIAL)
             namespace.tries.sync(namespace.routes.trie())
             if namespace.guard:
-                if not known or self._before != Mode.VESTIGIAL:
-                    undo.callback(namespace.guard.remove)
                 namespace.guard.attach()
-            if not known:
-                undo.callback(withdraw, self._table, namespace.index, namespace.cookie)
             self.watch(namespace, guarded=self._guarded)
             if self._sysctls:
                 self._journal.set(self._sysctls, name)
@@ -162,7 +156,6 @@ class Namespaces:
             enter(closing(ClassTries(self._table, index))),
             enter(closing(SockDiag(name))),
             enter(closing(Sockstat(name))),
-            enter(closing(FinTimeout(name))),
             enter(closing(PortRange(name))),
             enter(closing(EntryCount(name))),
             enter(closing(MaxTimeWait(name))),
@@ -222,12 +215,7 @@ class Namespaces:
 
     def leave(self, namespace: Namespace) -> list[str]:
         """Undo what was done in a namespace and let go of it; its vestiges expire. Returns what was left alone."""
-        reports = self._journal.leave(namespace.cookie, namespace.path)
-        if namespace.guard:
-            with contextlib.suppress(OSError):
-                namespace.guard.remove()
-        withdraw(self._table, namespace.index, namespace.cookie)
-        namespace.tries.sync({})
+        reports = self._give_back(namespace)
         self._by_fd = {fd: each for fd, each in self._by_fd.items() if each is not namespace}
         del self.diags[namespace.index]
         self.suspended.discard(namespace)
@@ -237,17 +225,30 @@ class Namespaces:
             self._open.pop(namespace.index).close()  # epoll forgets what is closed
         return reports
 
+    def _give_back(self, namespace: Namespace, *, stays: bool = False, guarded: bool = False) -> list[str]:
+        """Put back what sysctls were, then take the guard away and enrol no more; returns what was left, a line each.
+
+        Where TIME_WAIT sockets cannot be had back, guard and enrolment stay. stays, guarded: so they do anyway.
+        """
+        try:
+            reports = self._journal.leave(namespace.cookie, namespace.path, strict=True)
+        except TwctlError as error:
+            return [str(error)]
+        if namespace.guard and not guarded:
+            with contextlib.suppress(OSError):
+                namespace.guard.remove()
+        if not stays:
+            withdraw(self._table, namespace.index, namespace.cookie)
+            namespace.tries.sync({})
+        elif not guarded:
+            self.watch(namespace, guarded=False)
+        return reports
+
     def give_up(self) -> None:
         """A start that fails leaves no guard that was not there before; sysctls are put back elsewhere."""
         for namespace in self:
             if namespace.guard and self._before != Mode.VESTIGIAL:
-                self._journal.leave(namespace.cookie, namespace.path)
-                namespace.guard.remove()
-                self.watch(namespace, guarded=False)
-
-    def fin_timeout(self, index: int) -> float:
-        """tcp_fin_timeout (s) of the namespace with this index. Raises OSError."""
-        return self._namespaces[index].fin_timeout.seconds()
+                self._give_back(namespace, stays=True)
 
     def sysctls_kept(self) -> dict[str, bool]:
         """Whether each sysctl that was set in any of them still has that value."""

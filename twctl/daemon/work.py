@@ -97,7 +97,7 @@ def start_work(
     :raises TwctlError: if a namespace that has to join cannot.
     """
     truncates, limits = config.mode is Mode.TRUNCATE, limits_of(config)
-    reaper = Reaper(table, namespaces.diags, Reason.TRUNCATED, namespaces.fin_timeout)
+    reaper = Reaper(table, namespaces.diags, Reason.TRUNCATED)
     reconciling = Reconciling(
         table,
         Reconciler(table, namespaces.diags),
@@ -166,4 +166,4 @@ def _draining(table: Table, namespaces: Namespaces, config: Config, undo: contex
     pressure = Pressure(config.pressure.psi_stall, tcp_memory=config.pressure.tcp_memory)
     undo.callback(pressure.close)
     log.info("draining under pressure: %s", ", ".join(pressure.watching))
-    return Draining(table, Reaper(table, namespaces.diags, Reason.DRAINED, namespaces.fin_timeout), pressure)
+    return Draining(table, Reaper(table, namespaces.diags, Reason.DRAINED), pressure)

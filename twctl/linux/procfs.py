@@ -170,17 +170,6 @@ class _Number:
         self._file.close()
 
 
-class FinTimeout(_Number):
-    """One namespace's tcp_fin_timeout."""
-
-    def __init__(self, netns: str | None = None) -> None:
-        super().__init__("tcp_fin_timeout", netns)
-
-    def seconds(self) -> int:
-        """What an orphan in FIN_WAIT2 is given, if its application did not say otherwise."""
-        return self._read()
-
-
 class MaxTimeWait(_Number):
     """One namespace's tcp_max_tw_buckets."""
 

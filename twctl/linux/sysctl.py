@@ -120,14 +120,14 @@ class Journal:
         if value != self._access.read(through or netns, name):
             self.set({name: value}, netns, through)
 
-    def leave(self, cookie: int, through: str | None = None) -> list[str]:
-        """Put back what was set in a namespace; returns what was left alone, a line each.
+    def leave(self, cookie: int, through: str | None = None, *, strict: bool = False) -> list[str]:
+        """Put back what was set in a namespace; returns what was left alone, a line each. Raises TwctlError.
 
         through: path that leads there, if its name does not any more.
         """
         entries = self._load()
         mine = [entry for entry in entries if entry.cookie == cookie]
-        return self._put_all_back(mine, through) if mine else []
+        return self._put_all_back(mine, through, strict=strict) if mine else []
 
     def _entry(self, known: Known, netns: str | None, through: str | None, name: str, value: int | Raised) -> Entry:
         """What is there is ours, and the journal has what was there before; or it is somebody else's."""
