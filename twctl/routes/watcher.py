@@ -128,11 +128,6 @@ class RouteWatcher:
             return Explanation(known.class_, route.prefix, "route", route.interface, route.gateway)
         return Explanation(known.class_, known.prefix, known.source, route.interface, route.gateway)
 
-    def replace_overrides(self, overrides: Mapping[Network, Class]) -> None:
-        """Take other overrides, as after a reload of the configuration."""
-        self._overrides = dict(overrides)
-        self._classifier = None
-
     def _classes(self) -> Classifier:
         if self._classifier is None:
             self._classifier = Classifier(self._fib.routes(), self._overrides)
