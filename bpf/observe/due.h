@@ -51,7 +51,7 @@ ALWAYS_INLINE bool find_by_slot(struct work *w, u32 slot)
 	return slot_of(w->word) == slot && remaining(w->word, w->now);
 }
 
-ALWAYS_INLINE void add_due(const struct work *w, struct dues *dues, u64 entry, u32 wait)
+ALWAYS_INLINE void add_due(const struct work *w, struct dues *dues, u64 entry, u32 wait, u32 age)
 {
 	u64 n = dues->count;
 	struct due *due;
@@ -68,6 +68,7 @@ ALWAYS_INLINE void add_due(const struct work *w, struct dues *dues, u64 entry, u
 	due->line = w->line;
 	due->index = w->spare;
 	due->netns = w->other.netns;
+	due->age = age;
 }
 
 /* Of an entry whose record is just being written nothing is known yet. */
@@ -83,7 +84,7 @@ ALWAYS_INLINE bool look_at_entry(struct work *w, struct dues *dues, const struct
 	if (!start || turn_of(ring, slot) != turn) /* the ring has come round to it */
 		return true;
 	if (!is_written(w, slot, turn)) {
-		add_due(w, dues, entry, WRITING_TICKS);
+		add_due(w, dues, entry, WRITING_TICKS, 0);
 		return true;
 	}
 	/* Not to be looked at before that: a locked instruction keeps the two in order on every CPU. */
@@ -91,12 +92,12 @@ ALWAYS_INLINE bool look_at_entry(struct work *w, struct dues *dues, const struct
 		return true;
 	age = age_at(w, slot);
 	if (age >= least_age) {
-		add_due(w, dues, entry, 0);
+		add_due(w, dues, entry, 0, age);
 	} else if (in_order && !(*start & OUT_OF_ORDER)) {
 		dues->wait = least_age - age;
 		return false;
 	} else {
-		add_due(w, dues, entry, least_age - age);
+		add_due(w, dues, entry, least_age - age, age);
 	}
 	return true;
 }

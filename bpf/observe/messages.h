@@ -66,6 +66,8 @@ struct due {
 	u32 line, index;
 	u32 netns;
 	u32 wait;	/* ticks until it is to be looked at again; 0: it is due */
+	u32 age;	/* ticks since its timer was started */
+	u32 unused;
 };
 
 struct dues {

@@ -1,13 +1,19 @@
 """Giving everything back where nothing is left; tests/kernel shows the rest."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from twctl.classes import Class
 from twctl.commands import reclaim
 from twctl.errors import TwctlError
+from twctl.modes.truncate import DRAIN_BATCH, Reaper, drain
+from twctl.table.maps import Table
 
 
 def test_release_where_nothing_is_left_says_so(tmp_path: Path) -> None:
@@ -19,6 +25,25 @@ def test_drain_without_a_table_is_an_error(tmp_path: Path) -> None:
     """It names the folder."""
     with pytest.raises(TwctlError, match="no table is pinned"):
         reclaim.drain_now(tmp_path, reclaim.Wanted())
+
+
+def test_a_long_drain_lets_others_have_the_table_after_each_batch() -> None:
+    """The daemon, whose only thread waits for it."""
+    batches, held, seen = [DRAIN_BATCH, DRAIN_BATCH, 7], [], []
+
+    @contextlib.contextmanager
+    def exclusive() -> Iterator[None]:
+        held.append(1)
+        yield
+        held.pop()
+
+    def reap(*_: object, **__: object) -> tuple[int, float]:
+        seen.append(len(held))
+        return batches.pop(0), 0.0
+
+    table, reaper = SimpleNamespace(exclusive=exclusive), SimpleNamespace(reap=reap)
+    drained = drain(cast("Table", table), cast("Reaper", reaper), [Class.LOCAL], 0.0)
+    assert ({Class.LOCAL: 2 * DRAIN_BATCH + 7}, [1, 1, 1], []) == (drained, seen, held)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def asked(clock: Machine, limit: float, *, draining: bool) -> int:
     nobody = Nobody()
     reaper = Reaper(clock.table, {0: cast("SockDiag", nobody)}, Reason.DRAINED)
     if draining:
-        drain(reaper, list(Class), limit)
+        drain(clock.table, reaper, list(Class), limit)
     for class_ in () if draining else Class:
         reaper.reap(class_, Limits(dict.fromkeys(Class, limit), dict.fromkeys(Class, limit)), 10_000)
     return nobody.asked
@@ -153,7 +153,8 @@ def test_nobody_comes_back_to_more_than_there_is_room_for(clock: Machine, monkey
     monkeypatch.setattr("twctl.modes.truncate.WAITING", 5)
     living = clock.enter(Class.LOOPBACK, 60, N)
     clock.forward(1)
-    again = [clock.restart(living, 60) for _ in range(11)]
+    for _ in range(11):
+        clock.restart(living, 60)
     nobody = Nobody()
     reaper = Reaper(clock.table, {0: cast("SockDiag", nobody)}, Reason.TRUNCATED)
     limits = Limits(dict.fromkeys(Class, 1.5), dict.fromkeys(Class, 1.5))
@@ -164,17 +165,14 @@ def test_nobody_comes_back_to_more_than_there_is_room_for(clock: Machine, monkey
     clock.forward(1)
     reaper.reap(Class.LOOPBACK, limits, 10_000)
     assert N - 6 == nobody.asked
-    clock.ended[Class.LOOPBACK, Reason.UNKNOWN] += N - 6
-    clock.batches = again[5:]
     clock.look_closely()
     clock.forward(70)
     clock.look()
 
 
 def finish(clock: Machine, batch: Batch) -> None:
-    """Those that nobody knows have ended; all others are over."""
-    clock.ended[batch.class_, Reason.UNKNOWN] += batch.count
-    clock.batches.remove(batch)
+    """Those of which the kernel has no socket live on until they expire; all others are over."""
+    assert batch in clock.batches
     clock.look_closely()
     clock.forward(70)
     clock.look()

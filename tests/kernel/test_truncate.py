@@ -92,6 +92,44 @@ def test_a_fin_wait2_socket_waits_for_its_own_time(ns: Namespace) -> None:
         assert one.metric("twctl_time_wait_ended_total", reason="truncated") == 101 + N
 
 
+def test_a_fin_wait2_socket_of_a_short_linger_has_its_own_age(ns: Namespace) -> None:
+    """The kernel's timer tells what is left of it, not how long it was to be (TCP_LINGER2)."""
+    config = "[time_wait]\nloopback = 0.3\n[fin_wait2]\nloopback = 20\n"
+    with daemon(ns, mode="truncate", config=config) as one:
+        with paths.orphan_fin_wait2(paths.over_lo(ns), N, CLIENT, fin_timeout=30):
+            closes(ns, 101, 21000)
+            wait_until(lambda: counters.time_wait_count(ns) == N, what="TIME_WAIT goes")
+            time.sleep(3)  # nothing tells that they were looked at and left alone
+            assert N == counters.time_wait_count(ns)
+        wait_until(lambda: counters.time_wait_count(ns) == 0, what="their peers have closed")
+        assert 101 + N == one.metric("twctl_time_wait_ended_total", reason="truncated")
+
+
+def test_a_socket_that_is_bound_to_a_device_is_left_to_the_kernel(ns: Namespace, probe: str) -> None:
+    """sock_diag does not find it. It is neither taken for gone, nor for one that nobody saw come."""
+    config = "reconcile_interval = 0.5\n[time_wait]\nloopback = 0.3\n"
+    with daemon(ns, probe=probe, mode="truncate", config=config) as one, ns.socket(socket.AF_INET) as listener:
+        listener.bind(("127.0.0.1", 20000))
+        listener.listen(N)
+        for _ in range(N):
+            with ns.socket(socket.AF_INET) as client:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo\0")
+                client.connect(("127.0.0.1", 20000))
+                server, _ = listener.accept()
+                with server:
+                    client.close()
+                    assert b"" == server.recv(1)
+        closes(ns, 101, 21000)
+        rounds = "twctl_reconciliations_total"
+        began = one.metric(rounds)
+        wait_until(lambda: counters.time_wait_count(ns) == N, what="the others go")
+        if probe != "fentry":
+            wait_until(lambda: one.metric(rounds) > began + 1, what="a comparison", timeout=30)
+        ended = [one.metric("twctl_time_wait_ended_total", reason=reason) for reason in ("unknown", "truncated")]
+        assert ([0, 101], 0) == (ended, one.metric("twctl_time_wait_adopted_total"))
+        assert (N, N) == (len(one.table()), counters.time_wait_count(ns))
+
+
 @pytest.mark.alone("it measures when sockets go")
 def test_a_fin_wait2_socket_may_go_before_time_wait_does(ns: Namespace) -> None:
     """Where `[fin_wait2]` is the shorter time, it ends FIN_WAIT2 alone."""
@@ -260,6 +298,19 @@ def test_drain_takes_what_its_filters_choose(ns: Namespace) -> None:
             assert (left, left) == (counters.time_wait_count(ns), len(one.table()))
         done = twctl("drain", *one.options, "--owner", "nobody.service")
         assert (1, "twctl: no owner is named nobody.service") == (done.returncode, done.stderr.partition(" (")[0])
+
+
+def test_drain_leaves_what_only_the_guard_knows(ns: Namespace) -> None:
+    """The kernel has no socket of it, and the peer's FIN may still come."""
+    with daemon(ns, mode="vestigial") as one:
+        paths.fin_wait2(paths.over_lo(ns), N, CLIENT)
+        before = one.table()
+        assert N == len(before)
+        done = twctl("drain", *one.options, "--all")
+        assert "drained 0: loopback 0, local 0, remote 0\n" == done.stdout
+        assert "its sessions have no sockets that could be destroyed" in done.stderr
+        assert 0 == one.metric("twctl_time_wait_ended_total", reason="unknown")
+        assert {each.local_port for each in before} == {each.local_port for each in one.table()}
 
 
 def test_drain_without_a_table_says_so() -> None:

@@ -48,9 +48,8 @@ def drain_now(pins: Path, wanted: Wanted) -> dict[Class, int]:
         diags = {index: SockDiag(name or None) for index, name in reachable(table).items()}
         for diag in diags.values():
             opened.callback(diag.close)
-        opened.enter_context(table.exclusive())
         reaper = Reaper(table, diags, Reason.DRAINED, takes=selection.takes, dry=wanted.dry)
-        return drain(reaper, wanted.classes, wanted.older_than)
+        return drain(table, reaper, wanted.classes, wanted.older_than)
 
 
 def _owned(table: Table, name: str) -> Callable[[str, int], bool]:

@@ -126,7 +126,7 @@ def connect_metrics(table: Table) -> Iterator[Metric]:
 def guard_segments(table: Table) -> Iterator[Metric]:
     """What the guard did."""
     actions = [((action,), count) for action, count in table.actions().items()]
-    text = "Segments that met a vestige and no socket, by what the guard did to them."
+    text = "Segments that met a vestige or that the guard could not read, by what the guard did to them."
     yield counter("twctl_guard_segments", text, actions, "action")
 
 

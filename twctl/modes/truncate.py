@@ -24,7 +24,7 @@ from twctl.table.shared import STRUCTS
 
 DUES_BYTES, DUES_AT = STRUCTS["dues"].size, STRUCTS["dues"].fields["due"].offset
 DUES_HEADER = STRUCTS["dues"].packer(("next", "count", "wait"))
-DUE = STRUCTS["due"].packer(("request", "entry", "word", "line", "index", "netns", "wait"), raw=("request",))
+DUE = STRUCTS["due"].packer(("request", "entry", "word", "line", "index", "netns", "wait", "age"), raw=("request",))
 END = 2**64 - 1  # of a ring: no entry has this number
 # The walk waits for one tick more than a class's time: the start of a session is rounded down to a tick (TICK s).
 ROUNDING_TICKS = 1
@@ -42,7 +42,7 @@ LATENESS_EDGES = (0.05, 0.1, 0.25, 0.5, 1.0, 3.0, 15.0)  # s; none is a class's 
 class Due(NamedTuple):
     """struct due: number of an entry, the request for exactly this socket, and where its vestige's index word stands.
 
-    wait: ticks until it is to be looked at again; 0: it is due.
+    wait: ticks until it is to be looked at again; 0: it is due. age: ticks since its timer was started.
     """
 
     request: bytes
@@ -52,6 +52,7 @@ class Due(NamedTuple):
     position: int
     netns: int
     wait: int
+    age: int
 
 
 class Walked(NamedTuple):
@@ -79,17 +80,19 @@ class Reaper:
     """Walks the rings from their oldest session on and destroys those that are over their limits.
 
     diags: sock_diag sockets by index of the namespace, as they are now. reason: what the ends are counted as.
-    fin_timeout: tcp_fin_timeout (s) of the namespace of an index. lateness: by class; errors: sockets that the kernel
-    did not destroy, for they were gone or another connection's; passed_over: sessions that nobody comes back to, as
-    too many others wait. takes: whether a session of a family is wanted at all. dry: only count, destroy nothing.
+    lateness: by class; errors: sockets that the kernel did not destroy, for they were gone or another connection's;
+    passed_over: sessions that nobody comes back to, as too many others wait. takes: whether a session of a family is
+    wanted at all. dry: only count, destroy nothing.
+
+    A session that the kernel has no socket of is left alone: it may be the guard's, or its socket be bound to a device,
+    which sock_diag finds only for who names that (inet_diag_find_one_icsk). What is gone the comparison ends.
     """
 
-    def __init__(  # noqa: PLR0913 - the last two are `drain`'s alone
+    def __init__(
         self,
         table: Table,
         diags: Mapping[int, SockDiag],
         reason: Reason,
-        fin_timeout: Callable[[int], float] = lambda _: KERNEL_TIME_WAIT,
         *,
         takes: Callable[[str, Due], bool] = lambda *_: True,
         dry: bool = False,
@@ -98,7 +101,6 @@ class Reaper:
         self._table = table
         self._diags = diags
         self._reason = reason
-        self._fin_timeout = fin_timeout
         self._collect, self._finish = table.program("collect"), table.program("finish")
         self._dues = table.map("dues_map", DUES_BYTES)
         self._tails: dict[tuple[Class, str], int] = {}
@@ -192,7 +194,8 @@ class Reaper:
         for due, raw in zip(dues, diag.ask([due.request for due in dues]), strict=True):
             answer = read_answer(raw)
             if answer is None or answer.timer != TIMER_TIME_WAIT:
-                self._end(family, due, Reason.REUSED if answer and answer.state != TCP_LISTEN else Reason.UNKNOWN)
+                if answer and answer.state != TCP_LISTEN and not self._table.guard:
+                    self._end(family, due, Reason.REUSED)
                 continue
             over = self._over(class_, due, answer, limits)
             if over < -TOLERANCE:
@@ -207,9 +210,12 @@ class Reaper:
         return len(condemned) - refused
 
     def _over(self, class_: Class, due: Due, answer: Answer, limits: Limits) -> float:
-        """Seconds that a mini-socket is over its limit, by the kernel's own timer; negative if it is not."""
+        """Seconds that a mini-socket is over its limit; negative if it is not.
+
+        By the kernel's own timer, but in FIN_WAIT2, where nothing tells how long that was to be (TCP_LINGER2).
+        """
         if answer.state == TCP_FIN_WAIT2:
-            return self._fin_timeout(due.netns) - answer.left - limits.fin_wait2[class_]
+            return float((due.age - ROUNDING_TICKS) * TICK) - limits.fin_wait2[class_]
         return KERNEL_TIME_WAIT - answer.left - limits.time_wait[class_]
 
     def _keep(self, class_: Class, family: str, due: Due, answer: Answer, over: float) -> None:
@@ -229,7 +235,7 @@ class Reaper:
         return self._dry or self._finish.run(FAMILIES.index(family), due.line, due.position, due.word, reason) == 1
 
 
-def drain(reaper: Reaper, classes: Sequence[Class], older_than: float) -> dict[Class, int]:
+def drain(table: Table, reaper: Reaper, classes: Sequence[Class], older_than: float) -> dict[Class, int]:
     """Destroy the TIME_WAIT sockets that are older than so many seconds, in the order of `classes`, oldest first.
 
     Sockets in FIN_WAIT2 stay: their peer's FIN is still to come.
@@ -239,7 +245,8 @@ def drain(reaper: Reaper, classes: Sequence[Class], older_than: float) -> dict[C
     for class_ in classes:
         destroyed = DRAIN_BATCH
         while destroyed >= DRAIN_BATCH:
-            destroyed, _ = reaper.reap(class_, limits, DRAIN_BATCH, in_order=False)
+            with table.exclusive():  # for a batch: a daemon waits for it
+                destroyed, _ = reaper.reap(class_, limits, DRAIN_BATCH, in_order=False)
             drained[class_] += destroyed
     return drained
 
