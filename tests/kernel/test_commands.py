@@ -51,19 +51,6 @@ def rows(one: Daemon, *words: str) -> list[dict[str, object]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("output", [">/dev/full", ">&-"])
-@pytest.mark.parametrize("noun", ["status", "table", "blame", "advise", "events", "top"])
-def test_output_that_cannot_be_written_is_one_line(place: tuple[Link, Daemon], noun: str, output: str) -> None:
-    """Of whatever writes it: most lines are echoed, events are written many at a time, top draws."""
-    options = place[1].options + ["--interval", "0.1"] * (noun == "top")
-    done = twctl(noun, *options, prefix=("sh", "-c", f'exec "$@" {output}', "sh"))
-    assert (1, "twctl: cannot write the output: ") == (
-        done.returncode,
-        done.stderr.partition("output: ")[0] + "output: ",
-    )
-    assert 1 == len(done.stderr.splitlines())
-
-
 def test_the_table_can_be_filtered(place: tuple[Link, Daemon]) -> None:
     """By class, family, prefix of the remote address and local port."""
     both, one = place
@@ -207,3 +194,16 @@ def test_the_epoch_of_the_jiffies_is_found(place: tuple[Link, Daemon]) -> None:
         time.sleep(0.0003)
         program.run(0)
     assert 0 <= before - epoch() <= 1_000_000
+
+
+@pytest.mark.parametrize("output", [">/dev/full", ">&-"])
+@pytest.mark.parametrize("noun", ["status", "table", "blame", "advise", "events", "top"])
+def test_output_that_cannot_be_written_is_one_line(place: tuple[Link, Daemon], noun: str, output: str) -> None:
+    """Of whatever writes it: most lines are echoed, events are written many at a time, top draws."""
+    options = place[1].options + ["--interval", "0.1"] * (noun == "top")
+    done = twctl(noun, *options, prefix=("sh", "-c", f'exec "$@" {output}', "sh"))
+    assert (1, "twctl: cannot write the output: ") == (
+        done.returncode,
+        done.stderr.partition("output: ")[0] + "output: ",
+    )
+    assert 1 == len(done.stderr.splitlines())
