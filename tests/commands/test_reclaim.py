@@ -13,6 +13,7 @@ from twctl.classes import Class
 from twctl.commands import reclaim
 from twctl.errors import TwctlError
 from twctl.modes.truncate import DRAIN_BATCH, Reaper, drain
+from twctl.table.counters import Reason
 from twctl.table.maps import Table
 
 
@@ -27,7 +28,7 @@ def test_drain_without_a_table_is_an_error(tmp_path: Path) -> None:
         reclaim.drain_now(tmp_path, reclaim.Wanted())
 
 
-def test_a_long_drain_lets_others_have_the_table_after_each_batch() -> None:
+def test_a_long_drain_lets_others_have_the_table_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon, whose only thread waits for it."""
     batches, held, seen = [DRAIN_BATCH, DRAIN_BATCH, 7], [], []
 
@@ -41,8 +42,9 @@ def test_a_long_drain_lets_others_have_the_table_after_each_batch() -> None:
         seen.append(len(held))
         return batches.pop(0), 0.0
 
-    table, reaper = SimpleNamespace(exclusive=exclusive), SimpleNamespace(reap=reap)
-    drained = drain(cast("Table", table), cast("Reaper", reaper), [Class.LOCAL], 0.0)
+    monkeypatch.setattr(Reaper, "_reap", reap)
+    table = SimpleNamespace(exclusive=exclusive, program=lambda _: None, map=lambda *_: None)
+    drained = drain(Reaper(cast("Table", table), {}, Reason.DRAINED), [Class.LOCAL], 0.0)
     assert ({Class.LOCAL: 2 * DRAIN_BATCH + 7}, [1, 1, 1], []) == (drained, seen, held)
 
 

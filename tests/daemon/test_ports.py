@@ -1,12 +1,22 @@
 """Shorter TIME_WAIT where few ports are left, as a task, with what decides of a test's own."""
 
+import contextlib
+from collections.abc import Iterator
 from ipaddress import ip_address
 from types import SimpleNamespace
 from typing import Any, cast
 
-from tests.daemon.test_reclaim import FakeTable
 from twctl.daemon.ports import BATCH_SECONDS, PRESSURE_SECONDS, RelievingPorts
 from twctl.modes.port_pressure import Destination
+
+
+class FakeTable:
+    """Nobody else wants it."""
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """At once."""
+        yield
 
 
 class FakePressure:

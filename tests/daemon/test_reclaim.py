@@ -1,25 +1,13 @@
 """Truncating and draining, with a reaper of a test's own."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import cast
 
 from twctl.classes import Class
 from twctl.daemon.reclaim import PRESSURE_SECONDS, TRUNCATE_SECONDS, Draining, Truncating
 from twctl.linux.pressure import Pressure
 from twctl.modes.truncate import Limits, Reaper
-from twctl.table.maps import Table
 
 TIMES = {Class.LOOPBACK: 2.0, Class.LOCAL: 10.0, Class.REMOTE: 60.0}
-
-
-class FakeTable:
-    """Nobody else wants it."""
-
-    @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """At once."""
-        yield
 
 
 class FakeReaper:
@@ -50,7 +38,7 @@ class FakePressure:
 def test_truncating_comes_back_when_the_next_is_due() -> None:
     """Of any class, and not all the time."""
     reaper = FakeReaper(dict.fromkeys(Class, 0), {Class.LOOPBACK: 1.5, Class.LOCAL: 0.7, Class.REMOTE: 60.0})
-    task = Truncating(cast("Table", FakeTable()), cast("Reaper", reaper), Limits(TIMES, TIMES))
+    task = Truncating(cast("Reaper", reaper), Limits(TIMES, TIMES))
     assert 0.7 == task.run()
     assert list(Class) == reaper.asked
     reaper.wait[Class.LOCAL] = 0.0
@@ -60,7 +48,7 @@ def test_truncating_comes_back_when_the_next_is_due() -> None:
 def draining(reaper: FakeReaper, *, short: bool) -> Draining:
     """The task."""
     pressure = cast("Pressure", FakePressure(short=short))
-    return Draining(cast("Table", FakeTable()), cast("Reaper", reaper), pressure)
+    return Draining(cast("Reaper", reaper), pressure)
 
 
 def test_draining_takes_the_nearest_class_first() -> None:

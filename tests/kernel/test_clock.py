@@ -117,7 +117,7 @@ def asked(clock: Machine, limit: float, *, draining: bool) -> int:
     nobody = Nobody()
     reaper = Reaper(clock.table, {0: cast("SockDiag", nobody)}, Reason.DRAINED)
     if draining:
-        drain(clock.table, reaper, list(Class), limit)
+        drain(reaper, list(Class), limit)
     for class_ in () if draining else Class:
         reaper.reap(class_, Limits(dict.fromkeys(Class, limit), dict.fromkeys(Class, limit)), 10_000)
     return nobody.asked

@@ -49,7 +49,7 @@ def drain_now(pins: Path, wanted: Wanted) -> dict[Class, int]:
         for diag in diags.values():
             opened.callback(diag.close)
         reaper = Reaper(table, diags, Reason.DRAINED, takes=selection.takes, dry=wanted.dry)
-        return drain(table, reaper, wanted.classes, wanted.older_than)
+        return drain(reaper, wanted.classes, wanted.older_than)
 
 
 def _owned(table: Table, name: str) -> Callable[[str, int], bool]:

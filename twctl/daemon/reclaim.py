@@ -8,7 +8,6 @@ import math
 from twctl.classes import Class
 from twctl.linux.pressure import Pressure
 from twctl.modes.truncate import DRAIN_BATCH, Limits, Reaper
-from twctl.table.maps import Table
 
 # What is due is destroyed in batches, so that the walk of a busy ring costs little (s); half of the lateness allowed.
 TRUNCATE_SECONDS = 0.05
@@ -21,21 +20,20 @@ PRESSURE_SECONDS = 0.5
 class Truncating:
     """Destroy what is due, nearest class first."""
 
-    def __init__(self, table: Table, reaper: Reaper, limits: Limits) -> None:
-        self._table, self._reaper, self._limits = table, reaper, limits
+    def __init__(self, reaper: Reaper, limits: Limits) -> None:
+        self._reaper, self._limits = reaper, limits
 
     def run(self) -> float:
         """One batch of each class."""
-        with self._table.exclusive():
-            waits = [self._reaper.reap(class_, self._limits, TRUNCATE_BATCH)[1] for class_ in Class]
+        waits = [self._reaper.reap(class_, self._limits, TRUNCATE_BATCH)[1] for class_ in Class]
         return max(TRUNCATE_SECONDS, min(waits))
 
 
 class Draining:
     """While memory is short, destroy TIME_WAIT sockets: nearest class first, oldest first, a batch at a time."""
 
-    def __init__(self, table: Table, reaper: Reaper, pressure: Pressure) -> None:
-        self._table, self._reaper, self._pressure = table, reaper, pressure
+    def __init__(self, reaper: Reaper, pressure: Pressure) -> None:
+        self._reaper, self._pressure = reaper, pressure
         # At any age; sockets in FIN_WAIT2 stay, for their peer's FIN is still to come.
         self._limits = Limits(dict.fromkeys(Class, 0.0), dict.fromkeys(Class, math.inf))
 
@@ -43,8 +41,7 @@ class Draining:
         """One batch of the nearest class that has any, if memory is short."""
         if not self._pressure.now():
             return PRESSURE_SECONDS
-        with self._table.exclusive():
-            for class_ in Class:
-                if self._reaper.reap(class_, self._limits, DRAIN_BATCH)[0]:
-                    return TRUNCATE_SECONDS
+        for class_ in Class:
+            if self._reaper.reap(class_, self._limits, DRAIN_BATCH)[0]:
+                return TRUNCATE_SECONDS
         return PRESSURE_SECONDS

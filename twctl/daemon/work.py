@@ -124,7 +124,7 @@ def start_work(
         suspending=_suspending(discovery, config, undo),
         orphans=_orphans(namespaces, config, undo) if config.mode is Mode.VESTIGIAL else None,
         leaving=leaving,
-        truncating=Truncating(table, reaper, limits) if truncates else None,
+        truncating=Truncating(reaper, limits) if truncates else None,
         draining=_draining(table, namespaces, config, undo) if truncates else None,
         port_pressure=port_pressure,
         relieving=RelievingPorts(table, namespaces, port_pressure) if port_pressure else None,
@@ -166,4 +166,4 @@ def _draining(table: Table, namespaces: Namespaces, config: Config, undo: contex
     pressure = Pressure(config.pressure.psi_stall, tcp_memory=config.pressure.tcp_memory)
     undo.callback(pressure.close)
     log.info("draining under pressure: %s", ", ".join(pressure.watching))
-    return Draining(table, Reaper(table, namespaces.diags, Reason.DRAINED), pressure)
+    return Draining(Reaper(table, namespaces.diags, Reason.DRAINED), pressure)

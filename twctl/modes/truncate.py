@@ -110,11 +110,15 @@ class Reaper:
         self.errors = self.passed_over = 0
 
     def reap(self, class_: Class, limits: Limits, most: int, *, in_order: bool = True) -> tuple[int, float]:
-        """Destroy what is due of a class, at most about `most` sockets.
+        """Destroy what is due of a class, at most about `most` sockets; meanwhile nobody else does (Table.exclusive).
 
         Returns how many were destroyed, and seconds until the next can be due. in_order: a session that is too young
         ends the walk; without it each one is looked at, wherever it stands.
         """
+        with self._table.exclusive():
+            return self._reap(class_, limits, most, in_order=in_order)
+
+    def _reap(self, class_: Class, limits: Limits, most: int, *, in_order: bool) -> tuple[int, float]:
         least = min(limits.time_wait[class_], limits.fin_wait2[class_])
         destroyed, wait = self._revisit(class_, limits, least, most), max(least, TICK)
         for family in FAMILIES:
@@ -144,7 +148,8 @@ class Reaper:
         """Destroy what is due among the entries since `marks` (entry numbers), and come back to the rest in time.
 
         This is for sessions that a comparison with the kernel put into the table: they are older than their places in
-        the ring say, so the walk would come to them too late.
+        the ring say, so the walk would come to them too late. To be called where nobody else uses the dues
+        (Table.exclusive), as in a comparison.
         """
         for (class_, family), mark in marks.items():
             least = min(limits.time_wait[class_], limits.fin_wait2[class_])
@@ -235,18 +240,17 @@ class Reaper:
         return self._dry or self._finish.run(FAMILIES.index(family), due.line, due.position, due.word, reason) == 1
 
 
-def drain(table: Table, reaper: Reaper, classes: Sequence[Class], older_than: float) -> dict[Class, int]:
+def drain(reaper: Reaper, classes: Sequence[Class], older_than: float) -> dict[Class, int]:
     """Destroy the TIME_WAIT sockets that are older than so many seconds, in the order of `classes`, oldest first.
 
-    Sockets in FIN_WAIT2 stay: their peer's FIN is still to come.
+    A batch at a time: a daemon waits for the table. Sockets in FIN_WAIT2 stay: their peer's FIN is still to come.
     """
     limits = Limits(dict.fromkeys(Class, older_than), dict.fromkeys(Class, math.inf))
     drained = dict.fromkeys(classes, 0)
     for class_ in classes:
         destroyed = DRAIN_BATCH
         while destroyed >= DRAIN_BATCH:
-            with table.exclusive():  # for a batch: a daemon waits for it
-                destroyed, _ = reaper.reap(class_, limits, DRAIN_BATCH, in_order=False)
+            destroyed, _ = reaper.reap(class_, limits, DRAIN_BATCH, in_order=False)
             drained[class_] += destroyed
     return drained
 
