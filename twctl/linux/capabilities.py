@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from twctl.linux import libbpf
+from twctl.linux.libc import checked, libc
 
 VERSION_3 = 0x20080522  # _LINUX_CAPABILITY_VERSION_3: two words for each set, the lower one first
 PR_SET_NO_NEW_PRIVS = 38  # linux/prctl.h
-
-_libc = ctypes.CDLL(None, use_errno=True)
+_ABOUT = "capabilities"
 
 
 class Capability(IntEnum):
@@ -50,7 +50,7 @@ def keep(*capabilities: Capability) -> None:
     Of the process's threads, the calling one and those that it begins: call it while there is no other.
     """
     # Or root would have all of them again after execve(2).
-    _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, *(ctypes.c_ulong(each) for each in (1, 0, 0, 0))))
+    checked(libc.prctl(PR_SET_NO_NEW_PRIVS, *(ctypes.c_ulong(each) for each in (1, 0, 0, 0))), _ABOUT)
     kept = _bits(*capabilities)
     _change(lambda now: Sets(now.effective & kept, now.permitted & kept, 0))
 
@@ -103,21 +103,16 @@ def _change(change: Callable[[Sets], Sets]) -> None:
         words = (ctypes.c_uint32 * (2 * len(then)))(
             *(each & 0xFFFFFFFF for each in then), *(each >> 32 for each in then)
         )
-        _checked(_libc.capset(_header(), words))
+        checked(libc.capset(_header(), words), _ABOUT)
 
 
 def _sets() -> Sets:
     """Those of this thread."""
     words = (ctypes.c_uint32 * (2 * len(Sets._fields)))()
-    _checked(_libc.capget(_header(), words))
+    checked(libc.capget(_header(), words), _ABOUT)
     half = len(Sets._fields)
     return Sets(*(words[which] | words[which + half] << 32 for which in range(half)))
 
 
 def _header() -> "ctypes.Array[ctypes.c_uint32]":
     return (ctypes.c_uint32 * 2)(VERSION_3, 0)
-
-
-def _checked(result: int) -> None:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "capabilities")

@@ -7,7 +7,6 @@ may have tens of thousands, of which pyroute2 decodes a thousand in a second.
 import contextlib
 import ctypes
 import errno
-import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from pyroute2.netlink import NETLINK_NETFILTER, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR
 
+from twctl.linux.libc import checked, libc
 from twctl.linux.netns import inside
 
 # linux/netfilter/nfnetlink.h, nf_tables.h
@@ -97,10 +97,8 @@ def _legacy_entries(family: str, table: bytes) -> bytes:
 
 def _asked(sock: socket.socket, level: int, option: int, question: bytes) -> bytes:
     """What getsockopt() makes of a buffer that says what is asked for. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
     buffer, size = ctypes.create_string_buffer(question, len(question)), ctypes.c_uint32(len(question))
-    if libc.getsockopt(sock.fileno(), level, option, buffer, ctypes.byref(size)):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    checked(libc.getsockopt(sock.fileno(), level, option, buffer, ctypes.byref(size)))
     return buffer.raw
 
 

@@ -6,7 +6,6 @@ the processes of the host (/proc/PID/ns/net), by who has the right to look at th
 """
 
 import contextlib
-import ctypes
 import fcntl
 import itertools
 import os
@@ -20,6 +19,7 @@ from typing import TypeVar
 
 from twctl.errors import TwctlError
 from twctl.linux.capabilities import Capability, in_force, permitted
+from twctl.linux.libc import checked, libc
 
 # ip-netns(8), containerd (cni-...), CRI-O and Podman put theirs here: these are known by their bare name.
 NAMESPACES = Path("/run/netns")
@@ -31,7 +31,6 @@ SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 SIOCSIFFLAGS = 0x8914  # linux/sockios.h
 PROC_PID_INIT_INO = 0xEFFFFFFC  # linux/proc_ns.h: inode of the first process ID namespace
 
-_libc = ctypes.CDLL(None, use_errno=True)
 
 Made = TypeVar("Made")
 
@@ -49,7 +48,7 @@ def inside(netns: str | None, make: Callable[[], Made]) -> Made:
 
     def enter() -> None:
         with path(netns).open() as namespace, in_force(Capability.SYS_ADMIN):
-            _checked(_libc.setns(namespace.fileno(), CLONE_NEWNET))
+            checked(libc.setns(namespace.fileno(), CLONE_NEWNET))
 
     try:
         return _in_thread(enter, make)
@@ -113,7 +112,7 @@ def inside_new(make: Callable[[], Made]) -> Made:
 
     def enter() -> None:
         with in_force(Capability.SYS_ADMIN):
-            _checked(_libc.unshare(CLONE_NEWNET))
+            checked(libc.unshare(CLONE_NEWNET))
 
     try:
         return _in_thread(enter, make)
@@ -129,11 +128,6 @@ def lo_up() -> None:
     request = struct.pack("16sH14x", b"lo", 1)  # struct ifreq with IFF_UP
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         fcntl.ioctl(sock, SIOCSIFFLAGS, request)
-
-
-def _checked(result: int) -> None:
-    if result:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _in_thread(enter: Callable[[], None], make: Callable[[], Made]) -> Made:

@@ -6,10 +6,10 @@ import os
 import signal
 from collections.abc import Iterator
 
+from twctl.linux.libc import checked, libc
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @contextlib.contextmanager
@@ -27,7 +27,6 @@ def end_with(parent: int) -> None:
 
     Giving up capabilities afterwards does not change that, gaining some would (prctl(2), PR_SET_PDEATHSIG).
     """
-    if _libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)):
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    checked(libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL)))
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
