@@ -76,7 +76,7 @@ ALWAYS_INLINE bool match_tuple(struct work *w, const struct line *line)
 			return false;
 		i = in_line(w, lowest_bit(tagged));
 		word = line->word[i];
-		if (record_has(w, slot_of(word), &w->session.tuple)) {
+		if (word && record_has(w, slot_of(word), &w->session.tuple)) { /* it may have ended since: 0 is no slot */
 			w->spare = i;
 			w->word = word;
 			return true;

@@ -134,10 +134,12 @@ ALWAYS_INLINE bool claim_place(struct work *w, struct tallies *line, u64 at, u64
 		return false;
 	line->place[at].party = w->parties[kind & 3];
 	line->place[at].no_port = 0;
-	if (kind == BY_OWNER)
+	if (kind == BY_OWNER) {
 		line->entries[at] = 0;
-	else
+		line->place[at].last_entry = w->now; /* before others see it, who would take it for idle */
+	} else {
 		line->place[at].error = line->entries[at];
+	}
 	__sync_val_compare_and_swap(&line->key[at], KEY_BUSY, key);
 	return true;
 }
@@ -145,7 +147,7 @@ ALWAYS_INLINE bool claim_place(struct work *w, struct tallies *line, u64 at, u64
 /* Whether an owner's vestiges may be alive. */
 ALWAYS_INLINE bool is_active(const struct tallies *line, u64 at, u64 now)
 {
-	return line->key[at] && now - line->place[at].last_entry <= HORIZON_TICKS;
+	return line->key[at] && now <= line->place[at].last_entry + HORIZON_TICKS;
 }
 
 TABLE(struct failure, failures, TALLY_LINES * LINE_WORDS);

@@ -72,6 +72,45 @@ int whole(struct __sk_buff *skb)
 	next_session(w, 0);
 	return vestige_insert(w, CLASS_REMOTE, 0, LIFE);
 }
+
+/* A session of the first slot ends just after a look at its line has seen its word. */
+int ends_as_it_is_found(struct __sk_buff *skb)
+{
+	struct work *w = work_of(WORKER_ENTRY);
+	struct line *line;
+
+	if (!w)
+		return -1;
+	next_session(w, 0);
+	if (!vestige_insert(w, CLASS_LOOPBACK, 0, LIFE))
+		return -2;
+	line = find_line(w, &w->session.tuple);
+	if (!line)
+		return -3;
+	scan_line(w, line, false);
+	if (!w->tagged)
+		return -4;
+	__builtin_memset(line, 0, sizeof(*line));
+	return match_tuple(w, line);
+}
+
+/* An owner has its place, but nothing is counted there yet. */
+int owner_begins(struct __sk_buff *skb)
+{
+	struct work *w = work_of(WORKER_ENTRY);
+	struct tallies *line;
+	u32 number;
+
+	if (!w)
+		return -1;
+	w->now = 2 * HORIZON_TICKS;
+	name_owner(w, 1, 1);
+	number = tallies_at(w->keys[BY_OWNER], BY_OWNER);
+	line = tallies.lookup(&number);
+	if (!line || !claim_place(w, line, 0, w->keys[BY_OWNER], BY_OWNER))
+		return -2;
+	return is_active(line, 0, w->now) && is_active(line, 0, w->now - 1); /* of who read the clock just before */
+}
 """
 
 
@@ -100,6 +139,10 @@ class Ring:
         self._programs.result("whole", count)
         self._next += count
         return self._contended() - before
+
+    def result(self, name: str) -> int:
+        """What a program returns."""
+        return self._programs.result(name)
 
     def _contended(self) -> int:
         return self._table.counters().get("dropped", DROPPED.index("contention"))
@@ -148,3 +191,13 @@ def test_a_writer_that_is_held_up_for_laps_destroys_no_record(ring: Ring, laps: 
     assert before == ring.numbers()
     assert 0 == ring.enter(POOL)
     assert POOL == len(ring.numbers())
+
+
+def test_a_session_that_ends_as_it_is_looked_for_is_not_found(ring: Ring) -> None:
+    """Its word is 0 then, which is not the first slot's: whoever took it for that would end the session once more."""
+    assert 0 == ring.result("ends_as_it_is_found")
+
+
+def test_an_owner_keeps_its_place_before_its_first_entry_is_counted(ring: Ring) -> None:
+    """Or another would have its vestiges."""
+    assert 1 == ring.result("owner_begins")
