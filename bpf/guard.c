@@ -265,11 +265,17 @@ ALWAYS_INLINE int guard_packet(struct __sk_buff *skb, u32 classid, bool ingress)
 	return ingress ? handle_vestige(skb, w, s) : let_out_or_hold(skb, w, s);
 }
 
+/* What a VRF's sockets send to its own addresses is marked until it has passed TC (vrf_local_xmit, vrf_ip_rcv). */
+ALWAYS_INLINE bool is_for_this_host(struct __sk_buff *skb, u32 classid)
+{
+	return skb->pkt_type == PACKET_HOST || (skb->pkt_type == PACKET_LOOPBACK && is_looping(classid));
+}
+
 int guard_ingress(struct __sk_buff *skb)
 {
 	u32 classid = take_classid(skb);
 
-	return skb->pkt_type == PACKET_HOST ? guard_packet(skb, classid, true) : TC_ACT_UNSPEC;
+	return is_for_this_host(skb, classid) ? guard_packet(skb, classid, true) : TC_ACT_UNSPEC;
 }
 
 int guard_egress(struct __sk_buff *skb)

@@ -10,7 +10,8 @@
 #define ETHERNET_BYTES 14
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86dd
-#define PACKET_HOST 0
+#define PACKET_HOST 0 /* sk_buff.pkt_type (linux/if_packet.h) */
+#define PACKET_LOOPBACK 5
 
 /* IPv6 next headers (RFC 8200 section 4) */
 #define NEXT_HOP_BY_HOP 0

@@ -50,7 +50,8 @@ FILTER_DROP = (0x06, 0, 0, 0)  # classic BPF: BPF_RET | BPF_K, 0 bytes
 class Route:
     """Where the two ends are. `mapped`: both are AF_INET6 sockets that speak IPv4.
 
-    dialled: what the client connects to, where that is translated (port 0: the server's); port: the server's (0: any).
+    dialled: what the client connects to, where that is translated (port 0: the server's); port: the server's (0: any);
+    bound: the device that both ends' sockets are bound to.
     """
 
     client: Namespace
@@ -61,11 +62,19 @@ class Route:
     device: str = "lo"  # of the client, where every segment of both ends passes
     dialled: tuple[str, int] | None = None
     port: int = 0
+    bound: str = ""
 
     @property
     def domain(self) -> int:
         """The family of the sockets."""
         return socket.AF_INET if self.family == IPV4 else socket.AF_INET6
+
+    def socket(self, ns: Namespace) -> socket.socket:
+        """A socket of an end."""
+        made = ns.socket(self.domain)
+        if self.bound:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.bound.encode())
+        return made
 
     def spoken(self, address: str) -> str:
         """The address as the socket calls want it."""
@@ -145,7 +154,7 @@ class Pair:
 def connected(route: Route, n: int, closer: str, payload: bytes = b"twctl") -> Iterator[list[Pair]]:
     """`n` open connections, over which `payload` went both ways. What is still open at the end is closed."""
     pairs: list[Pair] = []
-    with route.server.socket(route.domain) as listener:
+    with route.socket(route.server) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((route.spoken(route.server_address), route.port))
         listener.listen(n)
@@ -154,7 +163,7 @@ def connected(route: Route, n: int, closer: str, payload: bytes = b"twctl") -> I
             address = route.spoken(route.dialled[0]), route.dialled[1] or address[1]
         try:
             for _ in range(n):
-                client = route.client.socket(route.domain)
+                client = route.socket(route.client)
                 client.bind((route.spoken(route.client_address), 0))
                 client.connect(address)
                 server, _peer = listener.accept()

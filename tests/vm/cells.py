@@ -21,6 +21,7 @@ FILES = {
         "kernel/test_orphans.py",
         "kernel/test_rights.py",
         "conformance/test_adversary.py",
+        "conformance/test_vrf.py",
     ),
 }
 NEEDED = ("root", "BTF", "bpffs", "sock_diag")  # lines of `twctl check` without which nothing works
