@@ -130,13 +130,30 @@ def test_links_of_a_device_that_has_gone_are_taken_away(host: Host) -> None:
         assert ([], BOTH) == (guarded(other, "veth0"), guarded(host.ns, "lo"))
 
 
-def test_another_twctls_links_are_told_by_its_pins(host: Host) -> None:
-    """They stay where they are."""
+@pytest.mark.parametrize("name", ["other", "prod/twctl", "a/b/c/twctl"])
+def test_another_twctls_links_are_told_by_its_pins(host: Host, name: str) -> None:
+    """They stay where they are, and ours may be pinned deeper than they are."""
     host.mend(host.links())
-    other = host.folder.parents[1] / f"{host.folder.parent.name}-other"
+    other = host.folder.parents[1] / f"{host.folder.parent.name}-{name}"
     with pytest.raises(TwctlError, match=f"lo has the guard of another twctl, which pins at {host.folder.parent}"):
         host.mend(host.links(other / "guard"))
     assert BOTH == guarded(host.ns, "lo")
+
+
+@pytest.mark.parametrize("name", ["twctl", "a/b/twctl"])
+def test_another_twctls_links_are_found_deeper(host: Host, name: str) -> None:
+    """Where it pins in a folder below the one that we pin in."""
+    host.mend(host.links())
+    root = host.folder.parent
+    deeper = Path(f"{root}-prod") / name
+    with ExitStack() as stack:
+        for folder in reversed(deeper.relative_to(root.parent).parents[:-1]):
+            (root.parent / folder).mkdir()
+            stack.callback((root.parent / folder).rmdir)
+        root.rename(deeper)
+        stack.callback(deeper.rename, root)
+        with pytest.raises(TwctlError, match=f"which pins at {deeper}"):
+            host.mend(host.links(Path(f"{root}-other/guard")))
 
 
 def test_all_are_removed_without_entering_a_namespace(host: Host) -> None:

@@ -24,6 +24,8 @@ from twctl.table.pins import GUARD
 ELEMENTS = {INGRESS: 0, EGRESS: 1}
 SIDES = {INGRESS: "ingress", EGRESS: "egress"}
 FOLDER, ARRAY = Path("links"), Path("maps", "guards")  # below the guard's own folder of pins
+# So deep in a bpffs another twctl's folder is looked for: each level may have thousands of others' pins.
+DEPTH = 4
 
 
 def array_of(folder: Path, guards: Mapping[int, int]) -> int:
@@ -90,7 +92,7 @@ class Links:
         """
         missing = 0
         if sides and not any(self._pins.get((device.number, side)) for side in sides):
-            self._refuse_others(device)
+            self._refuse_others(device, sides)
         for side in sides:
             right = self._in_place(device.number, side)
             if not right:
@@ -108,14 +110,18 @@ class Links:
         ours = {found.program for pin in self._pins.get((device, side), ()) if (found := tcx.find(pin))}
         return bool(set(self._orders.get((device, side), ())) - ours)
 
-    def _refuse_others(self, device: Device) -> None:
-        """A link does not say whose it is: that takes a look at the pins beside ours."""
-        own = self._folder.parents[1]
-        for pin in own.parent.glob(str(Path("*", GUARD, FOLDER, f"{self._inode}-{device.number}-*"))):
-            root = pin.parents[2]
-            if root != own and tcx.find(pin):
-                message = f"{device.name} has the guard of another twctl, which pins at {root}"
-                raise TwctlError(message, f"stop that one, then 'twctl release --pins {root}'")
+    def _refuse_others(self, device: Device, sides: Collection[int]) -> None:
+        """A link does not say whose it is: that takes a look at all pins, where anything is attached."""
+        if not any(self.has_others(device.number, side) for side in sides):
+            return
+        own = self._folder.parents[1].resolve()
+        mount = next(folder for folder in own.parents if folder.is_mount())
+        for depth in range(1, DEPTH + 1):
+            for pin in mount.glob(str(Path(*"*" * depth, GUARD, FOLDER, f"{self._inode}-{device.number}-*"))):
+                root = pin.parents[2]
+                if root != own and tcx.find(pin):
+                    message = f"{device.name} has the guard of another twctl, which pins at {root}"
+                    raise TwctlError(message, f"stop that one, then 'twctl release --pins {root}'")
 
     def _in_place(self, device: int, side: int) -> Path | None:
         """The pin of the one that is first or last of all."""
