@@ -28,6 +28,7 @@ pytestmark = [
 ]
 
 SIDES = (INGRESS, EGRESS)
+USER = 65534
 
 
 class Host:
@@ -154,6 +155,20 @@ def test_another_twctls_links_are_found_deeper(host: Host, name: str) -> None:
         stack.callback(deeper.rename, root)
         with pytest.raises(TwctlError, match=f"which pins at {deeper}"):
             host.mend(host.links(Path(f"{root}-other/guard")))
+
+
+def test_what_a_user_has_made_there_is_nobody_s_guard(host: Host) -> None:
+    """Anybody may make folders in a bpffs, also one that is called as a pin would be."""
+    root = Path(f"{host.folder.parent}-user")
+    fake = root / "guard/links" / f"{host.ns.path.stat().st_ino}-{tcx.LO}-ingress-1"
+    with ExitStack() as stack:
+        for folder in (root, root / "guard", root / "guard/links", fake):
+            folder.mkdir()
+            stack.callback(folder.rmdir)
+            os.chown(folder, USER, USER)
+        fds = stack.enter_context(foreign.loaded())
+        stack.enter_context(foreign.attached(host.ns, "lo", TCX, {"around": fds["around"]}, {}))
+        assert 2 == host.mend(host.links())
 
 
 def test_all_are_removed_without_entering_a_namespace(host: Host) -> None:

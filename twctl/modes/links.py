@@ -119,7 +119,7 @@ class Links:
         for depth in range(1, DEPTH + 1):
             for pin in mount.glob(str(Path(*"*" * depth, GUARD, FOLDER, f"{self._inode}-{device.number}-*"))):
                 root = pin.parents[2]
-                if root != own and tcx.find(pin):
+                if root != own and _is_of_who_runs(pin) and tcx.find(pin):
                     message = f"{device.name} has the guard of another twctl, which pins at {root}"
                     raise TwctlError(message, f"stop that one, then 'twctl release --pins {root}'")
 
@@ -157,6 +157,13 @@ class Links:
             self.take_off(device)
             for side in PLACES:
                 self._pins.pop((device, side), None)
+
+
+def _is_of_who_runs(pin: Path) -> bool:
+    """Anybody may make folders and symbolic links in a bpffs."""
+    with contextlib.suppress(FileNotFoundError):
+        return pin.lstat().st_uid == os.geteuid()
+    return False
 
 
 def _order(device: int, side: int) -> list[int]:
