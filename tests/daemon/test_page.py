@@ -45,6 +45,7 @@ def facts(**changed: Any) -> Facts:  # noqa: ANN401
         owners=[("checkout.service, uid 33", 1841)],
         obstacles={},
         guarded_devices=None,
+        left_alone=0,
         drift={"missing": 0, "stale": 0},
     )
     return dataclasses.replace(made, **changed)

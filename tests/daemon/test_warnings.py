@@ -36,6 +36,7 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"obstacles": {"nat": 2, "xdp": 1, "tc": 0}, "guarded_devices": 3},
         "The guard is suspended where something is between wire and sockets: 2 nat, 1 xdp.",
     ),
+    "namespaces": ({"left_alone": 2}, "Network namespaces that are left alone: 2 (the log says why)."),
     "evictions": (
         {"look": look(605.0, ended_local_evicted=70)},
         "70 sessions were evicted in the last 8 min: [capacity] is too small for class local.",

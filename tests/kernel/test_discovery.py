@@ -1,6 +1,7 @@
 """Network namespaces that come and go while the daemon works in all of them, or in those that are named."""
 
 import contextlib
+import html
 import os
 import subprocess
 from collections.abc import Iterator
@@ -126,6 +127,17 @@ def test_where_the_guard_cannot_see_is_left_alone_and_said_once(machine: Host) -
         wait_until(lambda: "another" in enrolled(one), what="it has looked")
         assert one.log.count("network namespace bad is left alone") == 1
         assert [(True, True), (False, False)] == [(has_guard(ns), ns.sysctl(BUCKETS) == "0") for ns in (good, bad)]
+
+
+def test_where_all_are_left_alone_the_page_does_not_say_that_the_guard_is_missing(machine: Host) -> None:
+    """The kernel does its duty in the only one there is; that it is left alone is told."""
+    add_ipsec(machine.own)
+    with daemon(mode="vestigial", config=ALL, prefix=machine.prefix) as one:
+        assert states(machine, one) == (0, 1, 0)
+        with machine.own.entered():
+            told = one.get("/")
+    assert "TIME_WAIT's duty" not in html.unescape(told)
+    assert "Network namespaces that are left alone: 1 (the log says why)." in told
 
 
 def test_what_is_beyond_the_capacity_is_counted_and_said_once(machine: Host) -> None:

@@ -30,7 +30,7 @@ class Facts:
     private: whether owners and addresses may be told; rates: of the last seconds; earlier: a look of minutes ago.
     kernel_sockets: None where the kernel cannot be asked. uses: destinations nearest to having no port, the worst
     first, as of uses_age seconds ago; None: nobody looks. owners: name and entries. guarded_devices: None where no
-    guard is wanted. obstacles, drift: how many of each kind.
+    guard is wanted, or no namespace is enrolled. left_alone: namespaces. obstacles, drift: how many of each kind.
     """
 
     private: bool
@@ -46,6 +46,7 @@ class Facts:
     owners: Sequence[tuple[str, int]]
     obstacles: Mapping[str, int]
     guarded_devices: int | None
+    left_alone: int
     drift: Mapping[str, int]
 
     def where(self, use: Use) -> str:
@@ -92,7 +93,7 @@ class FactsAtHand:
         """Read them; private: whether owners and addresses may be told."""
         before, work = self._lately.before, self._work
         look = Look.read(self._table).held(before)
-        namespaces = work.discovery.namespaces
+        namespaces, states = work.discovery.namespaces, work.discovery.states()
         kernel_sockets: int | None = None
         with contextlib.suppress(OSError, ValueError, TwctlError):  # a namespace went meanwhile
             kernel_sockets = sum(namespaces.ask(lambda each: each.sockstat.time_wait()))
@@ -109,7 +110,8 @@ class FactsAtHand:
             uses_age=time.monotonic() - work.port_look.looked_at if work.port_look else 0.0,
             owners=self._owners() if private else (),
             obstacles=work.suspending.found() if work.suspending else {},
-            guarded_devices=namespaces.guarded_devices() if work.guarding else None,
+            guarded_devices=namespaces.guarded_devices() if work.guarding and states["enrolled"] else None,
+            left_alone=states["refused"] + states["beyond_capacity"],
             drift=work.reconciling.drift,
         )
 

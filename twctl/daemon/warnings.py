@@ -17,7 +17,7 @@ LOST_SHARE = 0.001  # of the entries
 
 def warnings(facts: Facts) -> list[str]:
     """Every line; none: all is well."""
-    return [line for rule in (_loop, _ports, _guard, _evictions, _drift, _lost) for line in rule(facts)]
+    return [line for rule in (_loop, _ports, _guard, _namespaces, _evictions, _drift, _lost) for line in rule(facts)]
 
 
 def _loop(facts: Facts) -> Iterator[str]:
@@ -47,6 +47,11 @@ def _guard(facts: Facts) -> Iterator[str]:
         yield "No device has the guard, so nothing does TIME_WAIT's duty."
     if found := _counted((count, kind) for kind, count in facts.obstacles.items()):
         yield f"The guard is suspended where something is between wire and sockets: {found}."
+
+
+def _namespaces(facts: Facts) -> Iterator[str]:
+    if facts.left_alone:
+        yield f"Network namespaces that are left alone: {facts.left_alone:,} (the log says why)."
 
 
 def _evictions(facts: Facts) -> Iterator[str]:
