@@ -137,6 +137,10 @@ class FakeNamespaces:
         """No device has the guard."""
         return 0
 
+    def missing_devices(self) -> int:
+        """None needs it."""
+        return 0
+
 
 class FakeDiscovery:
     """It has nothing to discover."""

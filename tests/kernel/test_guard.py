@@ -320,11 +320,15 @@ def test_a_link_that_is_taken_away_comes_back(guarding: tuple[Namespace, Daemon]
     """By somebody who has no business in that folder: put back at the next look, and counted."""
     ns, one = guarding
     reattached = one.metric("twctl_guard_reattached_total")
+    assert 0 == one.metric("twctl_guard_missing_devices")
     for pin in (one.pins / "guard" / "links").iterdir():
         pin.unlink()
-    wait_until(lambda: sorted(guarded(ns, "lo")) == sorted(BOTH), what="the guard is back", timeout=LOOK)
-    wait_until(lambda: one.metric("twctl_guard_reattached_total") > reattached, what="counted")
+    # the kernel takes a link off some time after its last pin has gone
+    wait_until(lambda: one.metric("twctl_guard_reattached_total") > reattached, what="counted", timeout=LOOK)
+    assert 1 == one.metric("twctl_guard_missing_devices")
+    wait_until(lambda: sorted(guarded(ns, "lo")) == sorted(BOTH), what="the guard is back")
     assert buckets(ns) == 0
+    wait_until(lambda: 0 == one.metric("twctl_guard_missing_devices"), what="it stays there", timeout=LOOK)
 
 
 def test_where_the_guard_cannot_be_put_back_the_sysctl_goes_back(ns: Namespace) -> None:

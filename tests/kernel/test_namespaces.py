@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -100,6 +101,16 @@ def test_what_counted_in_one_that_left_counts_on(namespaces: Namespaces, ns: Nam
     assert before > 0
     namespaces.leave(joined)
     assert before == namespaces.counts()["changes"]
+
+
+def test_devices_without_the_guard_count_only_where_it_is_to_work(namespaces: Namespaces, ns: Namespace) -> None:
+    """Where it is suspended the kernel answers."""
+    joined = namespaces.join(ns.name)
+    assert 0 == namespaces.missing_devices()
+    object.__setattr__(joined, "guard", SimpleNamespace(missing=2))
+    assert 2 == namespaces.missing_devices()
+    namespaces.suspended.add(joined)
+    assert 0 == namespaces.missing_devices()
 
 
 def test_a_change_of_routes_makes_it_readable(namespaces: Namespaces, ns: Namespace) -> None:

@@ -258,6 +258,10 @@ class Namespaces:
         """Devices that have the guard."""
         return sum(self.ask(lambda namespace: len(namespace.guard.devices) if namespace.guard else 0))
 
+    def missing_devices(self) -> int:
+        """Devices without the guard at the last look at them, where it does TIME_WAIT's duty."""
+        return sum(self.ask(lambda each: each.guard.missing if each.guard and each not in self.suspended else 0))
+
     def ask(self, question: Callable[[Namespace], Told]) -> list[Told]:
         """Ask each of them, for a scrape's thread: none leaves meanwhile."""
         with self._lock:

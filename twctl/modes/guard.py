@@ -51,6 +51,7 @@ class Guard:
     path: name or path of the namespace, None for our own. index: its number in the table. table: the pinned table.
     delays: gets the seconds that each new device had no guard.
 
+    devices: numbers of those that have it, and whether (bool) it was missing or out of place at the last look.
     reattached: how often a filter had to be put back. late: new devices that had carried a packet before. disturbed:
     whether devices or filters have changed; whoever looks at them sets it to False.
     """
@@ -71,7 +72,7 @@ class Guard:
             self._undo = undo.pop_all()
         self._places = Places(str(table.parent), ours, path, index, sides, array)
         self._looked: float | None = None  # when all devices were looked at last (monotonic)
-        self.devices: dict[int, str] = {}
+        self.devices: dict[int, bool] = {}
         self.reattached = self.late = 0
         self.disturbed = False
 
@@ -128,6 +129,11 @@ class Guard:
         """Whether each FIN that leaves has a note, as the guard may miss some (places.py)."""
         return self._places.witnessed
 
+    @property
+    def missing(self) -> int:
+        """Devices on which it was missing or out of place at the last look. A scrape's thread asks, too."""
+        return sum(list(self.devices.values()))
+
     def _touched(self) -> set[int]:
         """Devices about which a notification says that the guard may have to be put there."""
         touched: set[int] = set()
@@ -164,7 +170,7 @@ class Guard:
                 return
             hint = f"'tc filter show dev {device.name} egress' shows what else is there"
             raise TwctlError(f"the guard cannot be attached to {device.name}: {error.strerror}", hint) from error
-        self.devices[device.number] = device.name
+        self.devices[device.number] = known and put > 0
         if known:
             self.reattached += put
         elif since is not None:
