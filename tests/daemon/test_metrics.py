@@ -111,6 +111,7 @@ class FakeNamespaces:
         self.one = SimpleNamespace(
             index=0,
             name=None,
+            tries=SimpleNamespace(refused=7),
             sockstat=SimpleNamespace(time_wait=kernel_sockets),
             ports=SimpleNamespace(ports=lambda: 0, range=lambda: parse_ports("32768 60999", "40000")),
             max_time_wait=SimpleNamespace(count=lambda: 4096),
@@ -202,6 +203,7 @@ def test_every_number_of_the_table_is_told(monkeypatch: pytest.MonkeyPatch, tmp_
         'twctl_time_wait_lifetime_seconds_sum{class="local"}': 71 * 900 * tick,
         "twctl_table_bytes": sum(table.layout.bytes(family) for family in FAMILIES),
         "twctl_blame_bytes": TALLIES_BYTES,
+        "twctl_classifier_refused_prefixes": 7,
         "twctl_kernel_time_wait_sockets": 23,
         "twctl_kernel_time_wait_socket_bytes": 256,
         'twctl_netns_time_wait_sockets{netns=""}': 23,

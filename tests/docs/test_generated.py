@@ -69,10 +69,10 @@ def test_every_value_of_a_label_is_named(metric: str, values: list[str]) -> None
 
 
 def test_every_kind_of_loss_is_explained() -> None:
-    """Those of the table, and the two that the daemon counts."""
+    """Those of the table, and the one of fentry."""
     lost = re.search(r"### What is lost\n(.*?)\n### ", METRICS, re.DOTALL)
     assert lost
-    assert {*DROPPED, "nested", "prefix"} == set(re.findall(r"^\| ([a-z]+) \|", lost[1], re.MULTILINE)) - {"reason"}
+    assert {*DROPPED, "nested"} == set(re.findall(r"^\| ([a-z]+) \|", lost[1], re.MULTILINE)) - {"reason"}
 
 
 def test_every_alert_has_a_row_with_its_severity() -> None:

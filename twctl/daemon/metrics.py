@@ -52,7 +52,7 @@ def collector_of(table: Table, work: Work, config: Config, ended: Mapping[str, i
     return PartsCollector(
         (
             SessionMetrics(table).metrics,
-            lambda: table_metrics(table, namespaces.counts()["refused"]),
+            lambda: table_metrics(table),
             PartyMetrics(table, config.blame.metrics, lambda: _ephemeral(namespaces)).metrics,
             lambda: guard_segments(table),
             lambda: connect_metrics(table) if work.searches else (),

@@ -42,5 +42,5 @@ class Namespace:
 
     def counts(self) -> Counter[str]:
         """What counts on when it has left."""
-        own = Counter(changes=self.routes.changes, resyncs=self.routes.resyncs, refused=self.tries.refused)
+        own = Counter(changes=self.routes.changes, resyncs=self.routes.resyncs)
         return own + (self.guard.counts() if self.guard else Counter())

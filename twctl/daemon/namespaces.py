@@ -268,7 +268,7 @@ class Namespaces:
             return [question(namespace) for namespace in self._namespaces.values()]
 
     def counts(self) -> Counter[str]:
-        """Sums over all that ever joined: changes, resyncs, refused, reattached, late."""
+        """Sums over all that ever joined: changes, resyncs, reattached, late."""
         with self._lock:
             return sum((namespace.counts() for namespace in self._namespaces.values()), Counter(self._past))
 

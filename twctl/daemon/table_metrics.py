@@ -92,8 +92,8 @@ def _reuse_ages(counters: Counters) -> Metric:
     return histogram("twctl_reuse_age_seconds", text, rows, "class")
 
 
-def table_metrics(table: Table, prefixes_refused: int) -> Iterator[Metric]:
-    """Sizes of the table, and what it could not take: prefixes among it, for which the tries had no room."""
+def table_metrics(table: Table) -> Iterator[Metric]:
+    """Sizes of the table, and what it could not take."""
     layout, counters = table.layout, table.counters()
     capacity = [((k.label, f), layout.capacity[f][k]) for k, f in CLASS_FAMILY]
     text = "Sessions that the table holds before the oldest is evicted."
@@ -104,9 +104,8 @@ def table_metrics(table: Table, prefixes_refused: int) -> Iterator[Metric]:
     text = "connect() calls that found no free local port (EADDRNOTAVAIL)."
     yield counter("twctl_connects_without_port", text, single(counters.get("no_port", 0)))
     dropped = [((why,), counters.get("dropped", i)) for i, why in enumerate(DROPPED)]
-    text = "What the table could not take: entries and prefixes lost, lives cut short, look-ups left incomplete."
-    rows = [*dropped, (("nested",), table.nested()), (("prefix",), prefixes_refused)]
-    yield counter("twctl_table_dropped", text, rows, "reason")
+    text = "What the table could not take: entries lost, lives cut short, look-ups left incomplete."
+    yield counter("twctl_table_dropped", text, [*dropped, (("nested",), table.nested())], "reason")
     text = "Events that 'twctl events' was too slow for."
     yield counter("twctl_events_lost", text, single(counters.get("events_lost", 0)))
 

@@ -42,6 +42,9 @@ def namespace_metrics(namespaces: Namespaces, states: Mapping[str, int]) -> Iter
     text = "Prefixes that the probe asks for a peer's class."
     prefixes = [((k.label, f), count) for (k, f), count in namespaces.prefixes().items()]
     yield gauge("twctl_classifier_prefixes", text, prefixes, "class", "family")
+    text = "Prefixes for which the probe's tries have no room."
+    refused = sum(namespaces.ask(lambda each: each.tries.refused))
+    yield gauge("twctl_classifier_refused_prefixes", text, single(refused))
     text = "Network namespaces to work in, by what became of them."
     yield gauge("twctl_network_namespaces", text, [((each,), states[each]) for each in STATES], "state")
     text = "Route, address and link notifications."

@@ -17,7 +17,10 @@ FAMILY_OF_SIZE = {prefix.size: family for family, prefix in PREFIXES.items()}
 
 
 class ClassTries:
-    """The prefixes that the probes ask, of one enrolled namespace."""
+    """The prefixes that the probes ask, of one enrolled namespace.
+
+    refused: int, how many of the last `sync` have no room.
+    """
 
     def __init__(self, table: Table, index: int) -> None:
         self._index = struct.pack("=I", index)
@@ -35,7 +38,8 @@ class ClassTries:
             os.close(fd)
 
     def sync(self, wanted: dict[Network, Class]) -> None:
-        """Make the tries hold exactly these prefixes. What does not fit (65,536 a family) is counted as refused."""
+        """Make the tries hold exactly these prefixes. What does not fit (65,536 a family) is refused."""
+        refused = 0
         keys = {self._key(prefix): int(class_) for prefix, class_ in wanted.items()}
         for key in self._known.keys() - keys.keys():
             libbpf.map_delete(self._fds[FAMILY_OF_SIZE[len(key)]], key)
@@ -46,7 +50,8 @@ class ClassTries:
                     libbpf.map_update(self._fds[FAMILY_OF_SIZE[len(key)]], key, struct.pack("=I", class_))
                     self._known[key] = class_
                 except OSError:
-                    self.refused += 1
+                    refused += 1
+        self.refused = refused
 
     def _key(self, prefix: Network) -> bytes:
         """The trie's key; its length counts the index's bits, too."""
