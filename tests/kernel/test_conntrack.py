@@ -135,7 +135,7 @@ def test_no_more_than_a_sample_is_read(nat: Nat) -> None:
 
 
 def test_ports_that_the_translation_holds_are_told(nat: Nat) -> None:
-    """By the daemon's metrics and `advise`, from a sample; `check` tells the fill."""
+    """By the daemon's metrics and `advise`, from a sample; `check` tells the fill as well."""
     with daemon(nat.host) as one, serving(nat.link.server, *at(nat.link)):
         for i in range(4):  # one address alone would hardly have the ports
             nat.inner.ip("address", "replace", f"10.78.0.{11 + i}/24", "dev", "eth0")
@@ -153,7 +153,10 @@ def test_ports_that_the_translation_holds_are_told(nat: Nat) -> None:
         assert 0 == one.metrics()[f'twctl_conntrack_refused_total{{{where},reason="insert_failed"}}']
         told = twctl("check", prefix=tuple(nat.host.command())).stdout
         assert re.search(
-            r"^ok +conntrack +(38|39|4\d)\d\d\d of at most \d+ connections, insert_failed 0,", told, re.MULTILINE
+            r"^ok +conntrack +(38|39|4\d)\d\d\d of at most \d+ connections, insert_failed 0,.* "
+            rf"2[2-6]\d\d\d of {PORTS} ports of {nat.link.client_ipv4} are left toward {nat.link.server_ipv4}:20000$",
+            told,
+            re.MULTILINE,
         )
         (advice,) = [each for each in advised(one, "translated") if "translation" in each["anchor"]]
         assert f"toward {nat.link.server_ipv4}:20000" in advice["what"]

@@ -10,16 +10,19 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from twctl.addresses import FAMILIES
+from twctl.addresses import FAMILIES, host_port
 from twctl.advise.host import NEARLY
 from twctl.classes import Class
 from twctl.errors import TwctlError
-from twctl.linux import btf, conntrack, sockdiag
+from twctl.linux import btf, sockdiag
 from twctl.linux.signals import put_off
 from twctl.modes.feasible import can_destroy
 from twctl.modes.obstacles import obstacles
+from twctl.modes.translation import PORTS, look
 from twctl.table import fields, loader
 from twctl.table.pins import Pins, refuse_to_mount, sweep_trials, trial_of
+
+PORTS_NEARLY = 0.8  # share of a translation's, as of the alert TwctlTranslatedPortsNearlyUsed
 
 
 class Verdict(enum.StrEnum):
@@ -123,16 +126,22 @@ def _guard(pins: Path) -> Line:
 
 
 def _conntrack() -> Line:
-    """How full it is: beyond that new connections fail, whatever becomes of TIME_WAIT."""
-    found = conntrack.fill()
+    """How full it is, and the host's own translation: beyond that connections fail, whatever becomes of TIME_WAIT."""
+    found, worst = look("", 1)
     if found is None:
         return Line("conntrack", Verdict.OK, "not in use here")
     refused = "".join(f", {name} {count}" for name, count in (found.refused or {}).items())
     reason = f"{found.entries} of at most {found.most} connections{refused}"
-    if found.entries < NEARLY * found.most:
-        return Line("conntrack", Verdict.OK, reason)
-    hint = "a greater net.netfilter.nf_conntrack_max, or a shorter nf_conntrack_tcp_timeout_time_wait in [sysctl]"
-    return Line("conntrack", Verdict.LESS, reason, hint)
+    for each in worst:
+        toward = host_port(each.remote, each.remote_port)
+        reason += f", {PORTS - each.taken} of {PORTS} ports of {each.source} are left toward {toward}"
+    shorter = "a shorter nf_conntrack_tcp_timeout_time_wait in [sysctl]"
+    if found.entries >= NEARLY * found.most:
+        return Line("conntrack", Verdict.LESS, reason, f"a greater net.netfilter.nf_conntrack_max, or {shorter}")
+    if any(each.used > PORTS_NEARLY for each in worst):
+        hint = f"{shorter}, connections that are kept alive, or more addresses to translate to"
+        return Line("conntrack", Verdict.LESS, reason, hint)
+    return Line("conntrack", Verdict.OK, reason)
 
 
 @contextlib.contextmanager
