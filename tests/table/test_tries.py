@@ -8,7 +8,7 @@ import pytest
 from twctl.addresses import FAMILIES
 from twctl.classes import Class
 from twctl.table.maps import Table
-from twctl.table.tries import ClassTries
+from twctl.table.tries import FAMILY_OF_SIZE, ClassTries
 
 TRIES: dict[int, dict[bytes, bytes]] = {}
 ROOM = 3
@@ -76,3 +76,23 @@ def test_what_has_no_room_is_counted() -> None:
     assert 1 == tries.refused
     tries.sync({})
     assert 0 == tries.refused
+
+
+def test_a_scrape_counts_while_a_sync_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread's, which adds a prefix as the others are counted."""
+    tries = of(1)
+    wanted = {ip_network("10.0.0.0/16"): Class.LOCAL, ip_network("10.1.0.0/16"): Class.LOCAL}
+    tries.sync(wanted)
+
+    class Meanwhile(dict[int, str]):
+        """Sizes of keys, where to look for one is the moment."""
+
+        def __getitem__(self, size: int) -> str:
+            if len(wanted) == len(TRIES[4]):
+                wanted[ip_network("10.2.0.0/16")] = Class.LOCAL
+                tries.sync(wanted)
+            return super().__getitem__(size)
+
+    monkeypatch.setattr("twctl.table.tries.FAMILY_OF_SIZE", Meanwhile(FAMILY_OF_SIZE))
+    assert 2 == tries.counts()[Class.LOCAL, "ipv4"]
+    assert 3 == tries.counts()[Class.LOCAL, "ipv4"]

@@ -61,6 +61,6 @@ class ClassTries:
     def counts(self) -> dict[tuple[Class, str], int]:
         """Count the prefixes by class and family."""
         result = {(class_, family): 0 for class_ in Class for family in FAMILIES}
-        for key, class_ in self._known.items():
+        for key, class_ in list(self._known.items()):  # a scrape's thread asks, too
             result[Class(class_), FAMILY_OF_SIZE[len(key)]] += 1
         return result
