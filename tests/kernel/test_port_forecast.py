@@ -9,6 +9,7 @@ import pytest
 
 from tests.kernel.test_headroom import QUIET, client, drive
 from tests.load import wait_until
+from tests.load.advise import advised
 from tests.load.daemon import daemon, twctl
 from tests.load.netns import link
 from tests.load.paths import over_link
@@ -60,3 +61,17 @@ def test_in_mode_truncate_ports_come_back_in_time() -> None:
         done = twctl("blame", *one.options, "--by", "remote", "--json")
         [row] = [row for row in map(json.loads, done.stdout.splitlines()) if row["by"] == "ports"]
         assert (303, None) == (row["time_wait"], row["seconds_left"])
+
+
+def test_after_mode_truncate_nobody_gives_ports_back_in_time() -> None:
+    """Once the daemon has ended, sessions hold their ports for 60 s again: their drain is what helps, not bind()."""
+    with link(QUIET) as both, daemon(both.client, mode="truncate", config="[time_wait]\nlocal = 1\n") as one:
+        assert 0 == one.stop()
+        with client(over_link(both), 500) as load:
+            drive([load], lambda: load.failed, 30)  # the probes go on
+            first = advised(one)[0]
+            done = twctl("blame", *one.options, "--by", "remote", "--json")
+        assert "ports-are-used-up-by-sessions-in-time_wait" == first["anchor"]
+        assert "twctl drain" in first["remedy"]
+        [row] = [row for row in map(json.loads, done.stdout.splitlines()) if row["by"] == "ports"]
+        assert (1009, 0) == (row["time_wait"], row["seconds_left"])

@@ -105,7 +105,8 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
         looked = _looked(before.remotes, lists)
         if not looked:
             time.sleep(APART_SECONDS)
-        uses = _worst(toward(table, [before.remotes.get(each) or Tally(each, *NONE) for each in looked]))
+        tallies = [before.remotes.get(each) or Tally(each, *NONE) for each in looked]
+        uses = _worst(toward(table, tallies, truncates=daemon and table.mode == "truncate"))
         after = _counted(table, lists)
     walk = Walk({_key(each, lists) for each in looked})
     would_free = freed(walk.passing(table.vestiges()), time_wait, ephemeral_ports(), socket_bytes())

@@ -7,6 +7,8 @@ from typing import Any
 
 from twctl.addresses import host_port
 from twctl.advise.around import crowded, look_around
+from twctl.commands.in_force import InForce
+from twctl.config.keys import Mode
 from twctl.modes import headroom
 from twctl.table.enrolments import reachable
 from twctl.table.maps import Table
@@ -16,7 +18,7 @@ from twctl.table.tallies import By, Party, Remote, Tally, on_the_wire, ranking
 WIRES = 5  # that are shown of a remote endpoint
 
 
-def report(table: Table, by: By | None, limit: int, *, json_: bool) -> Iterator[str]:
+def report(table: Table, found: InForce, by: By | None, limit: int, *, json_: bool) -> Iterator[str]:
     """All that is asked for: the parties of each kind (by: of this one), and the ports toward remote endpoints.
 
     :raises TwctlError: where the namespaces of the table cannot be entered.
@@ -30,7 +32,7 @@ def report(table: Table, by: By | None, limit: int, *, json_: bool) -> Iterator[
             rows = [row | {"wire": _wire(wires[tally.party])} for row, tally in zip(rows, tallies, strict=True)]
         yield from map(json.dumps, rows) if json_ else [*[""] * bool(i), *lines(each, rows)]
     if by in {None, By.REMOTE}:
-        yield from _ports(table, limit, json_=json_)
+        yield from _ports(table, limit, truncates=found.daemon and table.mode == Mode.TRUNCATE, json_=json_)
 
 
 def _wire(found: Counter[Party]) -> list[dict[str, Any]]:
@@ -42,12 +44,13 @@ def _wire(found: Counter[Party]) -> list[dict[str, Any]]:
     ]
 
 
-def _ports(table: Table, limit: int, *, json_: bool) -> Iterator[str]:
+def _ports(table: Table, limit: int, *, truncates: bool, json_: bool) -> Iterator[str]:
     """Local ports left toward the remote endpoints with the most sessions, and with many live connections."""
     blamed = {tally.party: tally for tally in ranking(table, By.REMOTE, limit)}
     lists = {index: look_around(name) for index, name in reachable(table).items()}
     live = [Tally(each, None, 0, 0, 0) for each in crowded(lists, limit) if each not in blamed]
-    uses = headroom.worst(headroom.toward(table, [*blamed.values(), *live]), limit, least=0.0)
+    found = headroom.toward(table, [*blamed.values(), *live], truncates=truncates)
+    uses = headroom.worst(found, limit, least=0.0)
     if json_:
         yield from (json.dumps({"by": "ports", **headroom.row(use)}) for use in uses)
     elif uses:

@@ -173,7 +173,7 @@ def blame(
     """Who causes TIME_WAIT: most live sessions first, with entries since the start."""
     from twctl.commands import blame as module  # noqa: PLC0415 - the other nouns need neither names nor sockets
 
-    _print(module.report(table_of(config, pins)[0], by, limit, json_=json_))
+    _print(module.report(*table_of(config, pins), by, limit, json_=json_))
 
 
 @app.command()

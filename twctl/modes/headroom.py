@@ -153,13 +153,13 @@ class PortHistory:
         return uses
 
 
-def toward(table: Table, tallies: Iterable[Tally]) -> Iterator[Use]:
-    """Look at remote endpoints that are blamed, without the daemon: where it truncates, by its classes' times.
+def toward(table: Table, tallies: Iterable[Tally], *, truncates: bool) -> Iterator[Use]:
+    """Look at remote endpoints that are blamed. truncates: whether a daemon destroys sockets by its classes' times.
 
     :raises TwctlError: where its namespaces cannot be entered.
     """
     remotes = [tally.party for tally in tallies if isinstance(tally.party, Remote)]
-    lives = [seconds / 1e9 for seconds in table.lives[: len(Class)]] if table.mode == "truncate" else None
+    lives = [seconds / 1e9 for seconds in table.lives[: len(Class)]] if truncates else None
     with contextlib.ExitStack() as opened:
         histories = []
         for index, name in reachable(table).items():
