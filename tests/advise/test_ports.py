@@ -85,12 +85,16 @@ def test_nothing_is_to_be_drained_in_mode_vestigial() -> None:
         ({"live": 505, "seconds_left": None}, 50),
         ({"live": 400, "seconds_left": 100.0, "rate": 5.0}, 80),
         ({"live": 1009}, 98),
+        ({"ports": 28232, "live": 100, "time_wait": 20, "rate": 80, "seconds_left": 351}, None),
         ({"live": 400, "time_wait": 500, "seconds_left": None}, None),
         ({"live": 100, "close_wait": 100, "seconds_left": None}, 50),
     ],
 )
 def test_connections_leak(numbers: dict[str, Any], weight: int | None) -> None:
-    """They hold half of the ports and more than sessions do, or all of them soon; or the peer has closed many."""
+    """They hold half of the ports and more than sessions do, or all of them soon; or the peer has closed many.
+
+    A pool that warms up becomes more as fast, and holds few ports.
+    """
     said = connections_leak(toward("leak", close_wait=numbers.pop("close_wait", 0), **numbers))
     assert weight == (said and said.weight)
 

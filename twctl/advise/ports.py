@@ -24,6 +24,8 @@ from twctl.linux.tcp import KERNEL_TIME_WAIT
 MANY_A_SECOND = 10.0
 # From this share of the ports on sockets that only have them are what connect() lacks.
 BOUND = 0.2
+# What becomes more is a leak from this share of the ports on: before it may be a pool that warms up.
+LEAKING = 0.2
 # A search is long from 100 us on, fifty times what it takes while ports are free, and matters from 1 % of a CPU on.
 LONG_SEARCH, SEARCH_LOAD = 1e-4, 0.01
 REUSE_ALWAYS, REUSE_LOOPBACK = 1, 2  # tcp_tw_reuse
@@ -79,7 +81,8 @@ def connections_leak(snapshot: Snapshot) -> Advice | None:
 
 
 def _leaks(each: Destination) -> bool:
-    return each.close_wait >= FORGOTTEN or each.used >= SCARCE or (each.rate > 0 and ends_soon(each))
+    grows = each.used >= LEAKING and each.rate > 0 and ends_soon(each)
+    return each.close_wait >= FORGOTTEN or each.used >= SCARCE or grows
 
 
 def ports_bound(snapshot: Snapshot) -> Advice | None:
