@@ -28,6 +28,24 @@ def test_drain_without_a_table_is_an_error(tmp_path: Path) -> None:
         reclaim.drain_now(tmp_path, reclaim.Wanted())
 
 
+@pytest.mark.parametrize("dry", [False, True])
+def test_where_the_kernel_destroys_nothing_drain_says_so_and_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, *, dry: bool
+) -> None:
+    """One line with status 1, and no session's entry ends; behind a guard there is nothing to destroy anyway."""
+
+    def cannot(hint: str) -> str:
+        raise TwctlError("this kernel does not destroy TIME_WAIT sockets", hint)
+
+    monkeypatch.setattr(reclaim, "Table", lambda *_, **__: SimpleNamespace())
+    monkeypatch.setattr(reclaim, "can_destroy", cannot)
+    monkeypatch.setattr(reclaim, "drain", lambda *_: pytest.fail("it drains"))
+    with pytest.raises(TwctlError, match=r"does not destroy .*\(drain needs Linux 6.0") as raised:
+        reclaim.drain_now(Path("/nowhere"), reclaim.Wanted(dry=dry))
+    assert 1 == raised.value.status
+    assert dict.fromkeys(Class, 0) == reclaim.drain_now(Path("/nowhere"), reclaim.Wanted(dry=dry), guarding=True)
+
+
 def test_a_long_drain_lets_others_have_the_table_after_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The daemon, whose only thread waits for it."""
     batches, held, seen = [DRAIN_BATCH, DRAIN_BATCH, 7], [], []

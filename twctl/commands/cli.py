@@ -259,8 +259,9 @@ def drain(  # noqa: PLR0913, PLR0917 - each is an option
     classes = [each for each in Class if only in {None, each}]
     wanted = reclaim.Wanted(classes, older_than or 0.0, network, local_port, owner, dry_run)
     folder, found = pins_of(config, pins), in_force(config, {"pins": pins})
-    typer.echo(reclaim.told(reclaim.drain_now(folder, wanted), dry=dry_run, json_=json_))
-    if found.from_daemon and found.config.mode is Mode.VESTIGIAL:
+    guarding = found.from_daemon and found.config.mode is Mode.VESTIGIAL
+    typer.echo(reclaim.told(reclaim.drain_now(folder, wanted, guarding=guarding), dry=dry_run, json_=json_))
+    if guarding:
         typer.echo("the daemon runs in mode vestigial: its sessions have no sockets that could be destroyed", err=True)
 
 

@@ -11,6 +11,7 @@ from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux.sockdiag import SockDiag
 from twctl.modes import guard
+from twctl.modes.feasible import can_destroy
 from twctl.modes.selection import Selection
 from twctl.modes.truncate import Reaper, drain
 from twctl.table.counters import Reason
@@ -19,6 +20,8 @@ from twctl.table.maps import Table
 from twctl.table.names import Names
 from twctl.table.pins import Pins, sweep_trials
 from twctl.table.tallies import OTHER, owners
+
+UNABLE = "drain needs Linux 6.0 and CONFIG_INET_DIAG_DESTROY=y; sessions end by themselves, 60 s old"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,12 +39,21 @@ class Wanted:
     dry: bool = False
 
 
-def drain_now(pins: Path, wanted: Wanted) -> dict[Class, int]:
+def drain_now(pins: Path, wanted: Wanted, *, guarding: bool = False) -> dict[Class, int]:
     """Destroy TIME_WAIT sockets; returns how many of each class.
 
-    :raises TwctlError: if no table is pinned, its namespaces cannot be entered, or no owner has that name.
+    guarding: whether a daemon runs in mode vestigial, whose sessions have no sockets.
+
+    :raises TwctlError: if no table is pinned, the kernel destroys none, its namespaces cannot be entered, or no owner
+        has that name.
     """
     table = Table(pins / "current", writable=True)
+    try:  # first: an entry ends before its socket is destroyed
+        can_destroy(UNABLE)
+    except TwctlError:
+        if guarding:
+            return dict.fromkeys(wanted.classes, 0)
+        raise
     owned = _owned(table, wanted.owner) if wanted.owner is not None else None
     selection = Selection(wanted.remote, wanted.local_port, owned)
     with contextlib.ExitStack() as opened:

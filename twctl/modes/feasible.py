@@ -42,8 +42,10 @@ def refuse_obstacles(netns: str | None, config: Config) -> None:
         raise TwctlError("the guard may not see here what the sockets see", "remove it, or give --force if you know")
 
 
-def can_destroy() -> str:
+def can_destroy(hint: str = "mode truncate needs Linux 6.0 and CONFIG_INET_DIAG_DESTROY=y; use mode observe") -> str:
     """Destroy a TIME_WAIT socket for real, of a connection made for it, in a namespace of its own where it can be.
+
+    hint: what to do where the kernel cannot.
 
     :raises TwctlError: if this kernel cannot: before 6.0, or without CONFIG_INET_DIAG_DESTROY.
     """
@@ -59,7 +61,6 @@ def can_destroy() -> str:
         if answer is None or answer.timer != TIMER_TIME_WAIT:
             raise TwctlError("the kernel does not show a TIME_WAIT socket it was asked for", "modprobe tcp_diag")
         if diag.destroy([destroy_request(request, answer.cookie)]):
-            hint = "mode truncate needs Linux 6.0 and CONFIG_INET_DIAG_DESTROY=y; use mode observe"
             raise TwctlError("this kernel does not destroy TIME_WAIT sockets", hint)
     return "the kernel destroys TIME_WAIT sockets"
 
