@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from twctl.addresses import Endpoint
+from twctl.addresses import Address, Endpoint
 from twctl.advise.around import Around, cgroup_of, crowded, look_around
 from twctl.advise.snapshot import Destination, Namespace, Orphaned, Search, Service, Snapshot, Unclosed
 from twctl.advise.unclosed import look_unclosed
@@ -15,6 +15,7 @@ from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux.limits import Limits, limits
 from twctl.linux.netns import inside
+from twctl.linux.ports import Ports
 from twctl.linux.procfs import ephemeral_ports, socket_bytes
 from twctl.modes.dry_run import freed
 from twctl.modes.headroom import APART_SECONDS, Use, toward
@@ -51,12 +52,17 @@ Key = tuple[str, Endpoint]  # namespace's name, remote endpoint
 
 @dataclasses.dataclass(slots=True)
 class Walk:
-    """What one walk through the sessions finds of some endpoints: class, and how many have timestamps or have none."""
+    """What one walk through the sessions finds of some endpoints: class, and how many have timestamps or have none.
 
-    wanted: Collection[Key]
+    wanted: by endpoint, what connect() chooses ports from there; holding: how many of these ports of a local address
+    sessions without timestamps have.
+    """
+
+    wanted: Mapping[Key, Ports]
     classes: dict[Key, Class] = dataclasses.field(default_factory=dict)
     stamped: Counter[Key] = dataclasses.field(default_factory=Counter)
     plain: Counter[Key] = dataclasses.field(default_factory=Counter)
+    holding: Counter[tuple[Key, Address]] = dataclasses.field(default_factory=Counter)
 
     def passing(self, vestiges: Iterable[Vestige]) -> Iterator[Vestige]:
         """Count the sessions as they pass."""
@@ -66,7 +72,14 @@ class Walk:
                 self.classes[key] = each.class_
                 if each.known:
                     (self.plain if each.ts_recent is None else self.stamped)[key] += 1
+                if each.known and each.ts_recent is None and each.local_port in self.wanted[key]:
+                    self.holding[key, each.local] += 1
             yield each
+
+    def with_plain(self, use: Use) -> Use:
+        """The same, but that sessions without timestamps hold their ports whatever tcp_tw_reuse says."""
+        holding = self.holding[(use.netns, (use.remote, use.remote_port)), use.local]
+        return dataclasses.replace(use, time_wait=min(use.ports, max(use.time_wait, holding)))
 
 
 class Counted(NamedTuple):
@@ -83,7 +96,6 @@ class Counted(NamedTuple):
 class Facts:
     """All that was found out. around: by index of the namespace."""
 
-    mode: str
     around: Mapping[int, Around]
     before: Counted
     after: Counted
@@ -106,12 +118,13 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
         if not looked:
             time.sleep(APART_SECONDS)
         tallies = [before.remotes.get(each) or Tally(each, *NONE) for each in looked]
-        uses = _worst(toward(table, tallies, truncates=daemon and table.mode == "truncate"))
+        uses = list(toward(table, tallies, truncates=daemon and table.mode == "truncate"))
         after = _counted(table, lists)
-    walk = Walk({_key(each, lists) for each in looked})
+    walk = Walk({_key(each, lists): lists[each.netns].ports for each in looked})
     would_free = freed(walk.passing(table.vestiges()), time_wait, ephemeral_ports(), socket_bytes())
+    worst = _worst(uses if table.mode == "vestigial" else map(walk.with_plain, uses))
     owners, names = main_owners(table, By.REMOTE, looked), Names(table)
-    facts = Facts(table.mode, lists, before, after, uses, failing(table, after.at), walk, owners, names)
+    facts = Facts(lists, before, after, worst, failing(table, after.at), walk, owners, names)
     return Snapshot(
         mode=table.mode,
         daemon=daemon,
@@ -177,7 +190,6 @@ def _destination(remote: Remote, facts: Facts) -> Destination:
     here, key = facts.around[remote.netns], _key(remote, facts.around)
     before, after = (each.remotes.get(remote) or Tally(remote, *NONE) for each in (facts.before, facts.after))
     use, failing_, class_ = facts.uses.get(key), facts.failing.get(remote), facts.walk.classes.get(key)
-    plain = 0 if facts.mode == "vestigial" else facts.walk.plain[key]
     return Destination(
         netns=here.name,
         remote=str(remote.address),
@@ -193,7 +205,7 @@ def _destination(remote: Remote, facts: Facts) -> Destination:
         failing_since=round(failing_.since, 1) if failing_ else None,
         failed_last=round(failing_.last, 1) if failing_ else None,
         ports=len(here.ports),
-        time_wait=min(len(here.ports), max(use.time_wait if use else 0, plain)),
+        time_wait=use.time_wait if use else 0,
         live=use.live if use else 0,
         close_wait=here.close_wait.get(key[1], 0),
         rate=round(use.rate, 1) if use else 0.0,
