@@ -3,13 +3,24 @@
 import ipaddress
 import os
 import socket
+import subprocess
+import time
+from types import SimpleNamespace
 
 import pytest
 
 from tests.kernel.test_headroom import QUIET, client
-from tests.load.netns import link
+from tests.load.daemon import daemon
+from tests.load.netns import link, namespace
 from tests.load.paths import over_link
-from twctl.advise.around import cgroup_of, look_around
+from twctl.advise import take
+from twctl.advise.around import cgroup_of, each_there, look_around
+from twctl.commands import blame
+from twctl.commands.in_force import in_force
+from twctl.errors import TwctlError
+from twctl.modes import headroom
+from twctl.table.enrolments import reachable
+from twctl.table.maps import Table
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -35,3 +46,35 @@ def test_each_kind_of_socket_is_counted_for_itself() -> None:
         assert len(found.ports) == 1009
         assert cgroup_of(found, remote)
         assert cgroup_of(found, (remote[0], 9)) is None
+
+
+def test_a_namespace_that_has_gone_is_left_out() -> None:
+    """Of two the other is told; where none is left, which one cannot be entered."""
+    names = {3: "twctl-test-none", 5: ""}
+    assert [5] == list(each_there(names, lambda index: look_around(names[index])))
+    with pytest.raises(TwctlError, match="twctl-test-none"):
+        each_there([3], lambda index: look_around(names[index]))
+
+
+def test_a_namespace_that_goes_meanwhile_keeps_nobody_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`advise` and `blame` tell of those that stay, whenever it goes."""
+    goes = f"twl-{os.getpid()}-goes"
+
+    def with_one_more(table: Table) -> dict[int, str]:
+        subprocess.run(["ip", "netns", "add", goes], check=True)
+        return reachable(table) | {101: goes}
+
+    def sleep(_seconds: float) -> None:
+        subprocess.run(["ip", "netns", "del", goes], check=True)
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=time.monotonic)
+    with namespace() as stays, daemon(stays) as one:
+        table, found = Table(one.pins / "current"), in_force(one.folder / "twctl.toml", {"pins": one.pins})
+        with monkeypatch.context() as patched:
+            patched.setattr(take, "reachable", with_one_more)
+            patched.setattr(take, "time", clock)
+            snapshot = take.take(table, found.config.time_wait, daemon=True)
+        assert [stays.name] == [each.name for each in snapshot.namespaces]
+        for module in (blame, headroom):
+            monkeypatch.setattr(module, "reachable", lambda table: reachable(table) | {101: goes})
+        assert list(blame.report(table, found, None, 5, json_=False))

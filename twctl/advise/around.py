@@ -3,9 +3,11 @@
 import contextlib
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from twctl.addresses import Endpoint
+from twctl.errors import TwctlError
 from twctl.linux.ports import Ports
 from twctl.linux.procfs import PortRange
 from twctl.linux.sockdiag import SockDiag
@@ -16,6 +18,8 @@ from twctl.table.tallies import Remote
 
 # Destinations with the most live connections that are kept.
 KEPT = 100
+
+Seen = TypeVar("Seen")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,6 +37,23 @@ class Around:
     ends: Mapping[Endpoint, Endpoint]
     listening: int
     bound: int
+
+
+def each_there(indexes: Iterable[int], look: Callable[[int], Seen]) -> dict[int, Seen]:
+    """What is seen in each of some namespaces, by index; those that have gone meanwhile are left out.
+
+    :raises TwctlError: if none of them can be entered.
+    """
+    found: dict[int, Seen] = {}
+    gone: TwctlError | None = None
+    for index in indexes:
+        try:
+            found[index] = look(index)
+        except TwctlError as error:
+            gone = error
+    if gone and not found:
+        raise gone
+    return found
 
 
 def look_around(name: str) -> Around:
@@ -76,6 +97,6 @@ def crowded(lists: Mapping[int, Around], count: int) -> Iterator[Remote]:
 
 def cgroup_of(around: Around, remote: Endpoint) -> int | None:
     """The number of the cgroup that made one of the connections toward an endpoint; None: not known."""
-    with contextlib.closing(SockDiag(around.name or None)) as diag, contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, TwctlError), contextlib.closing(SockDiag(around.name or None)) as diag:
         return diag.cgroup(around.ends[remote], remote) if remote in around.ends else None
     return None

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from twctl.addresses import Address, Endpoint
-from twctl.advise.around import Around, cgroup_of, crowded, look_around
+from twctl.advise.around import Around, cgroup_of, crowded, each_there, look_around
 from twctl.advise.snapshot import Destination, Namespace, Orphaned, Search, Service, Snapshot, Unclosed
 from twctl.advise.unclosed import look_unclosed
 from twctl.classes import Class
@@ -83,12 +83,15 @@ class Walk:
 
 
 class Counted(NamedTuple):
-    """Counters, tallies, limits and measured searches for a port (None: none is) of one moment (monotonic, s)."""
+    """Counters, tallies, limits and measured searches for a port (None: none is) of one moment (monotonic, s).
+
+    limits: by index of the namespace; one that has gone has none.
+    """
 
     at: float
     counters: Counters
     remotes: dict[Remote, Tally]
-    limits: dict[str, Limits]
+    limits: dict[int, Limits]
     connects: Connects | None
 
 
@@ -111,7 +114,8 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
 
     :raises TwctlError: where the namespaces of the table cannot be entered.
     """
-    lists = {index: look_around(name) for index, name in reachable(table).items()}
+    names = reachable(table)
+    lists = each_there(names, lambda index: look_around(names[index]))
     with _searches_measured(table):
         before = _counted(table, lists)
         looked = _looked(before.remotes, lists)
@@ -120,11 +124,14 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
         tallies = [before.remotes.get(each) or Tally(each, *NONE) for each in looked]
         uses = list(toward(table, tallies, truncates=daemon and table.mode == "truncate"))
         after = _counted(table, lists)
+    lists = {index: lists[index] for index in before.limits if index in after.limits}
+    looked = [each for each in looked if each.netns in lists]
     walk = Walk({_key(each, lists): lists[each.netns].ports for each in looked})
     would_free = freed(walk.passing(table.vestiges()), time_wait, ephemeral_ports(), socket_bytes())
     worst = _worst(uses if table.mode == "vestigial" else map(walk.with_plain, uses))
-    owners, names = main_owners(table, By.REMOTE, looked), Names(table)
-    facts = Facts(lists, before, after, worst, failing(table, after.at), walk, owners, names)
+    owners = main_owners(table, By.REMOTE, looked)
+    facts = Facts(lists, before, after, worst, failing(table, after.at), walk, owners, Names(table))
+    namespaces = each_there(lists, lambda index: _namespace(index, facts))
     return Snapshot(
         mode=table.mode,
         daemon=daemon,
@@ -133,9 +140,9 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
         passive=_rate(facts, *(each.counters.get("closed", CLOSES.index("passive")) for each in (before, after))),
         search=_search(before, after),
         freed=would_free,
-        destinations=tuple(_destination(each, facts) for each in looked),
+        destinations=tuple(_destination(each, facts) for each in looked if each.netns in namespaces),
         services=tuple(_services(table, facts)),
-        namespaces=tuple(_namespace(each, facts) for each in lists.values()),
+        namespaces=tuple(namespaces.values()),
     )
 
 
@@ -151,7 +158,7 @@ def _searches_measured(table: Table) -> Iterator[None]:
 def _counted(table: Table, lists: Mapping[int, Around]) -> Counted:
     tallies = ranking(table, By.REMOTE, LINES * PLACES)
     remotes = {tally.party: tally for tally in tallies if isinstance(tally.party, Remote)}
-    found = {each.name: limits(each.name or None) for each in lists.values()}
+    found = each_there(lists, lambda index: limits(lists[index].name or None))
     return Counted(time.monotonic(), table.counters(), remotes, found, connects(table))
 
 
@@ -227,8 +234,9 @@ def _services(table: Table, facts: Facts) -> Iterator[Service]:
         yield Service(around[each.netns].name, each.port, owner, parties[each])
 
 
-def _namespace(each: Around, facts: Facts) -> Namespace:
-    before, after = (counted.limits[each.name] for counted in (facts.before, facts.after))
+def _namespace(index: int, facts: Facts) -> Namespace:
+    each = facts.around[index]
+    before, after = (counted.limits[index] for counted in (facts.before, facts.after))
     unclosed = look_unclosed(each.name)
     most = unclosed.close_wait + unclosed.orphans
     return Namespace(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from twctl.addresses import host_port
-from twctl.advise.around import crowded, look_around
+from twctl.advise.around import crowded, each_there, look_around
 from twctl.commands.in_force import InForce
 from twctl.config.keys import Mode
 from twctl.modes import headroom
@@ -47,7 +47,8 @@ def _wire(found: Counter[Party]) -> list[dict[str, Any]]:
 def _ports(table: Table, limit: int, *, truncates: bool, json_: bool) -> Iterator[str]:
     """Local ports left toward the remote endpoints with the most sessions, and with many live connections."""
     blamed = {tally.party: tally for tally in ranking(table, By.REMOTE, limit)}
-    lists = {index: look_around(name) for index, name in reachable(table).items()}
+    names = reachable(table)
+    lists = each_there(names, lambda index: look_around(names[index]))
     live = [Tally(each, None, 0, 0, 0) for each in crowded(lists, limit) if each not in blamed]
     found = headroom.toward(table, [*blamed.values(), *live], truncates=truncates)
     uses = headroom.worst(found, limit, least=0.0)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from twctl.addresses import Address, Endpoint, host_port
 from twctl.classes import Class
+from twctl.errors import TwctlError
 from twctl.linux.procfs import PortRange, Sockstat
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.tcp import KERNEL_TIME_WAIT
@@ -156,6 +157,8 @@ class PortHistory:
 def toward(table: Table, tallies: Iterable[Tally], *, truncates: bool) -> Iterator[Use]:
     """Look at remote endpoints that are blamed. truncates: whether a daemon destroys sockets by its classes' times.
 
+    Namespaces that have gone meanwhile are left out.
+
     :raises TwctlError: where its namespaces cannot be entered.
     """
     remotes = [tally.party for tally in tallies if isinstance(tally.party, Remote)]
@@ -164,10 +167,10 @@ def toward(table: Table, tallies: Iterable[Tally], *, truncates: bool) -> Iterat
         histories = []
         for index, name in reachable(table).items():
             mine = [(party.address, party.port) for party in remotes if party.netns == index]
-            diag, sysctls = SockDiag(name or None), PortRange(name or None)
-            opened.callback(diag.close)
-            opened.callback(sysctls.close)
-            histories.append((PortHistory(diag, sysctls, name), _times(name, mine, lives)))
+            with contextlib.suppress(TwctlError):
+                diag = opened.enter_context(contextlib.closing(SockDiag(name or None)))
+                sysctls = opened.enter_context(contextlib.closing(PortRange(name or None)))
+                histories.append((PortHistory(diag, sysctls, name), _times(name, mine, lives)))
         for history, times in histories:
             history.look(times)
         time.sleep(APART_SECONDS if remotes else 0)
