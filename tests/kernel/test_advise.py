@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,11 @@ from tests.load.closes import run, serving
 from tests.load.daemon import daemon, twctl
 from tests.load.netns import Link, link, namespace
 from tests.load.paths import over_link, over_lo
+from twctl.advise import take
+from twctl.advise.rules import advise
+from twctl.classes import Class
+from twctl.modes import headroom
+from twctl.table.maps import Table
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 and not os.environ.get("TWCTL_TEST_KERNEL"),
@@ -88,6 +94,26 @@ def test_connections_that_the_peer_has_closed_are_forgotten_ones(both: Link) -> 
         first = advised(one, "close_wait")[0]
         assert "connections-are-not-closed" == first["anchor"]
         assert f"{load.made} of them (CLOSE_WAIT)" in first["evidence"]
+
+
+def test_a_burst_of_connections_that_peers_close_is_no_leak(both: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """101 are in CLOSE_WAIT at either look, and none of them at both."""
+    with daemon(both.client) as one, client(over_link(both), 900, closes=False) as load:
+        drive([load], lambda: load.made >= 202, 30)
+        near, far = load.kept[::2], load.kept[1::2]
+
+        def sleep(_seconds: float) -> None:
+            for end in [*near[:101], *far[101:]]:
+                end.close()
+
+        for end in far[:101]:
+            end.close()
+        for module in (take, headroom):
+            monkeypatch.setattr(module, "time", SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+        snapshot = take.take(Table(one.pins / "current"), dict.fromkeys(Class, 60.0), daemon=True)
+        said = advise(snapshot)
+        assert [101] == [each.live for each in snapshot.destinations]
+        assert "fine" == said[0].urgency, said[0]
 
 
 def test_connections_that_a_server_does_not_close_are_told_by_owner(both: Link) -> None:

@@ -12,7 +12,7 @@ from twctl.linux.ports import Ports
 from twctl.linux.procfs import PortRange
 from twctl.linux.sockdiag import SockDiag
 from twctl.linux.sockdiag_messages import endpoints
-from twctl.linux.tcp import TCP_BOUND_INACTIVE, TCP_CLOSE_WAIT, TCP_LISTEN
+from twctl.linux.tcp import TCP_BOUND_INACTIVE, TCP_LISTEN
 from twctl.modes.headroom import LEAST
 from twctl.table.tallies import Remote
 
@@ -26,14 +26,13 @@ Seen = TypeVar("Seen")
 class Around:
     """Sockets on these ports.
 
-    live, close_wait: connections by remote endpoint, and those of them that the peer has closed; ends: the local end of
-    one of them. listening: sockets that wait for connections; bound: those that have nothing but the port.
+    live: connections by remote endpoint; ends: the local end of one of them. listening: sockets that wait for
+    connections; bound: those that have nothing but the port.
     """
 
     name: str
     ports: Ports
     live: Mapping[Endpoint, int]
-    close_wait: Mapping[Endpoint, int]
     ends: Mapping[Endpoint, Endpoint]
     listening: int
     bound: int
@@ -70,19 +69,16 @@ def look_around(name: str) -> Around:
             if left is None:
                 live[family, raw] += 1
                 local_ports[family, raw] = port
-        closed = Counter((family, raw) for family, raw, *_ in diag.on_ports(span, 1 << TCP_CLOSE_WAIT))
         listening, bound = (
             sum(1 for _ in diag.on_ports(span, 1 << state)) for state in (TCP_LISTEN, TCP_BOUND_INACTIVE)
         )
     found: Counter[Endpoint] = Counter()
-    close_wait: Counter[Endpoint] = Counter()
     ends: dict[Endpoint, Endpoint] = {}
     for key, count in live.most_common(KEPT):
         local, remote = endpoints(*key)
         found[remote] += count
-        close_wait[remote] += closed[key]
         ends.setdefault(remote, (local, local_ports[key]))
-    return Around(name, ports, found, close_wait, ends, listening, bound)
+    return Around(name, ports, found, ends, listening, bound)
 
 
 def crowded(lists: Mapping[int, Around], count: int) -> Iterator[Remote]:

@@ -19,7 +19,8 @@ class Destination:
     have timestamps, or not to. entered, no_port: a second, in the time that was looked at; failed: calls that have
     found no port, all together; failing_since, failed_last: seconds ago.
     ports, time_wait, live, rate, seconds_left: as `Use` has them, but that sessions without timestamps hold their ports
-    whatever tcp_tw_reuse says; close_wait: how many of the live ones their peer has closed.
+    whatever tcp_tw_reuse says; close_wait: how many of the live ones their peer has closed, a
+    second ago already.
     """
 
     netns: str
@@ -75,7 +76,7 @@ class Service:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Unclosed:
-    """An owner's sockets: close_wait: its peers have closed them, and it has not; orphans: the other way round."""
+    """An owner's sockets: close_wait: its peers closed them, and it has not for a second; orphans: the other way."""
 
     owner: str
     close_wait: int

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from twctl.addresses import Address, Endpoint
 from twctl.advise.around import Around, cgroup_of, crowded, each_there, look_around
 from twctl.advise.snapshot import Destination, Namespace, Orphaned, Search, Service, Snapshot, Unclosed
-from twctl.advise.unclosed import look_unclosed
+from twctl.advise.unclosed import HalfClosed, in_close_wait, look_unclosed
 from twctl.classes import Class
 from twctl.errors import TwctlError
 from twctl.linux.limits import Limits, limits
@@ -97,9 +97,10 @@ class Counted(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
-    """All that was found out. around: by index of the namespace."""
+    """All that was found out. around, unclosed: by index of the namespace."""
 
     around: Mapping[int, Around]
+    unclosed: Mapping[int, HalfClosed]
     before: Counted
     after: Counted
     uses: Mapping[Key, Use]
@@ -116,6 +117,7 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
     """
     names = reachable(table)
     lists = each_there(names, lambda index: look_around(names[index]))
+    closed = each_there(lists, lambda index: in_close_wait(names[index]))
     with _searches_measured(table):
         before = _counted(table, lists)
         looked = _looked(before.remotes, lists)
@@ -124,13 +126,14 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
         tallies = [before.remotes.get(each) or Tally(each, *NONE) for each in looked]
         uses = list(toward(table, tallies, truncates=daemon and table.mode == "truncate"))
         after = _counted(table, lists)
-    lists = {index: lists[index] for index in before.limits if index in after.limits}
+    unclosed = each_there(closed, lambda index: look_unclosed(names[index], closed[index]))
+    lists = {index: lists[index] for index in unclosed if index in before.limits and index in after.limits}
     looked = [each for each in looked if each.netns in lists]
     walk = Walk({_key(each, lists): lists[each.netns].ports for each in looked})
     would_free = freed(walk.passing(table.vestiges()), time_wait, ephemeral_ports(), socket_bytes())
     worst = _worst(uses if table.mode == "vestigial" else map(walk.with_plain, uses))
     owners = main_owners(table, By.REMOTE, looked)
-    facts = Facts(lists, before, after, worst, failing(table, after.at), walk, owners, Names(table))
+    facts = Facts(lists, unclosed, before, after, worst, failing(table, after.at), walk, owners, Names(table))
     namespaces = each_there(lists, lambda index: _namespace(index, facts))
     return Snapshot(
         mode=table.mode,
@@ -214,7 +217,7 @@ def _destination(remote: Remote, facts: Facts) -> Destination:
         ports=len(here.ports),
         time_wait=use.time_wait if use else 0,
         live=use.live if use else 0,
-        close_wait=here.close_wait.get(key[1], 0),
+        close_wait=facts.unclosed[remote.netns].closed_by[key[1]],
         rate=round(use.rate, 1) if use else 0.0,
         seconds_left=None if not use or use.seconds_left is None else round(use.seconds_left, 1),
     )
@@ -237,7 +240,7 @@ def _services(table: Table, facts: Facts) -> Iterator[Service]:
 def _namespace(index: int, facts: Facts) -> Namespace:
     each = facts.around[index]
     before, after = (counted.limits[index] for counted in (facts.before, facts.after))
-    unclosed = look_unclosed(each.name)
+    unclosed = facts.unclosed[index]
     most = unclosed.close_wait + unclosed.orphans
     return Namespace(
         name=each.name,

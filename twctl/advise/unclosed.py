@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections import Counter
+from collections.abc import Collection
 
 from twctl.addresses import Endpoint
 from twctl.linux.sockdiag import SockDiag
@@ -13,27 +14,45 @@ ORPHAN_STATES = 1 << TCP_FIN_WAIT1 | 1 << TCP_FIN_WAIT2 | 1 << TCP_CLOSING | 1 <
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Unclosed:
-    """How many, by the number of the cgroup that made them (None: not known); orphans by remote endpoint, too."""
+class HalfClosed:
+    """How many, by the number of the cgroup that made them (None: not known).
+
+    closed_by, toward: those in CLOSE_WAIT, and orphans, by remote endpoint.
+    """
 
     close_wait: Counter[int | None]
+    closed_by: Counter[Endpoint]
     orphans: Counter[int | None]
     toward: Counter[Endpoint]
 
 
-def look_unclosed(name: str) -> Unclosed:
+def in_close_wait(name: str) -> frozenset[bytes]:
+    """Cookies of the sockets in CLOSE_WAIT. name: of the namespace, empty for our own.
+
+    :raises TwctlError: if it cannot be entered; OSError if the kernel refuses to answer.
+    """
+    with contextlib.closing(SockDiag(name or None)) as diag:
+        return frozenset(each.cookie for each in diag.listed(1 << TCP_CLOSE_WAIT))
+
+
+def look_unclosed(name: str, before: Collection[bytes]) -> HalfClosed:
     """Read the kernel's list. name: of the namespace, empty for our own. An orphan keeps its cgroup.
+
+    before: what was in CLOSE_WAIT at an earlier look; others are not counted, as they may be closed at once.
 
     :raises TwctlError: if it cannot be entered; OSError if the kernel refuses to answer.
     """
     close_wait: Counter[int | None] = Counter()
+    closed_by: Counter[Endpoint] = Counter()
     orphans: Counter[int | None] = Counter()
     toward: Counter[Endpoint] = Counter()
     with contextlib.closing(SockDiag(name or None)) as diag:
         for each in diag.listed(1 << TCP_CLOSE_WAIT | ORPHAN_STATES):
             if each.state == TCP_CLOSE_WAIT:
-                close_wait[each.cgroup] += 1
+                if each.cookie in before:
+                    close_wait[each.cgroup] += 1
+                    closed_by[endpoints(each.family, each.ends)[1]] += 1
             elif not each.owned:
                 orphans[each.cgroup] += 1
                 toward[endpoints(each.family, each.ends)[1]] += 1
-    return Unclosed(close_wait, orphans, toward)
+    return HalfClosed(close_wait, closed_by, orphans, toward)

@@ -36,8 +36,8 @@ REQUEST = struct.Struct("=BBBxI")  # struct inet_diag_req_v2, before its sockid
 MESSAGE = struct.Struct("=BBBx2s2s16s16sI8sI16x")  # struct inet_diag_msg
 # Of a message of a dump: length, type; family, timer, local port, the rest of its sockid before the cookie; expires.
 HOLDER = struct.Struct("=IH10xBxBx2s38s8xI")
-# The same, with the state, and the inode in place of timer, local port and expires.
-LISTED = struct.Struct("=IH10xBBBx2x38s24xI")
+# The same, with state, cookie and inode in place of local port and expires.
+LISTED = struct.Struct("=IH10xBBBx2x38s8s16xI")
 ENDS = struct.Struct("=2s16s16sI")  # remote port, addresses, interface
 REQUEST_BYTES = HEADER.size + REQUEST.size + SOCKID.size
 MESSAGE_BYTES = HEADER.size + MESSAGE.size  # attributes may follow
@@ -99,11 +99,16 @@ class Holder(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A full socket. ends: as a Holder's; owned: whether an application has it; cgroup: where it was made, if known."""
+    """A full socket.
+
+    ends: as a Holder's; cookie: what it is known by; owned: whether an application has it; cgroup: where it was made,
+    if known.
+    """
 
     state: int
     family: int
     ends: bytes
+    cookie: bytes
     owned: bool
     cgroup: int | None
 
@@ -202,11 +207,12 @@ def read_listed(buffer: memoryview, size: int) -> tuple[list[Listed], bool]:
     found: list[Listed] = []
     start = 0
     while start < size:
-        length, kind, family, state, timer, ends, inode = LISTED.unpack_from(buffer, start)
+        length, kind, family, state, timer, ends, cookie, inode = LISTED.unpack_from(buffer, start)
         if kind == NLMSG_DONE:
             return found, True
         if timer != TIMER_TIME_WAIT:
-            found.append(Listed(state, family, ends, inode != 0, read_cgroup(buffer[start : start + length])))
+            cgroup = read_cgroup(buffer[start : start + length])
+            found.append(Listed(state, family, ends, cookie, inode != 0, cgroup))
         start += length + 3 & ~3
     return found, False
 
