@@ -7,15 +7,18 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 
 from tests.kernel.test_headroom import QUIET, client, drive
+from tests.load import wait_until
 from tests.load.advise import advised, anchors
 from tests.load.closes import run, serving
 from tests.load.daemon import daemon, twctl
 from tests.load.netns import Link, link, namespace
+from tests.load.obstacles import SAID, add_ipsec, remove_ipsec
 from tests.load.paths import over_link, over_lo
 from twctl.advise import take
 from twctl.advise.rules import advise
@@ -146,6 +149,69 @@ def test_a_limit_of_buckets_that_is_reached_is_named(both: Link) -> None:
         both.client.sysctl("net.ipv4.tcp_max_tw_buckets", 65536)
         load.connect(closes=True)
         assert "tcp_max_tw_buckets-is-reached" not in anchors(advised(one))
+
+
+NO_DAEMON = "no-daemon-runs"
+
+
+def test_a_guard_that_is_left_alone_is_told_until_a_daemon_has_it_again(both: Link) -> None:
+    """After SIGKILL its sessions have no sockets: nothing is to be drained, and no bucket is too few."""
+    with daemon(both.client, mode="vestigial") as one, client(over_link(both), 1) as load:
+        for _ in range(23):
+            load.connect(closes=True)
+        assert NO_DAEMON not in anchors(advised(one))
+        one.kill()
+        [first, *others] = advised(one, "alone")
+        assert (NO_DAEMON, "now") == (first["anchor"], first["urgency"])
+        assert "tcp_max_tw_buckets is 0 in 1 of 1 network namespaces" in first["evidence"]
+        assert "tcp_max_tw_buckets-is-reached" not in anchors(others)
+        one.start()
+        assert NO_DAEMON not in anchors(advised(one))
+
+
+@pytest.mark.parametrize("mode", ["truncate", "vestigial"])
+def test_after_a_stop_the_mode_is_the_kernels(both: Link, mode: str) -> None:
+    """Sessions hold their ports for 60 s: they can be drained; and that the mode is not in force is said."""
+    with daemon(both.client, mode=mode) as one, client(over_link(both), 500) as load:
+        assert 0 == one.stop()
+        drive([load], lambda: load.failed, 30)  # the probes go on
+        first, *others = advised(one, f"after_{mode}")
+        assert "ports-are-used-up-by-sessions-in-time_wait" == first["anchor"]
+        assert "twctl drain" in first["remedy"]
+        [told] = [each for each in others if each["anchor"] == NO_DAEMON]
+        assert ("better", f"no daemon runs: mode {mode} is not in force") == (told["urgency"], told["what"])
+
+
+def test_a_table_that_is_too_small_is_told(both: Link) -> None:
+    """Of 257 places, while it evicts; with room for all nothing is said."""
+    both.client.sysctl("net.ipv4.ip_local_port_range", "20000 36001")
+    ways = ("--address", both.server_ipv4)
+    with daemon(both.client, config="capacity = 257\n") as one, serving(both.server, *ways):
+        run(both.client, "--connect", "--count", "503", *ways)
+        with ThreadPoolExecutor(1) as beside:
+            going_on = beside.submit(run, both.client, "--connect", "--seconds", "8", "--rate", "101", *ways)
+            found = advised(one, "evicting")
+            going_on.result()
+        [told] = [each for each in found if each["anchor"] == "the-table-is-too-small"]
+        assert "better" == told["urgency"]
+        assert told["what"].startswith("the table evicts local sessions")
+        one.reload("capacity = 65536\n")
+        assert "the-table-is-too-small" not in anchors(advised(one))
+
+
+def test_a_guard_that_is_suspended_is_told_with_what_is_in_its_way(both: Link) -> None:
+    """Until it goes on."""
+    with daemon(both.client, mode="vestigial") as one:
+        assert ["all-is-well"] == anchors(advised(one, "guarding"))
+        add_ipsec(both.client)
+        kept = partial(both.client.sysctl, "net.ipv4.tcp_max_tw_buckets")
+        wait_until(lambda: kept() != "0", what="the kernel keeps sockets", timeout=30)
+        [told] = advised(one, "suspended")
+        assert ("the-guard-is-suspended", "better") == (told["anchor"], told["urgency"])
+        assert SAID in told["evidence"]
+        remove_ipsec(both.client)
+        wait_until(lambda: kept() == "0", what="the guard goes on", timeout=30)
+        assert ["all-is-well"] == anchors(advised(one))
 
 
 def test_errors_are_told_in_a_line() -> None:

@@ -4,7 +4,7 @@ import dataclasses
 import ipaddress
 
 from twctl.addresses import host_port
-from twctl.advise.snapshot import Destination, Snapshot
+from twctl.advise.snapshot import Destination, Namespace, Snapshot
 
 PAGE = "docs/troubleshooting.md"
 # From this weight on something fails or is lost; will soon; could be better. Below nothing has to be done.
@@ -66,6 +66,11 @@ def called(owner: str, otherwise: str) -> str:
 def number(count: float) -> str:
     """With thousands apart; of small ones that are not whole one digit more."""
     return f"{count:,.1f}" if count < 10 and count != int(count) else f"{count:,.0f}"  # noqa: PLR2004 - small
+
+
+def within(each: Namespace) -> str:
+    """Where that is, if it is not the namespace that twctl was started in."""
+    return f" in {each.name}" if each.name else ""
 
 
 def held_by_time_wait(each: Destination) -> bool:

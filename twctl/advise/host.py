@@ -1,7 +1,7 @@
 """Rules about the host as a whole: its limits, who closes first, and which mode fits. Each is a pure function."""
 
 from twctl.addresses import host_port
-from twctl.advise.advice import FORGOTTEN, NOW, SCARCE, SOON, USED_UP, Advice, called, endpoint, number, scarce
+from twctl.advise.advice import FORGOTTEN, NOW, SCARCE, SOON, USED_UP, Advice, called, endpoint, number, scarce, within
 from twctl.advise.snapshot import Namespace, Snapshot, Unclosed
 from twctl.modes.translation import PORTS
 
@@ -26,7 +26,7 @@ def conntrack_full(snapshot: Snapshot) -> Advice | None:
     less, full = closed * max(0, seconds - CONNTRACK_SECONDS), _tracked(worst) >= FULL
     return Advice(
         weight=97 if full else NOW - 5,
-        what=f"conntrack is {'' if full else 'nearly '}full{_in(worst)}: then it drops packets of new connections",
+        what=f"conntrack is {'' if full else 'nearly '}full{within(worst)}: then it drops packets of new connections",
         evidence=(
             f"it remembers {number(limits.conntrack or 0)} of at most {number(limits.conntrack_max or 0)} connections, "
             f"closed ones for {seconds} s, and {number(closed)} a second are closed here"
@@ -55,7 +55,7 @@ def translation_used_up(snapshot: Snapshot) -> Advice | None:
         weight=96 if full else SOON + 15,
         what=(
             f"the ports of {worst.source} that this host translates to get {'used up' if full else 'scarce'} toward "
-            f"{remote}{_in(where)}: without one a connection's SYN is dropped"
+            f"{remote}{within(where)}: without one a connection's SYN is dropped"
         ),
         evidence=(
             f"conntrack holds {number(worst.taken)} of {number(PORTS)} toward it, {number(worst.closed)} of them for "
@@ -75,13 +75,9 @@ def _tracked(each: Namespace) -> float:
     return (each.limits.conntrack or 0) / each.limits.conntrack_max if each.limits.conntrack_max else 0.0
 
 
-def _in(each: Namespace) -> str:
-    return f" in {each.name}" if each.name else ""
-
-
 def buckets_overflow(snapshot: Snapshot) -> Advice | None:
     """The kernel keeps no TIME_WAIT for some sessions, as tcp_max_tw_buckets is reached."""
-    if snapshot.mode == "vestigial":
+    if snapshot.in_force == "vestigial":
         return None  # which sets it to 0, and does without
     worst = max(snapshot.namespaces, key=lambda each: each.overflowed, default=None)
     if worst is None or not worst.overflowed:
@@ -89,7 +85,10 @@ def buckets_overflow(snapshot: Snapshot) -> Advice | None:
     limits = worst.limits
     return Advice(
         weight=SOON + 10,
-        what=f"tcp_max_tw_buckets is reached{_in(worst)}: sessions end without TIME_WAIT, and their peers may get RSTs",
+        what=(
+            f"tcp_max_tw_buckets is reached{within(worst)}: sessions end without TIME_WAIT, and their peers may get "
+            "RSTs"
+        ),
         evidence=(
             f"{number(limits.time_wait)} sockets of at most {number(limits.max_tw_buckets)}; "
             f"{number(worst.overflowed)} a second find no place, {number(limits.overflow)} since boot"
@@ -142,7 +141,7 @@ def peers_have_closed(snapshot: Snapshot) -> Advice | None:
     owner = called(worst.owner, "a program")
     return Advice(
         weight=SOON - 12,
-        what=f"{owner} does not close connections that its peers have closed{_in(where)}",
+        what=f"{owner} does not close connections that its peers have closed{within(where)}",
         evidence=f"{number(count)} sockets of it are in CLOSE_WAIT",
         remedy=(
             f"Find where {owner} forgets to close, or does not come to it: ss -tnp state close-wait shows them. "
@@ -170,7 +169,7 @@ def mode_fits(snapshot: Snapshot) -> Advice | None:
         return None
     obstacles = [text for each in snapshot.namespaces for text in each.obstacles]
     mode = "truncate" if 2 * truncate.sessions >= all_.sessions or obstacles else "vestigial"
-    if MODES.index(mode) <= MODES.index(snapshot.mode):
+    if MODES.index(mode) <= MODES.index(snapshot.in_force):
         return None
     found = snapshot.freed[mode]
     if not found.sessions and not short:
@@ -183,7 +182,7 @@ def mode_fits(snapshot: Snapshot) -> Advice | None:
         what=f"mode {mode} fits, if the programs cannot be changed{why}",
         evidence=(
             f"of {number(all_.sessions)} sessions truncate would have freed {number(truncate.sessions)} by now, "
-            f"vestigial {number(all_.sessions)} ({snapshot.mode} is in force)"
+            f"vestigial {number(all_.sessions)} ({snapshot.in_force} is in force)"
         ),
         remedy=f'mode = "{mode}"{headroom} in /etc/twctl.toml; twctl check says whether this host allows it.',
         gain=f"{number(found.sessions)} sockets, {number(found.ports)} ports, {found.bytes / 2**20:.1f} MiB{ports}",

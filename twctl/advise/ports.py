@@ -40,7 +40,7 @@ def ports_used_up(snapshot: Snapshot) -> Advice | None:
     fact = f"the ports toward {endpoint(worst)} {when}"
     if worst.fails and worst.used >= USED_UP:
         fact = f"connect() to {endpoint(worst)} fails"
-    at_once = "" if snapshot.mode == "vestigial" else f" At once: twctl drain --remote {prefix(worst)}."
+    at_once = "" if snapshot.in_force == "vestigial" else f" At once: twctl drain --remote {prefix(worst)}."
     return Advice(
         weight=_weight(worst),
         what=f"{fact}: this host closes first, and each session holds a port for {KERNEL_TIME_WAIT:.0f} s",

@@ -14,6 +14,7 @@ from twctl.advise.host import (
     server_closes_first,
     translation_used_up,
 )
+from twctl.advise.own import entries_lost, guard_suspended, no_daemon, table_too_small
 from twctl.advise.ports import (
     connections_leak,
     keep_alive,
@@ -28,6 +29,10 @@ from twctl.advise.snapshot import Snapshot
 
 Rule = Callable[[Snapshot], Advice | None]
 RULES: tuple[Rule, ...] = (
+    no_daemon,
+    table_too_small,
+    entries_lost,
+    guard_suspended,
     ports_used_up,
     ports_bound,
     connections_leak,

@@ -125,7 +125,8 @@ class Search:
 class Snapshot:
     """The whole. seconds: how long rates were looked at; passive: connections a second whose peer closed first.
 
-    search: None where it is not measured.
+    mode: that of the daemon or, where none runs, of the last one. search: None where it is not measured. full: share
+    of its capacity that a class has in use; evicted, dropped: a second, by class, and by what the table could not take.
     """
 
     mode: str
@@ -138,6 +139,19 @@ class Snapshot:
     destinations: tuple[Destination, ...]
     services: tuple[Service, ...]
     namespaces: tuple[Namespace, ...]
+    full: dict[str, float] = dataclasses.field(default_factory=dict)
+    evicted: dict[str, float] = dataclasses.field(default_factory=dict)
+    dropped: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def in_force(self) -> str:
+        """The mode whose work is done: without a daemon observe's, but where only a guard does TIME_WAIT's duty."""
+        return self.mode if self.daemon or (self.mode == "vestigial" and self.without_sockets) else "observe"
+
+    @property
+    def without_sockets(self) -> tuple[Namespace, ...]:
+        """Where the kernel keeps no TIME_WAIT sockets at all."""
+        return tuple(each for each in self.namespaces if not each.limits.max_tw_buckets)
 
     def namespace(self, name: str) -> Namespace | None:
         """The one of this name."""

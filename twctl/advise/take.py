@@ -22,10 +22,10 @@ from twctl.modes.headroom import APART_SECONDS, Use, toward
 from twctl.modes.obstacles import obstacles
 from twctl.modes.searching import Searching
 from twctl.modes.translation import look
-from twctl.table.connects import Connects, connects
-from twctl.table.counters import CLOSES, Counters
+from twctl.table.counters import DROPPED
 from twctl.table.enrolments import reachable
 from twctl.table.failures import Failing, failing
+from twctl.table.looks import Look, rates
 from twctl.table.maps import Table
 from twctl.table.names import Names
 from twctl.table.records import Vestige
@@ -83,16 +83,11 @@ class Walk:
 
 
 class Counted(NamedTuple):
-    """Counters, tallies, limits and measured searches for a port (None: none is) of one moment (monotonic, s).
+    """Counters, tallies and limits of one moment. limits: by index of the namespace; one that has gone has none."""
 
-    limits: by index of the namespace; one that has gone has none.
-    """
-
-    at: float
-    counters: Counters
+    look: Look
     remotes: dict[Remote, Tally]
     limits: dict[int, Limits]
-    connects: Connects | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,21 +126,26 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
     looked = [each for each in looked if each.netns in lists]
     walk = Walk({_key(each, lists): lists[each.netns].ports for each in looked})
     would_free = freed(walk.passing(table.vestiges()), time_wait, ephemeral_ports(), socket_bytes())
-    worst = _worst(uses if table.mode == "vestigial" else map(walk.with_plain, uses))
+    keeps = {each.name: after.limits[index].max_tw_buckets > 0 for index, each in lists.items()}
+    worst = _worst(walk.with_plain(use) if keeps.get(use.netns) else use for use in uses)
     owners = main_owners(table, By.REMOTE, looked)
-    facts = Facts(lists, unclosed, before, after, worst, failing(table, after.at), walk, owners, Names(table))
+    facts = Facts(lists, unclosed, before, after, worst, failing(table, after.look.at), walk, owners, Names(table))
+    more = rates(before.look, after.look.held(before.look))
     namespaces = each_there(lists, lambda index: _namespace(index, facts))
     return Snapshot(
         mode=table.mode,
         daemon=daemon,
-        seconds=round(after.at - before.at, 3),
-        entered=_rate(facts, sum(before.counters.values["entered"]), sum(after.counters.values["entered"])),
-        passive=_rate(facts, *(each.counters.get("closed", CLOSES.index("passive")) for each in (before, after))),
-        search=_search(before, after),
+        seconds=round(after.look.at - before.look.at, 3),
+        entered=round(sum(more["entered", class_.label] for class_ in Class), 1),
+        passive=round(more["closed", "passive"], 1),
+        search=_search(before.look, after.look),
         freed=would_free,
         destinations=tuple(_destination(each, facts) for each in looked if each.netns in namespaces),
         services=tuple(_services(table, facts)),
         namespaces=tuple(namespaces.values()),
+        full={class_.label: round(share, 3) for class_, share in after.look.full.items()},
+        evicted=_some((class_.label, more["ended", class_.label, "evicted"]) for class_ in Class),
+        dropped=_some((why, more["dropped", why]) for why in (*DROPPED, "nested")),
     )
 
 
@@ -162,19 +162,24 @@ def _counted(table: Table, lists: Mapping[int, Around]) -> Counted:
     tallies = ranking(table, By.REMOTE, LINES * PLACES)
     remotes = {tally.party: tally for tally in tallies if isinstance(tally.party, Remote)}
     found = each_there(lists, lambda index: limits(lists[index].name or None))
-    return Counted(time.monotonic(), table.counters(), remotes, found, connects(table))
+    return Counted(Look.read(table), remotes, found)
 
 
-def _search(before: Counted, after: Counted) -> Search | None:
-    if before.connects is None or after.connects is None:
+def _search(before: Look, after: Look) -> Search | None:
+    if "found" not in before.searches or "found" not in after.searches:
         return None
-    found = after.connects.searches["found"].since(before.connects.searches["found"])
+    found = after.searches["found"].since(before.searches["found"])
     return Search(round(found.made / (after.at - before.at), 1), round(found.mean, 7))
+
+
+def _some(found: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Those that there are."""
+    return {name: round(rate, 1) for name, rate in found if rate}
 
 
 def _rate(facts: Facts, before: float, after: float) -> float:
     """How many more a second."""
-    return round(max(0, after - before) / (facts.after.at - facts.before.at), 1)
+    return round(max(0, after - before) / (facts.after.look.at - facts.before.look.at), 1)
 
 
 def _key(remote: Remote, lists: Mapping[int, Around]) -> Key:

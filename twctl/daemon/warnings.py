@@ -8,11 +8,11 @@ from twctl.daemon.facts import Facts
 from twctl.daemon.loop import HANGING_SECONDS
 from twctl.modes.headroom import Use
 from twctl.table.counters import DROPPED
+from twctl.table.looks import LOST_SHARE, TABLE_FULL
 
-PORTS_HALF_USED, PORTS_USED, TABLE_FULL = 0.5, 0.8, 0.85  # shares
+PORTS_HALF_USED, PORTS_USED = 0.5, 0.8  # shares
 SOON_SECONDS = 600.0  # until ports are used up that are half used already
 DRIFT_SHARE, DRIFT_LEAST = 0.05, 100  # sessions
-LOST_SHARE = 0.001  # of the entries
 
 
 def warnings(facts: Facts) -> list[str]:

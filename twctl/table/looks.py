@@ -11,6 +11,9 @@ from twctl.table.counters import CLOSES, DROPPED, Reason
 from twctl.table.maps import Table
 from twctl.table.sums import Sums
 
+# From this share of a class's capacity on the table is nearly full; more of the entries lost than this share is news.
+TABLE_FULL, LOST_SHARE = 0.85, 0.001
+
 Rates = Mapping[tuple[str, ...], float]
 
 
