@@ -213,7 +213,7 @@ def leak_of_live_connections(_folder: Path) -> Iterator[Daemon]:
     """A program keeps what it opens until connect() fails; where it closes, connect() has ports again."""
     with link(QUIET) as both, daemon(both.client) as one, client(over_link(both), 900, closes=False) as load:
         drive([load], lambda: load.failed, 60)
-        assert load.made == PORTS
+        assert load.made >= PORTS - 1  # of an odd number connect() may leave one out (__inet_hash_connect)
         yield one
         for near, far in zip(load.kept[::2], load.kept[1::2], strict=True):
             far.close()  # first, so that TIME_WAIT is not here
@@ -328,7 +328,7 @@ SCENES = (
     ),
     Scene(
         leak_of_live_connections,
-        *("connections-are-not-closed", "now", "1,009 by connections", "forgets to close"),
+        *("connections-are-not-closed", "now", " by connections", "forgets to close"),
         records=("leak", ""),
     ),
     Scene(
