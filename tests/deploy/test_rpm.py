@@ -33,7 +33,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name[1:]).parent.mkdir(parents=True, exist_ok=True)
         (folder / name[1:]).write_text(f"# {name}\n")
     twctl = folder / "opt/twctl/bin/twctl"
-    twctl.write_text('#!/bin/sh\necho "twctl $*" >>/calls\n')
+    twctl.write_text('#!/bin/sh\necho "twctl $*" >>/calls\n[ ! -e /held ]\n')
     twctl.chmod(0o755)
     return folder
 
@@ -109,23 +109,26 @@ def test_the_same_tree_gives_the_same_bytes(package: Path, tree: Path, tmp_path:
     assert query(package, "--queryformat", "%{BUILDTIME} %{BUILDHOST}") == ["1700000003 localhost"]
 
 
-def run(folder: Path, script: str, number: int) -> list[str]:
-    """What a scriptlet calls; number: how many versions of the package there are afterwards. systemd runs."""
+def run(folder: Path, script: str, number: int, failing: str = "") -> tuple[int, list[str]]:
+    """How a scriptlet ends, and what it calls; number: how many versions of the package there are afterwards.
+
+    systemd runs. failing: a program that does. As rpm runs it: a command that fails does not end it.
+    """
     calls = folder / "calls"
     calls.write_text("")
     for name in ("systemctl", "find", "python3", "rmdir", "twctl"):
-        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{calls}\n')
+        (folder / name).write_text(f'#!/bin/sh\necho "{name} $*" >>{calls}\nexit {int(name == failing)}\n')
         (folder / name).chmod(0o755)
     script = script.replace("/opt/twctl/bin/twctl", "twctl").replace("/run/systemd/system", str(folder))
     done = subprocess.run(
-        ["sh", "-ec", script, "sh", str(number)],
+        ["sh", "-c", script, "sh", str(number)],
         env={"PATH": f"{folder}:/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (0, "") == (done.returncode, done.stderr)
-    return calls.read_text().splitlines()
+    assert done.stderr == ""
+    return done.returncode, calls.read_text().splitlines()
 
 
 def test_the_scriptlets_do_as_the_debian_ones(package: Path, tmp_path: Path) -> None:
@@ -141,7 +144,14 @@ def test_the_scriptlets_do_as_the_debian_ones(package: Path, tmp_path: Path) -> 
         ("postuninstall", 1): [reload, "systemctl try-restart twctl.service"],
         ("postuninstall", 0): [reload, "rmdir --ignore-fail-on-non-empty /run/twctl"],
     }
-    assert wanted == {(name, number): run(tmp_path, scriptlet(package, name), number) for name, number in wanted}
+    for (name, number), calls in wanted.items():
+        assert (0, calls) == run(tmp_path, scriptlet(package, name), number)
+
+
+def test_what_cannot_be_released_is_not_erased(package: Path, tmp_path: Path) -> None:
+    """A daemon still runs, or the guard has to stay: its program has to stay, too."""
+    stop = "systemctl --no-reload disable --now twctl.service"
+    assert (1, [stop, "twctl release"]) == run(tmp_path, scriptlet(package, "preuninstall"), 0, failing="twctl")
 
 
 # What rpmlint says that is to stay, and why.
@@ -189,14 +199,19 @@ exec chroot . sh -ec "$3"
 
 
 def test_rpm_installs_upgrades_and_removes_it(package: Path, tmp_path: Path) -> None:
-    """In a root of its own, on top of this machine's: its scriptlets run in rpm's order, and nothing of it stays."""
+    """In a root of its own, on top of this machine's: its scriptlets run in rpm's order, and nothing of it stays.
+
+    Unless the host cannot be given back.
+    """
     if os.geteuid() != 0:
         pytest.skip("a root of its own needs root")
     rpm = "rpm --force-debian --nodeps --dbpath /package-database"
+    erase = f"{rpm} --erase twctl"
     steps = {
         "installed": f"{rpm} --install /package.rpm && find /opt/twctl -name '*.pyc' | wc -l",
         "upgraded": f"{rpm} --upgrade --force /package.rpm && find /opt/twctl -name '*.pyc' | wc -l",
-        "removed": f"{rpm} --erase twctl && find /opt/twctl /etc/twctl.toml /usr/bin/twctl 2>/dev/null | wc -l",
+        "refused": f"touch /held && ! {erase} 2>/dev/null && rm /held && find /opt/twctl/bin/twctl /etc/twctl.toml",
+        "removed": f"{erase} && find /opt/twctl /etc/twctl.toml /usr/bin/twctl 2>/dev/null | wc -l",
     }
     script = "; ".join(f"echo {name} >>/calls; {step} >>/calls" for name, step in steps.items()) + "; cat /calls"
     done = subprocess.run(
@@ -206,9 +221,10 @@ def test_rpm_installs_upgrades_and_removes_it(package: Path, tmp_path: Path) -> 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    reload = "systemctl daemon-reload"
+    reload, stop = "systemctl daemon-reload", "systemctl --no-reload disable --now twctl.service"
     assert done.stdout.splitlines() == [
         *("installed", reload, "systemctl --no-reload preset twctl.service", "1"),
         *("upgraded", reload, reload, "systemctl try-restart twctl.service", "1"),
-        *("removed", "systemctl --no-reload disable --now twctl.service", "twctl release", reload, "0"),
+        *("refused", stop, "twctl release", "/opt/twctl/bin/twctl", "/etc/twctl.toml"),
+        *("removed", stop, "twctl release", reload, "0"),
     ]
