@@ -239,6 +239,23 @@ def test_a_service_that_does_not_start_leaves_the_package_configured(tmp_path: P
     assert f"deb-systemd-invoke {action} twctl.service" == calls.read_text().splitlines()[-1]
 
 
+def test_the_installer_follows_a_link_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    """/usr/local may lie on another disk; and what is there already stays as it is."""
+    (command,) = re.findall(r"^ +(tar -C .*)$", (DEPLOY / "install").read_text(), re.MULTILINE)
+    stage, root, disk = (tmp_path / name for name in ("stage", "root", "disk"))
+    for folder in (stage / "usr/local/bin", stage / "etc", root / "usr", root / "etc", disk / "local"):
+        folder.mkdir(parents=True)
+    (stage / "usr/local/bin/twctl").touch()
+    (disk / "local/theirs").touch()
+    (root / "usr/local").symlink_to(disk / "local")
+    (root / "etc").chmod(0o700)
+    output("sh", "-ec", command.replace("-C / ", f"-C {root} "), stage=str(stage))
+    assert (root / "usr/local").is_symlink()
+    assert {"bin", "theirs"} == {each.name for each in (root / "usr/local").iterdir()}
+    assert (root / "usr/local/bin/twctl").exists()
+    assert 0o700 == (root / "etc").stat().st_mode & 0o777
+
+
 def test_the_package_names_what_it_leaves_behind() -> None:
     """The configuration is a conffile, and the maintainer scripts are shell scripts without a finding."""
     assert "/etc/twctl.toml" in (DEPLOY / "debian/build").read_text()
