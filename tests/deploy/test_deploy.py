@@ -256,6 +256,30 @@ def test_the_installer_follows_a_link_in_the_place_of_a_folder(tmp_path: Path) -
     assert 0o700 == (root / "etc").stat().st_mode & 0o777
 
 
+@pytest.mark.parametrize(("manager", "remedy"), [("dpkg-query", "apt-get purge twctl"), ("rpm", "dnf remove twctl")])
+def test_the_installer_leaves_a_package_alone(tmp_path: Path, manager: str, remedy: str) -> None:
+    """Of either kind: /opt/twctl is the package's. Nothing has been done by then."""
+    if os.geteuid() != 0:
+        pytest.skip("the installer asks for root first")
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(DEPLOY / "install", tmp_path / "deploy")
+    answers = {"dpkg-query": "exit 1", "rpm": "exit 1", manager: "printf installed"}
+    answers["../deploy/setup"] = f"touch {tmp_path}/begun; exit 1"
+    (tmp_path / "bin").mkdir()
+    for name, script in answers.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    done = subprocess.run(
+        [tmp_path / "deploy/install"],
+        env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = f"deploy/install: the package twctl is installed ({remedy} first, or upgrade the package)\n"
+    assert (1, said, False) == (done.returncode, done.stderr, (tmp_path / "begun").exists())
+
+
 def test_the_package_names_what_it_leaves_behind() -> None:
     """The configuration is a conffile, and the maintainer scripts are shell scripts without a finding."""
     assert "/etc/twctl.toml" in (DEPLOY / "debian/build").read_text()
