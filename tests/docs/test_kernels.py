@@ -1,12 +1,15 @@
 """The table of kernels: what stands in docs/kernels.md, and how tests/vm/run changes it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.docs import pages
 from tests.vm import MODES, PROBES, SIGN
+from tests.vm.__main__ import arguments
 from tests.vm.kernels import RELEASES, release_of
 from tests.vm.machine import Outcome
 from tests.vm.rows import Row, minutes_of, parse, rows, table, write, written
@@ -102,3 +105,12 @@ def test_how_long_it_takes_is_known_from_the_rows() -> None:
 def test_every_kernel_is_of_an_architecture_that_can_be_emulated() -> None:
     """One line adds a kernel."""
     assert {"amd64", "arm64"} == {architecture for architecture, _ in RELEASES}
+
+
+def test_all_kernels_are_all() -> None:
+    """What `tests/run --all-kernels` asks for."""
+    (asked,) = re.findall(r"--all-kernels\) (.*) ;;", (ROOT / "tests/run").read_text())
+    words = {name: kernels.split() for name, kernels in re.findall(r"(\w+)=\((.*?)\)", asked)}
+    wanted = {"amd64": words["kernels"], "arm64": words["arm64"]}
+    found = {(each, kernel) for each in wanted for kernel in arguments(["--arch", each, *wanted[each]]).kernels}
+    assert RELEASES.keys() == found

@@ -1,8 +1,8 @@
 """Run a few tests of each mode and probe, or any command, inside Debian's own kernels; prints a table of how it went.
 
     tests/vm/run                          the tests marked vm on 6.1
-    tests/vm/run 6.1 6.12                 ... on both, one after the other (amd64: 5.10, 6.1, 6.12, backports, sid)
-    tests/vm/run --arch arm64 6.12        ... on another architecture (arm64: 6.1, 6.12)
+    tests/vm/run 6.1 6.12                 ... on both, one after the other; all: on all that tests/vm/kernels.py has
+    tests/vm/run --arch arm64 6.12        ... on another architecture
     tests/vm/run 6.12 -- uname -a         any command, as root, from the checkout
     tests/vm/run ./vmlinuz-6.6            a kernel of your own, modules in ../lib/modules next to it
     tests/vm/run --root DIR 6.1 -- CMD    ... on another root file system, with the checkout it has at /opt/twctl
@@ -34,7 +34,7 @@ from pathlib import Path
 
 from tests import ROOT
 from tests.vm.host import ARCHITECTURES, Architecture, RefusedError, install_tools
-from tests.vm.kernels import find_kernel
+from tests.vm.kernels import find_kernel, known
 from tests.vm.machine import Outcome, run
 from tests.vm.roots import root_of
 from tests.vm.rows import minutes_of, rows, table, write, written
@@ -88,7 +88,9 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--root", type=Path, metavar="DIR", help="the guest's (default /)")
     parser.add_argument("--docs", action="store_true", help="write the rows into docs/kernels.md")
     parser.add_argument("--how-long", action="store_true", help="only say how long it took last time")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    args.kernels = [name for each in args.kernels for name in (known(args.arch) if each == "all" else [each])]
+    return args
 
 
 def whole_root(architecture: Architecture) -> Path:
