@@ -57,6 +57,9 @@ def test_the_release_that_runs_has_two_numbers() -> None:
     [
         ("Failed to load BPF program b'take': Invalid argument", (5, 10), "x86_64", "atomic exchange"),
         ("Failed to load BPF program b'take': Invalid argument", (6, 1), "x86_64", ""),
+        ("Failed to load BPF program b'take': Unknown error 524", (5, 15), "aarch64", "atomic exchange"),
+        ("Failed to load BPF program b'take': Unknown error 524", (5, 15), "x86_64", ""),
+        ("Failed to load BPF program b'take': Unknown error 524", (5, 18), "aarch64", ""),
         ("Failed to attach BPF to entry kernel func", (6, 1), "aarch64", "direct calls"),
         ("Failed to attach BPF to entry kernel func", (6, 12), "aarch64", ""),
         ("Failed to attach BPF to entry kernel func", (6, 1), "x86_64", ""),
@@ -69,3 +72,11 @@ def test_what_a_kernel_has_not_got_yet_is_named(
     found = compiled.lacks(failure, release, machine)
     assert bool(lacking) == bool(found)
     assert lacking in found
+
+
+def test_a_kernel_that_is_too_old_is_told_which_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of arm64, where that is a later one."""
+    monkeypatch.setattr(compiled, "lacks", lambda *_: "atomic exchange in BPF (5.12)")
+    with pytest.raises(TwctlError) as refused:
+        of_text("int work(void *ctx) { return *(volatile int *)4096; }", monkeypatch)
+    assert refused.value.hint == "twctl needs Linux 5.15 or later, on arm64 5.18"

@@ -15,6 +15,9 @@ from twctl.table.sources import source
 RECONCILERS = ("take", "adopt", "sweep", "finish", "collect", "dismiss", "epoch")
 GUARDS = ("guard_ingress", "guard_egress")
 NEEDED_RELEASE = (5, 12)
+# Before it arm64's JIT did not know atomic exchange, of which the kernel says ENOTSUPP where the JIT must do
+# (bpf_prog_select_runtime): a number that has no name for programs.
+ARM64_RELEASE, ARM64_REFUSES = (5, 18), "Unknown error 524"
 ARM64_FENTRY = (6, 4)
 STATE_EVENT = b"raw_tracepoint__inet_sock_set_state"
 AGAIN = "again__inet_sock_set_state"
@@ -86,7 +89,7 @@ def compiled(  # noqa: PLR0913, PLR0917 - what to compile, and how to call it
     hint = "run 'twctl check' to see what this kernel allows"
     if lacking := lacks(failure, running_release(), os.uname().machine):
         failure, lines = f"Linux {os.uname().release} has no {lacking}", []
-        hint = "twctl needs Linux 5.15 or later" if "atomic" in lacking else hint
+        hint = "twctl needs Linux 5.15 or later, on arm64 5.18" if "atomic" in lacking else hint
     raise TwctlError(f"the {what} does not load: {_reason(lines, failure)}", hint)
 
 
@@ -179,6 +182,8 @@ def lacks(failure: str, release: tuple[int, ...], machine: str) -> str:
     """What a kernel of this release has not got yet, if this failure comes of that; empty if not."""
     if "Invalid argument" in failure and release < NEEDED_RELEASE:
         return "atomic exchange in BPF (5.12)"
+    if ARM64_REFUSES in failure and machine == "aarch64" and release < ARM64_RELEASE:
+        return "atomic exchange in BPF on arm64 (5.18)"
     if "Failed to attach BPF to" in failure and machine == "aarch64" and release < ARM64_FENTRY:
         return "direct calls of ftrace, which fentry needs, on arm64 (6.4)"
     return ""
