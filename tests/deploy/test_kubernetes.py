@@ -121,18 +121,16 @@ def test_it_is_confined(overlay: str) -> None:
 
 
 def test_the_host_s_files_are_few_and_each_has_its_use(tmp_path: Path) -> None:
-    """The pins, and names of pods; names of namespaces; where sysctls are written, those and the journal. No other."""
+    """The pins, the journal, and names of pods; names of namespaces; where sysctls are written, those. No other."""
     pins = config("base", tmp_path / "twctl.toml").pins
     base = {
         "/sys/fs/bpf": (str(pins.parent), False, None),
+        str(FOLDER): (str(FOLDER), False, None),
         "/sys/fs/cgroup": (str(CGROUPS), True, None),
         **{f"{LOGS}/{name}": (f"{LOGS}/{name}", True, None) for name in ("pods", "containers")},
     }
     pods = base | {"/run/netns": ("/run/netns", True, "HostToContainer")}
-    vestigial = pods | {
-        str(FOLDER): (str(FOLDER), False, None),
-        "/proc/sys/net": (str(MOUNTED / "net"), False, None),
-    }
+    vestigial = pods | {"/proc/sys/net": (str(MOUNTED / "net"), False, None)}
     assert {"base": base, "pods": pods, "vestigial": vestigial, "release": vestigial} == {
         overlay: host_paths(overlay) for overlay in OVERLAYS
     }

@@ -67,7 +67,7 @@ def given(overlay: str) -> set[int]:
 def test_base_works_in_the_node_s_namespace_and_stops_without_a_trace(
     node: Host, pins: Path, tmp_path: Path, mode: str
 ) -> None:
-    """With four capabilities, a read-only root and one host path; a crash loses nothing."""
+    """With four capabilities and a read-only root; a crash loses nothing."""
     with container(node, "base", tmp_path, pins, "--mode", mode) as pod:
         assert given("base") == rights(pod.pid)
         assert os.statvfs(f"/proc/{pod.pid}/root").f_flag & os.ST_RDONLY
@@ -133,3 +133,19 @@ def test_vestigial_guards_a_pod_and_release_takes_it_away(node: Host, pins: Path
         assert (before, True) == (ns.sysctl(BUCKETS), has_guard(ns))
     with container(node, "release", tmp_path, pins):
         assert (False, False) == (has_guard(ns), pins.exists())
+
+
+def test_base_leaves_the_guard_where_it_cannot_put_the_sysctl_back(node: Host, pins: Path, tmp_path: Path) -> None:
+    """It sees the journal of the pod that was killed, and not the node's sysctls: it starts once they are put back."""
+    own = node.own
+    before = own.sysctl(BUCKETS)
+    with container(node, "vestigial", tmp_path, pins) as pod:
+        pod.kill()
+    said = rf"{BUCKETS} of network namespace .* is not put back: .* Read-only file system"
+    with pytest.raises(AssertionError, match=said), container(node, "base", tmp_path, pins):
+        pass
+    assert ("0", True) == (own.sysctl(BUCKETS), has_guard(own))
+    with container(node, "release", tmp_path, pins):
+        assert (before, False) == (own.sysctl(BUCKETS), has_guard(own))
+    with container(node, "base", tmp_path, pins) as pod:
+        assert pod.stop() == 0

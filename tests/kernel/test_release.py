@@ -111,6 +111,38 @@ def test_where_sysctls_cannot_be_written_the_guard_stays(ns: Namespace, killed: 
     assert not in_force(ns)
 
 
+@pytest.mark.parametrize("mode", ["observe", "vestigial"])
+def test_without_the_journal_the_guard_stays(ns: Namespace, killed: Daemon, mode: str) -> None:
+    """Nobody knows what the sysctl was: a start and `release` say so in a line, and go once the journal is there."""
+    (journal,) = (each for each in sysctl.FOLDER.iterdir() if killed.pins.name in each.name)
+    kept, killed.mode = shutil.move(journal, killed.folder), mode
+    said = f"twctl: {VITAL} is 0 in network namespace"
+    try:
+        before = len(killed.log)
+        with pytest.raises(AssertionError, match=said):
+            killed.start()
+        assert 1 == len(killed.log[before:].splitlines())
+        status, out, told = release(killed, *ns.command())
+        assert (1, "", 1) == (status, out, len(told.splitlines()))
+        assert told.startswith(said)
+        assert (True, True) == (in_force(ns), killed.pins.exists())
+    finally:
+        shutil.move(kept, journal)
+    assert (0, "") == release(killed)[::2]
+    assert not in_force(ns)
+
+
+def test_who_had_no_time_wait_before_is_not_asked_for_a_journal(ns: Namespace) -> None:
+    """After a stop there is none, and the sysctl is 0 as it was: the guard that has stayed does not do its duty."""
+    ns.sysctl(VITAL, 0)
+    with daemon(ns, mode="vestigial") as one:
+        assert one.stop() == 0
+        assert ("0", BOTH) == (ns.sysctl(VITAL), guarded(ns, "lo"))
+        one.mode = "observe"
+        one.start()
+        assert one.stop() == 0
+
+
 def test_a_namespace_that_cannot_be_found_keeps_its_guard() -> None:
     """It has neither name nor process, but something keeps it. The line says which it is; inside `release` works."""
     with ExitStack() as stack:

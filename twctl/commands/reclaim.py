@@ -87,8 +87,8 @@ def release(root: Path) -> tuple[bool, list[str]]:
 
     In this order no host is ever left without TIME_WAIT sockets and without a guard.
 
-    :raises TwctlError: if a daemon is running, root is no folder, or somewhere TIME_WAIT sockets cannot be had back:
-        then the guard stays.
+    :raises TwctlError: if a daemon is running, root is no folder, or somewhere TIME_WAIT sockets cannot be had back,
+        also because the journal is lost: then the guard stays.
     """
     pins, ours = Pins(root), guard.ours_at(root)
     pins.locked()  # waited for below; but there may be no such folder
@@ -96,6 +96,7 @@ def release(root: Path) -> tuple[bool, list[str]]:
     if pins.on_bpffs():  # elsewhere nothing can be pinned
         pins.lock()
     journals = [guard.journal_at(root, Path(each)) for each in sorted(ours.names)]
+    guard.refuse_unjournalled(ours, journals)
     complaints = [line for journal in journals for line in journal.restore(strict=True)]
     complaints += guard.remove(ours)
     found |= sweep_trials(root)

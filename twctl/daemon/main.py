@@ -60,6 +60,7 @@ def run(
         listener = Listener(config.listen, config.tls)
         undo.callback(listener.close)
         ours = ours_at(pins.root)
+        sysctls.refuse_lost(ours)
         table = take_over_or_load(pins, config, ours, lambda: sysctls.put_back(strict=True))
         if waits := config.mode is Mode.VESTIGIAL and table.guard == EARLIER_GUARD:
             config = dataclasses.replace(config, mode=Mode.OBSERVE)

@@ -118,6 +118,10 @@ class Sysctls:
         for journal in (self.journal, *self._others):
             _restore(journal, strict=strict)
 
+    def refuse_lost(self, ours: Ours) -> None:
+        """Refuse to start where a guard is all there is, and what the sysctls were is not known. Raises TwctlError."""
+        guard.refuse_unjournalled(ours, (self.journal, *self._others))
+
     def leave_only(self, config: Config) -> None:
         """Put back what this configuration does not set, before anything else is done that it wants otherwise.
 

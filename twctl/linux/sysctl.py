@@ -190,6 +190,10 @@ class Journal:
                     now = self._access.read(entry.namespace, entry.name)
                     yield Changed(entry.namespace, entry.name, entry.before, now, entry.written[-1])
 
+    def cookies(self) -> Collection[int]:
+        """Namespaces in which something is to be put back."""
+        return frozenset(entry.cookie for entry in self._load())
+
     def holds(self, name: str) -> bool:
         """Whether a sysctl is to be put back anywhere."""
         return any(entry.name == name for entry in self._load())

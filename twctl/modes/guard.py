@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -24,13 +24,15 @@ from twctl.errors import TwctlError
 from twctl.linux import libbpf, netns, tcx
 from twctl.linux.devices import Device, devices, find_device, packets
 from twctl.linux.netlink import LostError, RouteNetlink
+from twctl.linux.procsys import Kernel
 from twctl.linux.rtnl import decode
-from twctl.linux.sysctl import Journal, journal_of
+from twctl.linux.sysctl import FOLDER, VITAL, Journal, journal_of
 from twctl.linux.tc import EGRESS, INGRESS
 from twctl.modes.filters import Ours, Sides, any_left, needs_guard, remove_all
 from twctl.modes.histogram import Histogram
 from twctl.modes.links import array_of, guarded, is_any_left, remove_links
 from twctl.modes.places import Places
+from twctl.modes.sysctls import LO_ACCEPT_LOCAL
 from twctl.table.pins import GUARD
 from twctl.table.published import known_as
 
@@ -196,6 +198,37 @@ def ours_at(pins: Path) -> Ours:
 def journal_at(pins: Path, name: Path | None = None) -> Journal:
     """The journal of what is pinned in a folder. name: another path that a daemon had for it."""
     return journal_of(name or pins, lambda: _unseen(pins / GUARD))
+
+
+def refuse_unjournalled(ours: Ours, journals: Iterable[Journal]) -> None:
+    """Refuse to go on where the guard does TIME_WAIT's duty and no journal tells what tcp_max_tw_buckets was.
+
+    It could not be put back, and so the guard must not go.
+
+    :raises TwctlError: naming the namespace.
+    """
+    known = {cookie for journal in journals for cookie in journal.cookies()}
+    for inode in (inode for inode, cookie in _on_duty(ours) if cookie not in known):
+        message = f"{VITAL} is 0 in network namespace {inode}, and no journal in {FOLDER} tells what it was"
+        hint = "in a container mount the host's; if it is lost, set the sysctl by hand as docs/troubleshooting.md says"
+        raise TwctlError(message, hint)
+
+
+def _on_duty(ours: Ours) -> Iterator[tuple[int, int]]:
+    """Inode and cookie of the namespaces that have the guard, and by it no TIME_WAIT sockets.
+
+    An administrator's 0 is told from ours by what else the guard needs, which a stop puts back.
+    """
+    read = Kernel().read
+    for where in netns.reachable():
+        with contextlib.suppress(TwctlError, OSError):  # it may not be entered, or has just gone
+            if read(where, VITAL) == 0 and read(where, LO_ACCEPT_LOCAL) and _is_in(where, ours):
+                yield netns.inode(where), netns.cookie(where)
+
+
+def _is_in(where: str | None, ours: Ours) -> bool:
+    """Whether the guard stands in a namespace. Raises OSError."""
+    return netns.inode(where) in guarded(ours.folder) or bool(_in(where, lambda requests: any_left(requests, ours)))
 
 
 def _unseen(folder: Path) -> set[int]:

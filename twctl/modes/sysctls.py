@@ -19,10 +19,10 @@ from twctl.linux.sysctl import NAMES, Raised, Wanted
 from twctl.linux.tcp import KERNEL_TIME_WAIT
 
 FIN_TIMEOUT, MAX_TW_BUCKETS = NAMES["tcp_fin_timeout"], NAMES["tcp_max_tw_buckets"]
-LO_FORWARDING = "net.ipv4.conf.lo.forwarding"
+LO_FORWARDING, LO_ACCEPT_LOCAL = "net.ipv4.conf.lo.forwarding", "net.ipv4.conf.lo.accept_local"
 GUARD_NEEDS: Wanted = {
     LO_FORWARDING: 1,
-    "net.ipv4.conf.lo.accept_local": 1,
+    LO_ACCEPT_LOCAL: 1,
     "net.ipv4.conf.lo.route_localnet": 1,
 }
 
