@@ -19,6 +19,7 @@ import pytest
 
 from tests import ROOT
 from twctl import __version__
+from twctl.daemon.main import REFUSED
 
 ROLES = ROOT / "deploy/ansible/roles"
 CONFIG = "/etc/twctl.toml"
@@ -41,6 +42,7 @@ case $* in
 *is-enabled*) if [ -e $wanted ]; then echo enabled; else echo disabled; exit 1; fi ;;
 *--version*) echo "systemd 252" ;;
 *is-active*) [ -e /run/active ] ;;
+show*StatusText*) cat /run/status ;;
 show*)
     if [ -e $unit ]; then echo LoadState=loaded; else echo LoadState=not-found; fi
     if [ -e /run/active ]; then echo ActiveState=active; else echo ActiveState=inactive; fi
@@ -51,7 +53,7 @@ show*)
     *enable*) ln -sf $unit $wanted ;;
     *stop*) rm -f /run/active ;;
     *daemon-reload) ;;
-    *start* | *reload*) touch /run/active ;;
+    *start* | *reload*) touch /run/active && echo observing >/run/status ;;
     *) exit 1 ;;
     esac
     ;;
@@ -202,6 +204,37 @@ def test_a_changed_configuration_is_reloaded_if_twctl_takes_it(host: Machine) ->
     assert (True, [], []) == (refused.failed, refused.changed, refused.calls)
     assert 'mode = \\"both\\" is not valid (allowed: observe, truncate, vestigial)' in refused.said
     assert before == host.output("cat", CONFIG)
+
+
+def test_what_the_daemon_refuses_fails_each_play(host: Machine) -> None:
+    """Until the configuration is another one; a check tells of it, too, unless it has something to do that may help."""
+    host.play(twctl_config={"time_wait": {"remote": 31}})
+    host.output("sh", "-c", f"echo 'observing{REFUSED}' >/run/status")
+    for options in ((), ("--check",), ()):
+        told = host.play(*options, twctl_config={"time_wait": {"remote": 31}})
+        assert (True, [], []) == (told.failed, told.changed, told.calls), told.said
+        assert f"(its status: observing{REFUSED})" in " ".join(told.said.split())
+    for options, calls in ((("--check",), []), ((), ["reload twctl"])):
+        told = host.play(*options, twctl_config={"time_wait": {"remote": 32}})
+        assert (False, calls) == (told.failed, told.calls), told.said
+
+
+def test_what_a_reload_cannot_change_starts_it_anew(host: Machine) -> None:
+    """Another folder of pins, and that other namespaces are to be entered, also where they were allowed before."""
+    file = host.folder / "fixed.toml"
+    for text, action in (
+        ('mode = "truncate"\n', ""),
+        ('mode = "observe"\n', "reload"),
+        ('pins = "/sys/fs/bpf/other"\n', "restart"),
+        ('pins = "/sys/fs/bpf/other"\nprobe = "tracepoint"\n', "reload"),
+        ("netns = [\n  'blue',\n]\n", "restart"),
+        ("netns = [\n  'blue', 'green',\n]\n", "reload"),
+        ("netns = []\n", "restart"),
+    ):
+        file.write_text(text)
+        played = host.play(twctl_config_file=str(file), twctl_namespaces=True)
+        assert not played.failed, played.said
+        assert not action or [f"{action} twctl"] == played.calls
 
 
 def test_a_file_is_put_there_as_it_is(host: Machine) -> None:

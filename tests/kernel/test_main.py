@@ -18,6 +18,7 @@ from tests.load import wait_until
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.guards import BOTH, guarded
 from tests.load.netns import Namespace, namespace
+from twctl.daemon.main import REFUSED
 from twctl.linux.capabilities import RARE, Capability
 from twctl.table.compiled import running_release
 
@@ -107,6 +108,18 @@ def test_a_reload_ends_with_ready(manager: socket.socket, ns: Namespace) -> None
         hang_up(one)
         await_line(manager, "RELOADING=1")
         assert "refused" in await_line(manager, "READY=1")
+
+
+def test_a_reload_that_fails_on_its_way_ends_with_ready_too(manager: socket.socket, ns: Namespace) -> None:
+    """The state says that what is in force is not what was asked for, until something else is."""
+    with daemon(ns, prefix=READ_ONLY) as one:
+        await_line(manager, "READY=1")
+        for config, refused in (("[sysctl]\ntcp_tw_reuse = 1\n", True), ("reconcile_interval = 31\n", False)):
+            (one.folder / "twctl.toml").write_text(config)
+            hang_up(one)
+            await_line(manager, "RELOADING=1")
+            told = await_line(manager, "READY=1")
+            assert ("observing" in told, REFUSED in told) == (True, refused)
 
 
 def in_force(one: Daemon) -> set[Capability]:

@@ -33,6 +33,8 @@ from twctl.table.sources import EARLIER_GUARD
 
 log = logging.getLogger("twctl")
 
+# What the service manager is told besides, while an earlier configuration is in force than the last one that was given.
+REFUSED = "; a later configuration was refused"
 _DOING = {Mode.OBSERVE: "observing", Mode.TRUNCATE: "truncating", Mode.VESTIGIAL: "guarding"}
 
 
@@ -41,11 +43,13 @@ def run(
     reread: Callable[[int], Effective | None],
     notifier: Notifier,
     in_force: Callable[[], None],
+    *,
+    went_back: bool = False,
 ) -> Effective | None:
     """Do what the mode says until SIGINT or SIGTERM (returns None), or until SIGHUP brings another configuration.
 
     reread: reads the configuration again, while we listen on this port; None where it cannot be used, and then what was
-    in force stays. notifier, in_force: hear of it when all is in force, and not before.
+    in force stays. notifier, in_force: hear of it when all is in force, and not before. went_back: a later one failed.
 
     :raises TwctlError: if something that is needed cannot be had; then no table that was loaded for it is left pinned.
     """
@@ -91,7 +95,7 @@ def run(
         log.info("%s", doing)
         in_force()
         fresh.keep()
-        notifier.ready(doing)
+        notifier.ready(doing + REFUSED * went_back)
         tasks: list[Task] = [heartbeat, *facts.tasks, *work.tasks()]
         tasks += [Reporting(notifier)] if notifier.watchdog else []
         following = loop(
@@ -114,7 +118,7 @@ def _reread_and_tell(reread: Callable[[], Effective | None], notifier: Notifier,
     notifier.reloading()
     following = reread()
     if following is None:
-        notifier.ready(f"{doing}; a later configuration was refused")
+        notifier.ready(doing + REFUSED)
     return following
 
 
@@ -150,16 +154,22 @@ def _run_to_the_end(file: Path | None, options: dict[str, object], notifier: Not
         pins = first.config.pins
         rights.refuse(first.config)
         feasible.refuse(first.config)
-        earlier: list[Effective] = []
+        earlier, went_back = list[Effective](), False
         while effective:
             try:
-                following = run(effective, lambda port: read_again(file, options, pins, port), notifier, earlier.clear)
-                earlier, effective = [effective], following
+                following = run(
+                    effective,
+                    lambda port: read_again(file, options, pins, port),
+                    notifier,
+                    earlier.clear,
+                    went_back=went_back,
+                )
+                earlier, effective, went_back = [effective], following, False
             except TwctlError as error:
                 if not earlier:
                     raise
                 log.error("the configuration goes back to what it was: %s", error)  # noqa: TRY400 - one line
-                effective = earlier.pop()
+                effective, went_back = earlier.pop(), True
     except TwctlError:
         put_back(pins_of(file, options))
         raise
