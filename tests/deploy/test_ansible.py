@@ -26,7 +26,7 @@ CONFIG = "/etc/twctl.toml"
 DROP_IN = "/etc/systemd/system/twctl.service.d/namespaces.conf"
 PLAY = [{"hosts": "localhost", "connection": "local", "gather_subset": ["!all", "pkg_mgr"], "roles": ["twctl"]}]
 # No lists of packages: what the package needs is installed, and apt would read them for seconds. No policy-rc.d: one of
-# an image of Debian forbids to start anything.
+# an image of Debian forbids to start anything. No documentation, as in such an image.
 BEGIN = """
 mount -t tmpfs twctl-test {folder}/layer && cd {folder}/layer && mkdir upper work root
 mount -t overlay twctl-test -o lowerdir=/,upperdir=upper,workdir=work root && cd root
@@ -34,6 +34,7 @@ for each in {checkout} {folder}; do mkdir -p .$each; mount --rbind $each .$each;
 mount --rbind /dev dev; mount -t proc proc proc; mount -t sysfs sysfs sys; mount -t bpf bpf sys/fs/bpf
 mount -t tmpfs twctl-test run; mkdir -p run/systemd/system
 mount -t tmpfs twctl-test var/lib/apt/lists; rm -f usr/sbin/policy-rc.d; install {folder}/systemctl usr/bin/systemctl
+echo 'path-exclude=/usr/share/doc/*' >etc/dpkg/dpkg.cfg.d/no-documentation
 exec chroot . sh -c 'echo ready; exec sleep infinity'
 """
 SYSTEMCTL = """#!/bin/sh
