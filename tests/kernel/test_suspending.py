@@ -1,7 +1,7 @@
 """What comes between wire and sockets while the daemon runs, and goes again: in between the kernel does its duty."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
@@ -10,8 +10,11 @@ from tests.load import counters, wait_until
 from tests.load.closes import run
 from tests.load.daemon import Daemon, daemon
 from tests.load.guards import BOTH, guarded
+from tests.load.host import host
 from tests.load.netns import Namespace, namespace
 from tests.load.obstacles import SAID, add_ipsec, remove_ipsec
+from tests.load.peer import tun_peer
+from tests.load.scripts import assert_fins_acknowledged, scripted
 from twctl.linux.netlink import RouteNetlink
 from twctl.table.shared import bpf_folder
 
@@ -28,6 +31,7 @@ SYSCTLS = (
     *(f"net.ipv4.conf.lo.{name}" for name in OF_LO),
 )
 TIMES = "[time_wait]\nloopback = 60\n"
+ALL = "all_netns = true\nreconcile_interval = 0\ncapacity = 1021\n[time_wait]\nlocal = 60\n[fin_wait2]\nlocal = 60\n"
 LOOK = 30  # s: a look each 10 s
 
 
@@ -69,6 +73,42 @@ def test_ipsec_that_comes_later_suspends_the_guard_until_it_goes(ns: Namespace) 
         assert one.log.count(SAID) == 1
         assert one.stop() == 0
         assert before == sysctls(ns)
+
+
+def reload(one: Daemon) -> None:
+    """SIGHUP, and the same configuration."""
+    one.reload(f'mode = "vestigial"\n{one.config}')
+
+
+def crash(one: Daemon) -> None:
+    """And start again."""
+    one.kill()
+    one.start()
+
+
+@pytest.mark.parametrize("again", [reload, crash])
+def test_a_new_start_finds_the_guard_suspended_and_leaves_it_so(again: Callable[[Daemon], None]) -> None:
+    """Where it works in all namespaces: its vestiges are answered for, and when the obstacle has gone, it goes on."""
+    with host() as machine:
+        ns = machine.add()
+        ns.sysctl("net.ipv4.tcp_rfc1337", 1)  # a RST of the peer's ends no session
+        before = sysctls(ns)
+        suspended = [*before[:2], *["1"] * len(OF_LO)]
+        with tun_peer(ns) as peer, daemon(mode="vestigial", config=ALL, prefix=machine.prefix) as one:
+            ours, sessions = sysctls(ns), scripted(peer, "fin_wait2", N)
+            add_ipsec(ns)
+            wait_until(lambda: sysctls(ns) == suspended, what="the kernel's again", timeout=LOOK)
+            again(one)
+            assert (suspended, BOTH, N) == (sysctls(ns), guarded(ns, "lo"), len(one.table()))
+            assert_fins_acknowledged(peer, sessions)
+            with machine.own.entered():
+                wait_until(lambda: one.metric("twctl_guard_obstacles", kind="ipsec") == 1, what="it is exported")
+                assert one.metric("twctl_network_namespaces", state="enrolled") == 2
+            remove_ipsec(ns)
+            wait_until(lambda: sysctls(ns) == ours, what="the guard's again", timeout=LOOK)
+            assert_fins_acknowledged(peer, sessions)
+            assert one.stop() == 0
+            assert before == sysctls(ns)
 
 
 def test_whoever_turns_forwarding_off_leaves_the_guard_its_own(ns: Namespace) -> None:

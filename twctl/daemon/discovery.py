@@ -5,11 +5,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from twctl.config.config import Config
+from twctl.config.keys import Mode
 from twctl.daemon.namespace import Namespace
 from twctl.daemon.namespaces import FullError, Namespaces
 from twctl.errors import TwctlError
 from twctl.linux import netns
-from twctl.modes.feasible import refuse_obstacles
+from twctl.modes.obstacles import Obstacle, obstacles
 
 log = logging.getLogger("twctl")
 
@@ -35,7 +36,8 @@ class Discovery:
 
     def __init__(self, namespaces: Namespaces, config: Config, joined: Callable[[Sequence[Namespace]], None]) -> None:
         self.namespaces = namespaces
-        self._config, self._names, self._every = config, config.netns, config.all_netns
+        self._names, self._every = config.netns, config.all_netns
+        self._minds_obstacles = config.mode is Mode.VESTIGIAL and not config.force
         self.follows_names = bool(config.netns or config.all_netns)
         self._mounts = netns.Mounts()
         self._refused: dict[Place, tuple[Exception, float]] = {}  # why, and when to try again (monotonic)
@@ -114,16 +116,27 @@ class Discovery:
 
     def _join(self, name: str | None, *, strict: bool) -> Namespace | None:
         try:
-            if not strict:
-                refuse_obstacles(name, self._config)
-            namespace = self.namespaces.join(name)
+            found = [] if strict else self._obstacles(name)
+            namespace = self.namespaces.join(name, suspended=bool(found))
         except (TwctlError, OSError) as error:
             if strict:
                 raise
             self._refuse((name, netns.inode(name)), error)
             return None
         self._refused.pop((name, namespace.inode), None)
+        if found:
+            tell_suspended(name, found)
         return namespace
+
+    def _obstacles(self, name: str | None) -> list[Obstacle]:
+        """Why the guard is to be suspended in one that joins.
+
+        :raises TwctlError: if it cannot have vestiges there yet: then it is not even put there.
+        """
+        found = list(obstacles(name)) if self._minds_obstacles else []
+        if found and not self.namespaces.is_enrolled(name):
+            raise TwctlError(_texts(found), "remove it, or give --force if you know")
+        return found
 
     def _leave(self, namespace: Namespace) -> None:
         for line in self.namespaces.leave(namespace):
@@ -143,6 +156,16 @@ class Discovery:
             raise error
         self._leave(namespace)
         self._refuse((namespace.name, namespace.inode), error)
+
+
+def tell_suspended(name: str | None, found: Sequence[Obstacle]) -> None:
+    """Say why the guard is suspended in a namespace."""
+    line = "network namespace %s: until this is gone, TIME_WAIT is left to the kernel: %s"
+    log.warning(line, name or "(own)", _texts(found))
+
+
+def _texts(found: Sequence[Obstacle]) -> str:
+    return "; ".join(each.text for each in found)
 
 
 class FollowingNamespaces:

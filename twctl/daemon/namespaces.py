@@ -103,8 +103,15 @@ class Namespaces:
                 tries.sync({})
         return reports
 
-    def join(self, name: str | None) -> Namespace:
+    def is_enrolled(self, name: str | None) -> bool:
+        """Whether the probes watch a namespace already, also by an earlier daemon's doing. Raises TwctlError."""
+        cookie = netns.cookie(name)
+        return any(cookie == each for each, _ in self._table.enrolments().values())
+
+    def join(self, name: str | None, *, suspended: bool = False) -> Namespace:
         """Do in a namespace (None: our own) what the mode says: classes and guard first, then entries, then sysctls.
+
+        suspended: leave TIME_WAIT to the kernel at once, as `suspend` does.
 
         :raises TwctlError: if that cannot be; then it is as it was.
         """
@@ -115,9 +122,13 @@ class Namespaces:
             namespace.tries.sync(namespace.routes.trie())
             if namespace.guard:
                 namespace.guard.attach()
-            self.watch(namespace, guarded=self._guarded)
-            if self._sysctls:
-                self._journal.set(self._sysctls, name)
+            if suspended:
+                for line in self.suspend(namespace):
+                    log.warning("%s", line)
+            else:
+                self.watch(namespace, guarded=self._guarded)
+                if self._sysctls:
+                    self._journal.set(self._sysctls, name)
             undo.pop_all()
             self._add(namespace, opened.pop_all())
         return namespace
@@ -189,8 +200,8 @@ class Namespaces:
         """Leave TIME_WAIT to the kernel; the guard stays for vestiges, and asks for routes. Returns what was left."""
         reports = self._journal.leave(namespace.cookie, namespace.path)
         self.watch(namespace, guarded=False)
-        self.suspended.add(namespace)
         self._journal.set({**self._config.sysctl, **GUARD_NEEDS}, namespace.name, namespace.path)
+        self.suspended.add(namespace)
         return reports
 
     def resume(self, namespace: Namespace) -> None:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections import Counter
 
-from twctl.daemon.discovery import Discovery
+from twctl.daemon.discovery import Discovery, tell_suspended
 from twctl.daemon.namespace import Namespace
 from twctl.linux.netfilter import RuleNotices
 from twctl.modes.obstacles import Obstacle, PassedBy, obstacles
@@ -59,14 +59,13 @@ class Suspending:
         return max(STEP_SECONDS, (time.thread_time() - started) / SHARE)
 
     def _follow(self, now: float) -> None:
-        """Take note of those that came, have gone or have changed. Who comes was looked at before."""
+        """Take note of those that came, have gone or have changed. Who comes was looked at, and may be suspended."""
         present = set(self._discovery.namespaces)
         for gone in self._seen.keys() - present:
             self._seen.pop(gone).rules.close()
         for new in present - self._seen.keys():
-            self._seen[new] = _Seen(
-                RuleNotices(new.path), now + LOOK_SECONDS, PassedBy(*self._discovery.namespaces.witnessed(new))
-            )
+            due = now if new in self._discovery.namespaces.suspended else now + LOOK_SECONDS
+            self._seen[new] = _Seen(RuleNotices(new.path), due, PassedBy(*self._discovery.namespaces.witnessed(new)))
         for namespace, seen in self._seen.items():
             if seen.rules.take() or (namespace.guard and namespace.guard.disturbed):
                 seen.due = min(seen.due, now)
@@ -78,14 +77,13 @@ class Suspending:
         seen.due = time.monotonic() + LOOK_SECONDS
         with contextlib.suppress(OSError):  # a device went while it was asked for
             seen.found = [*obstacles(namespace.path), *self._passed_by(namespace, seen)]
-        name = namespace.name or "(own)"
         if seen.found and namespace not in namespaces.suspended:
-            why = "; ".join(each.text for each in seen.found)
-            log.warning("network namespace %s: until this is gone, TIME_WAIT is left to the kernel: %s", name, why)
+            tell_suspended(namespace.name, seen.found)
             for line in namespaces.suspend(namespace):
                 log.warning("%s", line)
         elif not seen.found and namespace in namespaces.suspended:
             namespaces.resume(namespace)
+            name = namespace.name or "(own)"
             log.info("network namespace %s: nothing is between wire and sockets any more, the guard goes on", name)
         elif not seen.found:
             namespaces.watch(namespace, guarded=True)

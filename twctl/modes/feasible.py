@@ -26,11 +26,11 @@ def refuse(config: Config) -> None:
         can_destroy()
     for netns in config.netns or (None,):
         if not config.all_netns:
-            refuse_obstacles(netns, config)
+            _refuse_obstacles(netns, config)
         cookie(netns)  # whether it can be entered
 
 
-def refuse_obstacles(netns: str | None, config: Config) -> None:
+def _refuse_obstacles(netns: str | None, config: Config) -> None:
     """Mode vestigial works only where the guard sees what the sockets see.
 
     :raises TwctlError: if something may be in its way, and `force` is not set.
