@@ -3,19 +3,22 @@
 import contextlib
 import html
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.load import wait_until
+from tests.load import clsact, wait_until
 from tests.load.closes import run
 from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.guards import BOTH, guarded
 from tests.load.host import Host, host
 from tests.load.netns import Namespace
 from tests.load.obstacles import add_ipsec
+from tests.load.peer import tun_peer
+from tests.load.scripts import assert_fins_acknowledged, scripted
 from twctl.linux import netns
 from twctl.table.enrolments import enrol
 from twctl.table.layout import NAMESPACES
@@ -31,6 +34,7 @@ ALL = "all_netns = true\nreconcile_interval = 0\ncapacity = 1021\n"
 MODES = ("observe", "truncate", "vestigial")
 BUCKETS = "net.ipv4.tcp_max_tw_buckets"
 SOON = 1.0  # s, in which one that comes has joined
+LOOK = 30.0  # s: a look each 10 s
 
 
 @pytest.fixture
@@ -138,6 +142,69 @@ def test_where_all_are_left_alone_the_page_does_not_say_that_the_guard_is_missin
             told = one.get("/")
     assert "TIME_WAIT's duty" not in html.unescape(told)
     assert "Network namespaces that are left alone: 1 (the log says why)." in told
+
+
+def lives(seconds: float) -> str:
+    """Of every class, in TIME_WAIT and FIN_WAIT2."""
+    times = "".join(f"{class_} = {seconds}\n" for class_ in ("loopback", "local", "remote"))
+    return f"[time_wait]\n{times}[fin_wait2]\n{times}"
+
+
+def replace_clsact(ns: Namespace, one: Daemon, device: str) -> None:
+    """By another kind of qdisc, on which the guard has no place; it is said."""
+    assert one.process
+    one.process.send_signal(signal.SIGSTOP)  # or it would be faster
+    for what in (["del", "dev", device, "clsact"], ["add", "dev", device, "ingress"]):
+        subprocess.run(ns.command("tc", "qdisc", *what), check=True)
+    one.process.send_signal(signal.SIGCONT)
+    wait_until(lambda: f"the guard cannot be attached to {device}" in one.log, what="it is said")
+
+
+@pytest.fixture
+def two_devices(machine: Host) -> Namespace:
+    """Which has veth0 besides lo; a RST of the peer's ends no session there."""
+    ns = machine.add("two")
+    ns.ip("link", "add", "veth0", "type", "veth", "peer", "name", "veth1")
+    ns.sysctl("net.ipv4.tcp_rfc1337", 1)
+    return ns
+
+
+def test_a_device_that_cannot_be_guarded_leaves_the_others_the_guard_until_their_sessions_are_over(
+    machine: Host, two_devices: Namespace
+) -> None:
+    """The sysctls go back at once; the guard does with its last vestige, and nothing of it is left."""
+    ns, before = two_devices, two_devices.sysctl(BUCKETS)
+    with daemon(mode="vestigial", config=ALL + lives(7), prefix=(*machine.prefix, *clsact.PREFIX)) as one:
+        close(ns)
+        replace_clsact(ns, one, "veth0")
+        wait_until(lambda: ns.sysctl(BUCKETS) == before, what="the kernel's again")
+        assert ((1, 1, 0), True) == (states(machine, one), has_guard(ns))
+        assert N == [each.netns for each in one.table()].count("two")
+        wait_until(lambda: not has_guard(ns), what="the guard goes", timeout=LOOK)
+        assert {""} == enrolled(one)
+        assert has_guard(machine.own)
+
+
+def test_the_same_over_a_reload_and_until_the_device_can_be_guarded_again(
+    machine: Host, two_devices: Namespace
+) -> None:
+    """What only the guard knows is answered for all the time."""
+    ns, config = two_devices, f'mode = "vestigial"\n{ALL}{lives(60)}'
+    with (
+        tun_peer(ns) as peer,
+        daemon(mode="vestigial", config=ALL + lives(60), prefix=(*machine.prefix, *clsact.PREFIX)) as one,
+    ):
+        sessions = scripted(peer, "fin_wait2", N)
+        replace_clsact(ns, one, "veth0")
+        wait_until(lambda: ns.sysctl(BUCKETS) != "0", what="the kernel's again")
+        assert_fins_acknowledged(peer, sessions)
+        one.reload(config)
+        assert ((1, 1, 0), True) == (states(machine, one), has_guard(ns))
+        assert_fins_acknowledged(peer, sessions)
+        subprocess.run(ns.command("tc", "qdisc", "del", "dev", "veth0", "ingress"), check=True)
+        one.reload(config)
+        assert ((2, 0, 0), "0") == (states(machine, one), ns.sysctl(BUCKETS))
+        assert_fins_acknowledged(peer, sessions)
 
 
 def test_what_is_beyond_the_capacity_is_counted_and_said_once(machine: Host) -> None:

@@ -45,7 +45,7 @@ def namespaces(folder: Path, tmp_path: Path) -> Iterator[Namespaces]:
             table, folder, config, Journal(tmp_path / "journal.json"), Ours(frozenset(), frozenset(), Path("/nowhere"))
         )
     ) as made:
-        made.keep(set())
+        made.keep()
         yield made
 
 

@@ -1,6 +1,7 @@
 """Namespaces come and go while the daemon runs: those it is to work in join when they get a name, and leave with it."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -28,8 +29,8 @@ class Discovery:
     """Has namespaces join and leave: those that the configuration names, or our own; or our own and all with a name.
 
     In the last case (all_netns) what goes wrong in one namespace is that one's matter: it is said once, and the
-    namespace left alone. Those that are named have to join at the start, and what goes wrong there later ends the
-    daemon, but not that a name goes.
+    namespace left alone, but for a guard that is there until its last vestige is over. Those that are named have to
+    join at the start, and what goes wrong there later ends the daemon, but not that a name goes.
 
     joined: called with new namespaces, not with those of the start. follows_names: bool, whether any can come or go.
     """
@@ -41,6 +42,7 @@ class Discovery:
         self.follows_names = bool(config.netns or config.all_netns)
         self._mounts = netns.Mounts()
         self._refused: dict[Place, tuple[Exception, float]] = {}  # why, and when to try again (monotonic)
+        self._left_until = math.inf  # when the last vestige of those that had to be left alone is over (monotonic)
         self._joined = joined
 
     def close(self) -> None:
@@ -55,12 +57,14 @@ class Discovery:
         try:
             for name in self._wanted() if self._every else self._names or (None,):
                 self._join(name, strict=not self._every)
-            left = self.namespaces.keep({namespace.cookie for namespace in self.namespaces})
+            left = self.namespaces.keep({inode for _, inode in self._refused})
         except (TwctlError, OSError):
             self.namespaces.give_up()
             raise
         for line in left:
             log.warning("%s", line)
+        if self._refused:
+            self._left_until = time.monotonic() + self.namespaces.longest_life()
 
     def states(self) -> dict[str, int]:
         """How many namespaces are in which state."""
@@ -86,6 +90,9 @@ class Discovery:
 
     def run(self) -> float:
         """Look at the names; returns seconds until the next time."""
+        if time.monotonic() > self._left_until:
+            self._left_until = math.inf
+            self._give_up_left()
         return 0.0 if self._look() else LOOK_SECONDS
 
     def _wanted(self) -> Mapping[str | None, int]:
@@ -138,8 +145,16 @@ class Discovery:
             raise TwctlError(_texts(found), "remove it, or give --force if you know")
         return found
 
-    def _leave(self, namespace: Namespace) -> None:
-        for line in self.namespaces.leave(namespace):
+    def _leave(self, namespace: Namespace, *, stays: bool = False) -> None:
+        for line in self.namespaces.leave(namespace, stays=stays):
+            log.warning("%s", line)
+
+    def _give_up_left(self) -> None:
+        try:
+            left = self.namespaces.keep()
+        except TwctlError as error:  # somewhere TIME_WAIT sockets cannot be had back, and the guard stays
+            left = [str(error)]
+        for line in left:
             log.warning("%s", line)
 
     def _refuse(self, place: Place, error: Exception) -> None:
@@ -154,7 +169,8 @@ class Discovery:
         """What goes wrong in a namespace. Raises it again, where that one had to join."""
         if not self._every:
             raise error
-        self._leave(namespace)
+        self._leave(namespace, stays=namespace.guard is not None)
+        self._left_until = time.monotonic() + self.namespaces.longest_life()
         self._refuse((namespace.name, namespace.inode), error)
 
 

@@ -10,7 +10,7 @@ import os
 import select
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +31,7 @@ from twctl.modes.guard import DELAY_EDGES, Guard
 from twctl.modes.histogram import Histogram
 from twctl.modes.sysctls import FIN_TIMEOUT, GUARD_NEEDS, LO_FORWARDING, fin_timeout_of, sysctls_of
 from twctl.routes.watcher import RouteWatcher
+from twctl.table.counters import TICK
 from twctl.table.enrolments import NETNS_GUARDED, NETNS_TPROXY, NETNS_WITNESSED, enrol, index_for, withdraw, witnessed
 from twctl.table.maps import NAME_BYTES, Table
 from twctl.table.tries import ClassTries
@@ -57,7 +58,6 @@ class Namespaces:
         self._table, self.folder, self._config, self._journal, self._ours = table, folder, config, journal, ours
         self._guarded = config.mode is Mode.VESTIGIAL
         self._sysctls = sysctls_of(config, orphans_stay=True)
-        self._before = table.mode
         self._namespaces: dict[int, Namespace] = {}
         self._open: dict[int, contextlib.ExitStack] = {}
         self._by_fd: dict[int, Namespace] = {}
@@ -88,20 +88,27 @@ class Namespaces:
             stack.close()
         self._poll.close()
 
-    def keep(self, cookies: set[int]) -> list[str]:
-        """Give up what an earlier daemon did in other namespaces than these; returns what was left alone, a line each.
+    def keep(self, staying: Collection[int] = ()) -> list[str]:
+        """Give up what was done in other namespaces than these; returns what was left alone, a line each.
 
-        The sysctls come first: never a namespace without TIME_WAIT sockets and without a guard.
+        The sysctls come first: never a namespace without TIME_WAIT sockets and without a guard. staying: inodes of
+        those where guard and index stay, for vestiges.
         """
+        cookies = {namespace.cookie for namespace in self}
         reports = self._journal.keep(self._sysctls, cookies, strict=True)
         if self._table.guard:
-            reports += guards.remove(self._ours, {namespace.inode for namespace in self})
-        gone = {index: cookie for index, (cookie, _) in self._table.enrolments().items() if cookie not in cookies}
-        for index, cookie in gone.items():
+            reports += guards.remove(self._ours, {*staying, *(namespace.inode for namespace in self)})
+        for index, (cookie, name) in self._table.enrolments().items():
+            if cookie in cookies or netns.inode(name or None) in staying:
+                continue
             withdraw(self._table, index, cookie)
             with contextlib.closing(ClassTries(self._table, index)) as tries:
                 tries.sync({})
         return reports
+
+    def longest_life(self) -> float:
+        """Seconds until the last vestige that the guard has now is over."""
+        return float(max(self._table.lives) / 1e9 + TICK)
 
     def is_enrolled(self, name: str | None) -> bool:
         """Whether the probes watch a namespace already, also by an earlier daemon's doing. Raises TwctlError."""
@@ -118,7 +125,7 @@ class Namespaces:
         with contextlib.ExitStack() as opened, contextlib.ExitStack() as undo:
             namespace = self._opened(name, opened)
             known = namespace.index in self._table.enrolments()
-            undo.callback(self._give_back, namespace, stays=known, guarded=known and self._before == Mode.VESTIGIAL)
+            undo.callback(self._give_back, namespace, stays=known, guarded=known and self._table.mode == Mode.VESTIGIAL)
             namespace.tries.sync(namespace.routes.trie())
             if namespace.guard:
                 namespace.guard.attach()
@@ -224,9 +231,12 @@ class Namespaces:
         with contextlib.suppress(OSError):
             self._journal.set_again(LO_FORWARDING, 1, namespace.name, namespace.path)
 
-    def leave(self, namespace: Namespace) -> list[str]:
-        """Undo what was done in a namespace and let go of it; its vestiges expire. Returns what was left alone."""
-        reports = self._give_back(namespace)
+    def leave(self, namespace: Namespace, *, stays: bool = False) -> list[str]:
+        """Undo what was done in a namespace and let go of it; its vestiges expire. Returns what was left alone.
+
+        stays: guard and index stay for them, until `keep`.
+        """
+        reports = self._give_back(namespace, stays=stays, guarded=stays)
         self._by_fd = {fd: each for fd, each in self._by_fd.items() if each is not namespace}
         del self.diags[namespace.index]
         self.suspended.discard(namespace)
@@ -239,7 +249,7 @@ class Namespaces:
     def _give_back(self, namespace: Namespace, *, stays: bool = False, guarded: bool = False) -> list[str]:
         """Put back what sysctls were, then take the guard away and enrol no more; returns what was left, a line each.
 
-        Where TIME_WAIT sockets cannot be had back, guard and enrolment stay. stays, guarded: so they do anyway.
+        Where TIME_WAIT sockets cannot be had back, all stays. stays, guarded: enrolment and guard do anyway.
         """
         try:
             reports = self._journal.leave(namespace.cookie, namespace.path, strict=True)
@@ -251,14 +261,14 @@ class Namespaces:
         if not stays:
             withdraw(self._table, namespace.index, namespace.cookie)
             namespace.tries.sync({})
-        elif not guarded:
+        else:
             self.watch(namespace, guarded=False)
         return reports
 
     def give_up(self) -> None:
         """A start that fails leaves no guard that was not there before; sysctls are put back elsewhere."""
         for namespace in self:
-            if namespace.guard and self._before != Mode.VESTIGIAL:
+            if namespace.guard and self._table.mode != Mode.VESTIGIAL:
                 self._give_back(namespace, stays=True)
 
     def sysctls_kept(self) -> dict[str, bool]:
