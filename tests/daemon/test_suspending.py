@@ -1,5 +1,6 @@
 """When the guard is suspended and resumed, over namespaces that only take note."""
 
+from collections import Counter
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
@@ -79,7 +80,9 @@ class Watch:
 
     def __init__(self, *paths: str) -> None:
         self.namespaces = FakeNamespaces(*paths)
-        discovery = SimpleNamespace(namespaces=self.namespaces, attend=self.attend)
+        self.left_alone = Counter[str]()
+        obstacles = self.left_alone.copy
+        discovery = SimpleNamespace(namespaces=self.namespaces, attend=self.attend, obstacles=obstacles)
         self.task = Suspending(cast("Discovery", discovery))
         self.found: dict[str, list[Obstacle]] = {}
         self.looked: list[str] = []
@@ -155,6 +158,17 @@ def test_sessions_that_leave_past_the_guard_suspend_it_where_it_is_witnessed(wat
         watch.namespaces.sessions = (noted, 5)
         watch.after(2 * LOOK_SECONDS)
     assert [("suspend", "a"), ("resume", "a")] == watch.namespaces.done
+
+
+def test_one_that_joins_suspended_is_looked_at_at_once(watch: Watch) -> None:
+    """Nobody is told again, and what is found there counts, as does what keeps others from joining."""
+    new = FakeNamespace("c")
+    watch.namespaces.append(new)
+    watch.namespaces.suspended.add(new)
+    watch.found["c"] = [NAT]
+    watch.left_alone["xdp"] = 2
+    watch.after(STEP_SECONDS)
+    assert (["c"], [], {"nat": 1, "xdp": 2}) == (watch.looked, watch.namespaces.done, watch.task.found())
 
 
 @pytest.mark.parametrize("what", ["rules", "devices"])

@@ -16,7 +16,7 @@ from tests.load.daemon import Daemon, daemon, twctl
 from tests.load.guards import BOTH, guarded
 from tests.load.host import Host, host
 from tests.load.netns import Namespace
-from tests.load.obstacles import add_ipsec
+from tests.load.obstacles import add_ipsec, remove_ipsec
 from tests.load.peer import tun_peer
 from tests.load.scripts import assert_fins_acknowledged, scripted
 from twctl.linux import netns
@@ -142,6 +142,21 @@ def test_where_all_are_left_alone_the_page_does_not_say_that_the_guard_is_missin
             told = one.get("/")
     assert "TIME_WAIT's duty" not in html.unescape(told)
     assert "Network namespaces that are left alone: 1 (the log says why)." in told
+
+
+def test_an_obstacle_from_before_is_exported_and_its_end_is_noticed(machine: Host) -> None:
+    """IPsec in the namespace that the daemon calls its own: the others are guarded, and this one is once it goes."""
+    other, before = machine.add(), machine.own.sysctl(BUCKETS)
+    add_ipsec(machine.own)
+    with daemon(mode="vestigial", config=ALL, prefix=machine.prefix) as one, machine.own.entered():
+        assert (True, False) == (has_guard(other), has_guard(machine.own))
+        assert ((1, 1, 0), before) == (states(machine, one), machine.own.sysctl(BUCKETS))
+        assert 1 == one.metric("twctl_guard_obstacles", kind="ipsec")
+        remove_ipsec(machine.own)
+        wait_until(lambda: machine.own.sysctl(BUCKETS) == "0", what="it has joined", timeout=LOOK)
+        assert (True, (2, 0, 0)) == (has_guard(machine.own), states(machine, one))
+        assert 0 == one.metric("twctl_guard_obstacles")
+        assert 1 == one.log.count("(own) is left alone")
 
 
 def lives(seconds: float) -> str:

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from twctl.config.config import Config
@@ -17,12 +18,21 @@ log = logging.getLogger("twctl")
 
 # Mounts tell when a namespace gets or loses its name; this often the names are looked at all the same. s
 LOOK_SECONDS = 10.0
-# What could not join is tried again this often. s
-AGAIN_SECONDS = 300.0
+# What could not join is tried again this often; where only room or a look at obstacles decides, each time names are
+# looked at, but with many of them no more than one in so long. s
+AGAIN_SECONDS, EACH_SECONDS = 300.0, 1.0
 # A host that starts has hundreds of new namespaces at once: so many join, 0.1 s of work, before others have their turn.
 AT_ONCE = 16
 
 Place = tuple[str | None, int]  # name and inode: the same name may be given to another namespace
+
+
+class ObstaclesError(TwctlError):
+    """The guard has no business in a namespace as long as something is between wire and sockets there: `found`."""
+
+    def __init__(self, found: Sequence[Obstacle]) -> None:
+        super().__init__(_texts(found), "remove it, or give --force if you know")
+        self.found = found
 
 
 class Discovery:
@@ -71,6 +81,11 @@ class Discovery:
         errors = [error for error, _ in list(self._refused.values())]
         full = sum(isinstance(error, FullError) for error in errors)
         return {"enrolled": len(list(self.namespaces)), "refused": len(errors) - full, "beyond_capacity": full}
+
+    def obstacles(self) -> Counter[str]:
+        """How many of each kind there are in those that were left alone for them. A scrape's thread asks, too."""
+        errors = [error for error, _ in list(self._refused.values())]
+        return Counter(each.kind for error in errors if isinstance(error, ObstaclesError) for each in error.found)
 
     def attend(self, namespace: Namespace, work: Callable[[Namespace], None]) -> None:
         """Do some work in a namespace. Raises TwctlError, if that one has to go on."""
@@ -138,11 +153,11 @@ class Discovery:
     def _obstacles(self, name: str | None) -> list[Obstacle]:
         """Why the guard is to be suspended in one that joins.
 
-        :raises TwctlError: if it cannot have vestiges there yet: then it is not even put there.
+        :raises ObstaclesError: if it cannot have vestiges there yet: then it is not even put there.
         """
         found = list(obstacles(name)) if self._minds_obstacles else []
         if found and not self.namespaces.is_enrolled(name):
-            raise TwctlError(_texts(found), "remove it, or give --force if you know")
+            raise ObstaclesError(found)
         return found
 
     def _leave(self, namespace: Namespace, *, stays: bool = False) -> None:
@@ -163,7 +178,9 @@ class Discovery:
         before = [str(each) for where, (each, _) in self._refused.items() if full or where == place]
         if str(error) not in before:
             log.warning("network namespace %s is left alone: %s", place[0] or "(own)", error)
-        self._refused[place] = (error, time.monotonic() + (LOOK_SECONDS if full else AGAIN_SECONDS))
+        soon = max(LOOK_SECONDS, len(self._refused) * EACH_SECONDS)
+        again = soon if isinstance(error, FullError | ObstaclesError) else AGAIN_SECONDS
+        self._refused[place] = (error, time.monotonic() + again)
 
     def _failed(self, namespace: Namespace, error: TwctlError) -> None:
         """What goes wrong in a namespace. Raises it again, where that one had to join."""

@@ -47,7 +47,8 @@ class Suspending:
 
     def found(self) -> Counter[str]:
         """How many obstacles of each kind there are in all namespaces. A scrape's thread asks, too."""
-        return Counter(each.kind for seen in list(self._seen.values()) for each in seen.found)
+        joined = Counter(each.kind for seen in list(self._seen.values()) for each in seen.found)
+        return joined + self._discovery.obstacles()
 
     def run(self) -> float:
         """Look at the namespace that has waited longest."""

@@ -127,8 +127,8 @@ def orphan_metrics(work: Work) -> Iterator[Metric]:
 
 
 def obstacle_metrics(work: Work) -> Iterator[Metric]:
-    """What has come between wire and sockets."""
-    text = "Obstacles in guarded namespaces; as long as there is one, the guard is suspended there."
+    """What is between wire and sockets."""
+    text = "Obstacles in network namespaces; as long as there is one, the guard is suspended there, or not there yet."
     found = work.suspending.found() if work.suspending else {}
     kinds = KINDS if work.suspending else ()
     yield gauge("twctl_guard_obstacles", text, [((kind,), found.get(kind, 0)) for kind in kinds], "kind")
