@@ -196,7 +196,7 @@ def test_a_device_that_cannot_be_guarded_leaves_the_others_the_guard_until_their
         assert ((1, 1, 0), True) == (states(machine, one), has_guard(ns))
         assert N == [each.netns for each in one.table()].count("two")
         wait_until(lambda: not has_guard(ns), what="the guard goes", timeout=LOOK)
-        assert {""} == enrolled(one)
+        wait_until(lambda: enrolled(one) == {""}, what="its index is free")
         assert has_guard(machine.own)
 
 

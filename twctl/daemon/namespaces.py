@@ -297,6 +297,4 @@ class Namespaces:
         """Prefixes that the probes ask, by class and family."""
         with self._lock:
             counts = [namespace.tries.counts() for namespace in self._namespaces.values()]
-        return {
-            (class_, family): sum(count[class_, family] for count in counts) for class_ in Class for family in FAMILIES
-        }
+        return {(class_, f): sum(count[class_, f] for count in counts) for class_ in Class for f in FAMILIES}
