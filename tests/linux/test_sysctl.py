@@ -79,6 +79,14 @@ def test_what_was_there_comes_back_in_each_namespace(kernel: FakeKernel, path: P
     assert (before, False) == (kernel.values, path.exists())
 
 
+def test_what_a_crash_left_half_written_goes_with_the_rest(kernel: FakeKernel, path: Path) -> None:
+    """Also where nothing had been changed yet."""
+    path.parent.mkdir()
+    path.with_suffix(".part").write_text("[{")
+    assert [] == Journal(path, kernel).restore()
+    assert [] == list(path.parent.iterdir())
+
+
 def test_a_value_that_somebody_else_changed_is_left_alone_and_reported(kernel: FakeKernel, path: Path) -> None:
     """One line says which, and from what."""
     Journal(path, kernel).set({FIN: 30}, None)

@@ -40,12 +40,17 @@ def read(path: Path) -> list[Entry]:
 def write(path: Path, entries: Sequence[Entry]) -> None:
     """Take the place of what is there. Raises OSError."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = part_of(path)
     with part.open("w") as file:
         json.dump([dataclasses.asdict(each) for each in entries], file)
         file.flush()
         os.fsync(file.fileno())
     part.replace(path)
+
+
+def part_of(path: Path) -> Path:
+    """What is written before it takes the place of the journal; a crash may leave it."""
+    return path.with_suffix(".part")
 
 
 def _entry(written: int | Sequence[int], **others: Any) -> Entry:  # noqa: ANN401 - the fields of Entry

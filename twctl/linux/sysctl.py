@@ -257,7 +257,7 @@ class Journal:
                 )
                 message = f"cannot write to {folder} what sysctls were: {error.strerror}"
                 raise TwctlError(message, hint) from error
-        for path in (self._earlier, None if entries else self._path):
+        for path in (self._earlier, *(() if entries else (self._path, journal_file.part_of(self._path)))):
             if path and path.exists():  # where the file system is read-only, there is none, and no way to remove one
                 path.unlink()
 
