@@ -256,8 +256,11 @@ def test_the_installer_follows_a_link_in_the_place_of_a_folder(tmp_path: Path) -
     assert 0o700 == (root / "etc").stat().st_mode & 0o777
 
 
+@pytest.mark.parametrize("options", [(), ("--remove",)])
 @pytest.mark.parametrize(("manager", "remedy"), [("dpkg-query", "apt-get purge twctl"), ("rpm", "dnf remove twctl")])
-def test_the_installer_leaves_a_package_alone(tmp_path: Path, manager: str, remedy: str) -> None:
+def test_the_installer_leaves_a_package_alone(
+    tmp_path: Path, manager: str, remedy: str, options: tuple[str, ...]
+) -> None:
     """Of either kind: /opt/twctl is the package's. Nothing has been done by then."""
     if os.geteuid() != 0:
         pytest.skip("the installer asks for root first")
@@ -270,7 +273,7 @@ def test_the_installer_leaves_a_package_alone(tmp_path: Path, manager: str, reme
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{script}\n")
         (tmp_path / "bin" / name).chmod(0o755)
     done = subprocess.run(
-        [tmp_path / "deploy/install"],
+        [tmp_path / "deploy/install", *options],
         env={"PATH": f"{tmp_path}/bin:/usr/bin:/bin"},
         capture_output=True,
         text=True,
