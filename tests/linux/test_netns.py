@@ -14,7 +14,7 @@ import pytest
 
 from twctl.errors import TwctlError
 from twctl.linux import netns
-from twctl.linux.netns import Mounts, cookie, inode, inside, inside_new, opened
+from twctl.linux.netns import Mounts, cookie, inode, inside, inside_new, opened, sees_names_beside
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -38,6 +38,17 @@ def where() -> int:
 def test_without_a_name_nothing_is_entered() -> None:
     """None is the calling thread's own namespace, and no thread is started."""
     assert inside(None, lambda: (where(), threading.get_ident())) == (where(), threading.get_ident())
+
+
+@needs_root
+def test_names_are_seen_where_their_folder_is_and_its_namespaces_can_be_entered(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container may have neither: what is not found there is not gone."""
+    assert sees_names_beside(name)
+    assert not sees_names_beside(str(tmp_path / "none" / name))
+    monkeypatch.setattr(netns, "permitted", lambda _capability: False)
+    assert not sees_names_beside(name)
 
 
 @needs_root

@@ -22,7 +22,7 @@ class FakeKernel:
         self.values = {(where, name): 60 if name == FIN else 2 for where in (None, "blue") for name in (FIN, REUSE)}
         self.cookies: dict[str | None, int] = {None: 1, "blue": 2}
         self.refused = ""
-        self.all_seen = True
+        self.seen = True
         self.journal: Path | None = None
 
     def cookie(self, netns: str | None) -> int:
@@ -51,9 +51,9 @@ class FakeKernel:
         """See Access."""
         yield {cookie: where for where, cookie in self.cookies.items() if cookie in cookies}
 
-    def sees_all(self) -> bool:
+    def sees(self, _netns: str | None) -> bool:
         """See Access."""
-        return self.all_seen
+        return self.seen
 
 
 @pytest.fixture
@@ -161,18 +161,22 @@ def test_a_namespace_is_found_by_whatever_name(kernel: FakeKernel, path: Path, n
     assert (60, 41, False) == (kernel.values["green", FIN], kernel.values[name, FIN], path.exists())
 
 
-def test_what_cannot_be_reached_stays_to_be_put_back(kernel: FakeKernel, path: Path) -> None:
+@pytest.mark.parametrize(("where", "called"), [(None, "(own, cookie 1)"), ("blue", "blue")])
+def test_what_cannot_be_reached_stays_to_be_put_back(
+    kernel: FakeKernel, path: Path, where: str | None, called: str
+) -> None:
     """Where a namespace may be that cannot be entered. One line says where to do it; a later one that can does it."""
-    Journal(path, kernel).set({FIN: 30, REUSE: 1}, None)
-    kernel.cookies[None], kernel.all_seen = 7, False
-    what = "what was set in network namespace (own, cookie 1) is not put back: it cannot be entered from here"
+    Journal(path, kernel).set({FIN: 30, REUSE: 1}, where)
+    cookie = kernel.cookies.pop(where)
+    kernel.cookies[where or "other"], kernel.seen = 7, False
+    what = f"what was set in network namespace {called} is not put back: it cannot be entered from here"
     line = f"{what} (run 'twctl release' inside that network namespace)"
     for _ in range(2):
         assert [line] == Journal(path, kernel).restore()
     assert [line] == Journal(path, kernel).keep({FIN}, {7})
-    kernel.cookies[None] = 1
+    kernel.cookies[where] = cookie
     assert [] == Journal(path, kernel).restore()
-    assert (60, 2, False) == (kernel.values[None, FIN], kernel.values[None, REUSE], path.exists())
+    assert (60, 2, False) == (kernel.values[where, FIN], kernel.values[where, REUSE], path.exists())
 
 
 def test_where_the_guard_stands_tcp_max_tw_buckets_has_to_come_back(kernel: FakeKernel, path: Path) -> None:

@@ -220,6 +220,11 @@ def sees_all() -> bool:
     return first and permitted(Capability.SYS_ADMIN) and permitted(Capability.SYS_PTRACE)
 
 
+def sees_names_beside(netns: str) -> bool:
+    """Whether a namespace of this name would be found here: a container may neither have the folder nor the right."""
+    return permitted(Capability.SYS_ADMIN) and path(netns).parent.is_dir()
+
+
 class Mounts:
     """Tells that something was mounted or unmounted here, as names of namespaces are (proc(5), /proc/PID/mountinfo).
 

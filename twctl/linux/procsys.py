@@ -27,8 +27,8 @@ class Access(Protocol):
     def elsewhere(self, cookies: Collection[int]) -> AbstractContextManager[Mapping[int, str | None]]:
         """Paths by cookie to those that can be entered, whatever they are called; valid until the block ends."""
 
-    def sees_all(self) -> bool:
-        """Whether a namespace that is not found elsewhere is gone."""
+    def sees(self, netns: str | None) -> bool:
+        """Whether a namespace that had this name (None: it was our own), and is not found elsewhere, is gone."""
 
 
 class Kernel:
@@ -50,9 +50,9 @@ class Kernel:
         """See Access."""
         return namespaces.paths(cookies)
 
-    def sees_all(self) -> bool:
+    def sees(self, netns: str | None) -> bool:
         """See Access."""
-        return namespaces.sees_all()
+        return namespaces.sees_all() if netns is None else namespaces.sees_names_beside(netns)
 
 
 def _path(name: str) -> Path:

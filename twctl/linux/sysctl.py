@@ -224,9 +224,9 @@ class Journal:
         return []
 
     def _not_found(self, entry: Entry) -> list[str]:
-        """Whose name has gone without a process in it is gone; of others that takes a look at all processes."""
+        """Whose name has gone, where names are seen, is gone; of who had none that takes a look at all processes."""
         unseen = sorted(self._unseen())
-        if not unseen and (entry.namespace or self._access.sees_all()):
+        if not unseen and self._access.sees(entry.namespace):
             return [f"network namespace {_called(entry)} is gone, and with it what was set there"]
         which = f" (inode {', '.join(map(str, unseen))})" if unseen else ""
         raise _LeftError(
