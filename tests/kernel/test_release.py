@@ -1,5 +1,6 @@
 """`twctl release`, and another start, elsewhere than in the namespace that a daemon was killed in."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -130,6 +131,23 @@ def test_without_the_journal_the_guard_stays(ns: Namespace, killed: Daemon, mode
         shutil.move(kept, journal)
     assert (0, "") == release(killed)[::2]
     assert not in_force(ns)
+
+
+def test_what_the_journal_knows_is_put_back_where_another_namespace_is_lost() -> None:
+    """The guard stays in both, for it would go from both."""
+    with namespace() as one, namespace() as other, daemon(one, other, mode="vestigial") as killed:
+        killed.kill()
+        (journal,) = (each for each in sysctl.FOLDER.iterdir() if killed.pins.name in each.name)
+        kept = journal.read_text()
+        journal.write_text(json.dumps([each for each in json.loads(kept) if each["namespace"] == one.name]))
+        status, _, told = release(killed)
+        assert (1, True) == (status, told.startswith(f"twctl: {VITAL} is 0 in network namespace"))
+        assert [(False, BOTH), (True, BOTH)] == [
+            (each.sysctl(VITAL) == "0", guarded(each, "lo")) for each in (one, other)
+        ]
+        journal.write_text(kept)
+        assert (0, "") == release(killed)[::2]
+        assert not in_force(other)
 
 
 def test_who_had_no_time_wait_before_is_not_asked_for_a_journal(ns: Namespace) -> None:

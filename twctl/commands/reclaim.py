@@ -96,8 +96,8 @@ def release(root: Path) -> tuple[bool, list[str]]:
     if pins.on_bpffs():  # elsewhere nothing can be pinned
         pins.lock()
     journals = [guard.journal_at(root, Path(each)) for each in sorted(ours.names)]
-    guard.refuse_unjournalled(ours, journals)
     complaints = [line for journal in journals for line in journal.restore(strict=True)]
+    guard.refuse_unjournalled(ours, journals)
     complaints += guard.remove(ours)
     found |= sweep_trials(root)
     pins.remove()
