@@ -17,7 +17,7 @@ from twctl.linux import tcx
 from twctl.linux.devices import Device, devices
 from twctl.linux.netlink import RouteNetlink
 from twctl.linux.tc import EGRESS, INGRESS
-from twctl.modes.links import Links, array_of, is_any_left, remove_links
+from twctl.modes.links import Links, array_of, is_any_left, own_folders, remove_links
 
 pytestmark = [
     pytest.mark.skipif(
@@ -169,6 +169,18 @@ def test_what_a_user_has_made_there_is_nobody_s_guard(host: Host) -> None:
         fds = stack.enter_context(foreign.loaded())
         stack.enter_context(foreign.attached(host.ns, "lo", TCX, {"around": fds["around"]}, {}))
         assert 2 == host.mend(host.links())
+
+
+def test_only_own_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a user's symbolic link leads to, and where another folder goes as it is looked at."""
+    for each in ("a/b/c/d", "users/a", "gone/a"):
+        (tmp_path / each).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
+    os.chown(tmp_path / "users", USER, USER)
+    inside = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda path: inside(path if path.name != "gone" else path / "none"))
+    found = {str(each.relative_to(tmp_path)) for each in own_folders(tmp_path, 3)}
+    assert {"a", "a/b", "a/b/c", "gone"} == found
 
 
 def test_all_are_removed_without_entering_a_namespace(host: Host) -> None:

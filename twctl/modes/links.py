@@ -8,8 +8,9 @@ link's pin is named after namespace (inode), device, side and the link itself.
 
 import contextlib
 import os
+import stat
 import struct
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 
 from twctl.errors import TwctlError
@@ -116,12 +117,12 @@ class Links:
             return
         own = self._folder.parents[1].resolve()
         mount = next(folder for folder in own.parents if folder.is_mount())
-        for depth in range(1, DEPTH + 1):
-            for pin in mount.glob(str(Path(*"*" * depth, GUARD, FOLDER, f"{self._inode}-{device.number}-*"))):
-                root = pin.parents[2]
-                if root != own and _is_of_who_runs(pin) and tcx.find(pin):
-                    message = f"{device.name} has the guard of another twctl, which pins at {root}"
-                    raise TwctlError(message, f"stop that one, then 'twctl release --pins {root}'")
+        for root in own_folders(mount, DEPTH):
+            inside = _inside(root / GUARD / FOLDER)
+            pins = [pin for pin in inside if pin.name.startswith(f"{self._inode}-{device.number}-")]
+            if root != own and any(map(tcx.find, pins)):
+                message = f"{device.name} has the guard of another twctl, which pins at {root}"
+                raise TwctlError(message, f"stop that one, then 'twctl release --pins {root}'")
 
     def _in_place(self, device: int, side: int) -> Path | None:
         """The pin of the one that is first or last of all."""
@@ -159,11 +160,22 @@ class Links:
                 self._pins.pop((device, side), None)
 
 
-def _is_of_who_runs(pin: Path) -> bool:
-    """Anybody may make folders and symbolic links in a bpffs."""
-    with contextlib.suppress(FileNotFoundError):
-        return pin.lstat().st_uid == os.geteuid()
-    return False
+def own_folders(folder: Path, depth: int) -> Iterator[Path]:
+    """Yield those of who runs this, so deep below a folder, in which anybody may make folders and symbolic links."""
+    for path in _inside(folder):
+        status = None
+        with contextlib.suppress(OSError):
+            status = path.lstat()
+        if status and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+            yield path
+            if depth > 1:
+                yield from own_folders(path, depth - 1)
+
+
+def _inside(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return list(folder.iterdir())
+    return []
 
 
 def _order(device: int, side: int) -> list[int]:
