@@ -313,6 +313,8 @@ def test_a_filter_that_is_taken_away_comes_back(filtering: tuple[Namespace, Daem
     wait_until(lambda: sorted(guarded(ns, "lo")) == sorted(BOTH), what="the guard is back")
     wait_until(lambda: one.metric("twctl_guard_reattached_total") > reattached, what="counted")
     assert buckets(ns) == 0
+    wait_until(lambda: one.metric("twctl_guard_missing_devices") == 1, what="the next look tells", timeout=LOOK)
+    wait_until(lambda: one.metric("twctl_guard_missing_devices") == 0, what="it stays there", timeout=2 * LOOK)
 
 
 @pytest.mark.skipif(not tcx.is_available(), reason="the kernel has no TCX (Linux 6.6)")

@@ -28,7 +28,7 @@ def namespace_metrics(namespaces: Namespaces, states: Mapping[str, int]) -> Iter
     """Namespaces, and what stands in them: the guard, sysctls, prefixes, routes."""
     counts = namespaces.counts()
     yield gauge("twctl_guard_devices", "Devices that have the guard.", single(namespaces.guarded_devices()))
-    text = "Devices on which it was missing or out of place at the last look, but where it is suspended."
+    text = "Devices on which it was put back at the last look, or since the one before; none where it is suspended."
     yield gauge("twctl_guard_missing_devices", text, single(namespaces.missing_devices()))
     text = "Filters of the guard that somebody took away and that were put back."
     yield counter("twctl_guard_reattached", text, single(counts["reattached"]))

@@ -53,7 +53,8 @@ class Guard:
     path: name or path of the namespace, None for our own. index: its number in the table. table: the pinned table.
     delays: gets the seconds that each new device had no guard.
 
-    devices: numbers of those that have it, and whether (bool) it was missing or out of place at the last look.
+    devices: numbers of those that have it, and whether (bool) it was put back at the last look at all, or since the one
+    before.
     reattached: how often a filter had to be put back. late: new devices that had carried a packet before. disturbed:
     whether devices or filters have changed; whoever looks at them sets it to False.
     """
@@ -75,6 +76,7 @@ class Guard:
         self._places = Places(str(table.parent), ours, path, index, sides, array)
         self._looked: float | None = None  # when all devices were looked at last (monotonic)
         self.devices: dict[int, bool] = {}
+        self._put_back: set[int] = set()
         self.reattached = self.late = 0
         self.disturbed = False
 
@@ -99,6 +101,8 @@ class Guard:
             for gone in self.devices.keys() - numbers:
                 del self.devices[gone]
             self._ensure_all(requests, present, since)
+        self.devices = {number: number in self._put_back for number in self.devices}
+        self._put_back.clear()
 
     def follow(self, since: float) -> None:
         """Handle what has changed since (monotonic, s): new devices get the guard, a filter that was taken comes back.
@@ -133,7 +137,7 @@ class Guard:
 
     @property
     def missing(self) -> int:
-        """Devices on which it was missing or out of place at the last look. A scrape's thread asks, too."""
+        """Devices on which it was put back at the last look, or since that before. A scrape's thread asks, too."""
         return sum(list(self.devices.values()))
 
     def _touched(self) -> set[int]:
@@ -172,7 +176,9 @@ class Guard:
                 return
             hint = f"'tc filter show dev {device.name} egress' shows what else is there"
             raise TwctlError(f"the guard cannot be attached to {device.name}: {error.strerror}", hint) from error
-        self.devices[device.number] = known and put > 0
+        if known and put:
+            self._put_back.add(device.number)
+        self.devices[device.number] = device.number in self._put_back or self.devices.get(device.number, False)
         if known:
             self.reattached += put
         elif since is not None:
