@@ -167,16 +167,16 @@ class Discovery:
     def _give_up_left(self) -> None:
         try:
             left = self.namespaces.keep()
-        except TwctlError as error:  # somewhere TIME_WAIT sockets cannot be had back, and the guard stays
-            left = [str(error)]
+        except (TwctlError, OSError) as error:  # somewhere TIME_WAIT sockets cannot be had back, and the guard stays
+            left, self._left_until = [str(error)], time.monotonic() + AGAIN_SECONDS
         for line in left:
             log.warning("%s", line)
 
     def _refuse(self, place: Place, error: Exception) -> None:
         """Say why, once; of all for which there is no room, once."""
         full = isinstance(error, FullError)
-        before = [str(each) for where, (each, _) in self._refused.items() if full or where == place]
-        if str(error) not in before:
+        before = [_reason(each) for where, (each, _) in self._refused.items() if full or where == place]
+        if _reason(error) not in before:
             log.warning("network namespace %s is left alone: %s", place[0] or "(own)", error)
         soon = max(LOOK_SECONDS, len(self._refused) * EACH_SECONDS)
         again = soon if isinstance(error, FullError | ObstaclesError) else AGAIN_SECONDS
@@ -195,6 +195,11 @@ def tell_suspended(name: str | None, found: Sequence[Obstacle]) -> None:
     """Say why the guard is suspended in a namespace."""
     line = "network namespace %s: until this is gone, TIME_WAIT is left to the kernel: %s"
     log.warning(line, name or "(own)", _texts(found))
+
+
+def _reason(error: Exception) -> str:
+    """What is said once: not how many there are of a kind of obstacles."""
+    return " ".join(sorted({each.kind for each in error.found}) if isinstance(error, ObstaclesError) else [str(error)])
 
 
 def _texts(found: Sequence[Obstacle]) -> str:
