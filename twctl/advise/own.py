@@ -80,10 +80,11 @@ def guard_suspended(snapshot: Snapshot) -> Advice | None:
     if not snapshot.daemon or snapshot.mode != "vestigial" or not suspended:
         return None
     most = max(suspended, key=lambda each: each.limits.time_wait)
-    why = "; ".join(most.obstacles) or "twctl_guard_obstacles has its kind"
+    why = "; ".join(most.obstacles) or "the daemon's log says why"
+    cause = ": something is between wire and sockets" if most.obstacles else ""
     return Advice(
         weight=BETTER + 6,
-        what=f"the guard is suspended{within(most)}: something is between wire and sockets",
+        what=f"the guard is suspended{within(most)}{cause}",
         evidence=f"the kernel keeps {number(most.limits.time_wait)} TIME_WAIT sockets there; {why}",
         remedy="Remove it, or use mode truncate; force = true, if it does not concern TCP of this host.",
         gain="the guard in their place",
