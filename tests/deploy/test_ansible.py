@@ -254,6 +254,10 @@ def test_other_namespaces_are_allowed_while_the_configuration_names_some(host: M
         assert not played.failed, played.said
         assert ["daemon-reload", "restart twctl"] == played.calls[-2:]
         assert there == host.has(DROP_IN)
+        first = "Allow other network namespaces" if there else "Write the configuration"
+        second = "Write the configuration" if there else "Allow no other network namespaces"
+        changed = [each for each in played.changed if each in {first, second}]
+        assert [first, second] == changed  # so that a play which stops between the two leaves a daemon that can start
         if there:
             assert (ROOT / "deploy/systemd/namespaces.conf").read_text() == host.output("cat", DROP_IN)
 
