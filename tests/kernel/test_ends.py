@@ -276,7 +276,8 @@ def test_a_late_segment_restarts_the_timer(probe: str) -> None:
             connection = peer.connection(session.server.tuple)
             connection.send(FIN | ACK, seq=session.seen.rcv_nxt - 1, ack=session.seen.snd_nxt)
             connection.expect(ACK)
-        wait_until(lambda: one.metric("twctl_time_wait_restarted_total") == N, what="restarted", timeout=30)
+        # more where a CPU was held up as a session entered: a comparison sets its time right, and counts that
+        wait_until(lambda: one.metric("twctl_time_wait_restarted_total") >= N, what="restarted", timeout=30)
         assert {} == ended(one)
         table, now = one.table(), time.monotonic()
         assert N == len(table) == one.metric("twctl_time_wait_sessions")

@@ -327,7 +327,7 @@ def test_a_link_that_is_taken_away_comes_back(guarding: tuple[Namespace, Daemon]
         pin.unlink()
     # the kernel takes a link off some time after its last pin has gone
     wait_until(lambda: one.metric("twctl_guard_reattached_total") > reattached, what="counted", timeout=LOOK)
-    assert 1 == one.metric("twctl_guard_missing_devices")
+    assert 1 <= one.metric("twctl_guard_missing_devices")  # lo, and who else is there
     wait_until(lambda: sorted(guarded(ns, "lo")) == sorted(BOTH), what="the guard is back")
     assert buckets(ns) == 0
     wait_until(lambda: 0 == one.metric("twctl_guard_missing_devices"), what="it stays there", timeout=LOOK)
