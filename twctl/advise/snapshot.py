@@ -19,8 +19,8 @@ class Destination:
     have timestamps, or not to. entered, no_port: a second, in the time that was looked at; failed: calls that have
     found no port, all together; failing_since, failed_last: seconds ago.
     ports, time_wait, live, rate, seconds_left: as `Use` has them, but that sessions without timestamps hold their ports
-    whatever tcp_tw_reuse says; close_wait: how many of the live ones their peer has closed, a
-    second ago already.
+    whatever tcp_tw_reuse says; close_wait: how many of the live ones their peer had closed a second
+    ago.
     """
 
     netns: str

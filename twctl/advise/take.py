@@ -70,10 +70,11 @@ class Walk:
             key = each.netns, (each.remote, each.remote_port)
             if key in self.wanted:
                 self.classes[key] = each.class_
-                if each.known:
-                    (self.plain if each.ts_recent is None else self.stamped)[key] += 1
-                if each.known and each.ts_recent is None and each.local_port in self.wanted[key]:
-                    self.holding[key, each.local] += 1
+                if each.known and each.ts_recent is None:
+                    self.plain[key] += 1
+                    self.holding[key, each.local] += each.local_port in self.wanted[key]
+                elif each.known:
+                    self.stamped[key] += 1
             yield each
 
     def with_plain(self, use: Use) -> Use:
@@ -119,7 +120,7 @@ def take(table: Table, time_wait: Mapping[Class, float], *, daemon: bool) -> Sna
         if not looked:
             time.sleep(APART_SECONDS)
         tallies = [before.remotes.get(each) or Tally(each, *NONE) for each in looked]
-        uses = list(toward(table, tallies, truncates=daemon and table.mode == "truncate"))
+        uses = list(toward(table, tallies, daemon=daemon))
         after = _counted(table, lists)
     unclosed = each_there(closed, lambda index: look_unclosed(names[index], closed[index]))
     lists = {index: lists[index] for index in unclosed if index in before.limits and index in after.limits}

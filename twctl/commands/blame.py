@@ -8,7 +8,6 @@ from typing import Any
 from twctl.addresses import host_port
 from twctl.advise.around import crowded, each_there, look_around
 from twctl.commands.in_force import InForce
-from twctl.config.keys import Mode
 from twctl.modes import headroom
 from twctl.table.enrolments import reachable
 from twctl.table.maps import Table
@@ -32,7 +31,7 @@ def report(table: Table, found: InForce, by: By | None, limit: int, *, json_: bo
             rows = [row | {"wire": _wire(wires[tally.party])} for row, tally in zip(rows, tallies, strict=True)]
         yield from map(json.dumps, rows) if json_ else [*[""] * bool(i), *lines(each, rows)]
     if by in {None, By.REMOTE}:
-        yield from _ports(table, limit, truncates=found.daemon and table.mode == Mode.TRUNCATE, json_=json_)
+        yield from _ports(table, limit, daemon=found.daemon, json_=json_)
 
 
 def _wire(found: Counter[Party]) -> list[dict[str, Any]]:
@@ -44,13 +43,13 @@ def _wire(found: Counter[Party]) -> list[dict[str, Any]]:
     ]
 
 
-def _ports(table: Table, limit: int, *, truncates: bool, json_: bool) -> Iterator[str]:
+def _ports(table: Table, limit: int, *, daemon: bool, json_: bool) -> Iterator[str]:
     """Local ports left toward the remote endpoints with the most sessions, and with many live connections."""
     blamed = {tally.party: tally for tally in ranking(table, By.REMOTE, limit)}
     names = reachable(table)
     lists = each_there(names, lambda index: look_around(names[index]))
     live = [Tally(each, None, 0, 0, 0) for each in crowded(lists, limit) if each not in blamed]
-    found = headroom.toward(table, [*blamed.values(), *live], truncates=truncates)
+    found = headroom.toward(table, [*blamed.values(), *live], daemon=daemon)
     uses = headroom.worst(found, limit, least=0.0)
     if json_:
         yield from (json.dumps({"by": "ports", **headroom.row(use)}) for use in uses)

@@ -154,15 +154,15 @@ class PortHistory:
         return uses
 
 
-def toward(table: Table, tallies: Iterable[Tally], *, truncates: bool) -> Iterator[Use]:
-    """Look at remote endpoints that are blamed. truncates: whether a daemon destroys sockets by its classes' times.
+def toward(table: Table, tallies: Iterable[Tally], *, daemon: bool) -> Iterator[Use]:
+    """Look at remote endpoints that are blamed. daemon: whether one runs, without which nothing is truncated.
 
     Namespaces that have gone meanwhile are left out.
 
     :raises TwctlError: where its namespaces cannot be entered.
     """
     remotes = [tally.party for tally in tallies if isinstance(tally.party, Remote)]
-    lives = [seconds / 1e9 for seconds in table.lives[: len(Class)]] if truncates else None
+    lives = [seconds / 1e9 for seconds in table.lives[: len(Class)]] if daemon and table.mode == "truncate" else None
     with contextlib.ExitStack() as opened:
         histories = []
         for index, name in reachable(table).items():
