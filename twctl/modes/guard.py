@@ -53,10 +53,9 @@ class Guard:
     path: name or path of the namespace, None for our own. index: its number in the table. table: the pinned table.
     delays: gets the seconds that each new device had no guard.
 
-    devices: numbers of those that have it, and whether (bool) it was put back at the last look at all, or since the one
-    before.
-    reattached: how often a filter had to be put back. late: new devices that had carried a packet before. disturbed:
-    whether devices or filters have changed; whoever looks at them sets it to False.
+    devices: numbers of those that have it. reattached: how often a filter had to be put back. late: new devices that
+    had carried a packet before. disturbed: whether devices or filters have changed; whoever looks at them sets it to
+    False.
     """
 
     def __init__(self, path: str | None, index: int, table: Path, ours: Ours, delays: Histogram) -> None:
@@ -75,8 +74,8 @@ class Guard:
             self._undo = undo.pop_all()
         self._places = Places(str(table.parent), ours, path, index, sides, array)
         self._looked: float | None = None  # when all devices were looked at last (monotonic)
-        self.devices: dict[int, bool] = {}
-        self._put_back: set[int] = set()
+        self.devices: set[int] = set()
+        self._put_back_before, self._put_back = set[int](), set[int]()  # up to the last look at all; since then
         self.reattached = self.late = 0
         self.disturbed = False
 
@@ -98,11 +97,9 @@ class Guard:
             present = devices(requests)
             numbers = {each.number for each in present}
             self._places.keep(numbers)
-            for gone in self.devices.keys() - numbers:
-                del self.devices[gone]
+            self.devices &= numbers
             self._ensure_all(requests, present, since)
-        self.devices = {number: number in self._put_back for number in self.devices}
-        self._put_back.clear()
+        self._put_back_before, self._put_back = self._put_back, set()
 
     def follow(self, since: float) -> None:
         """Handle what has changed since (monotonic, s): new devices get the guard, a filter that was taken comes back.
@@ -120,7 +117,7 @@ class Guard:
             found = {number: find_device(requests, number) for number in touched}
             for number in [number for number, present in found.items() if not present]:
                 self._places.forget(number)
-                self.devices.pop(number, None)
+                self.devices.discard(number)
             self._ensure_all(requests, [present for present in found.values() if present], since)
 
     def _ensure_all(self, requests: IPRoute, present: Sequence[Device], since: float | None) -> None:
@@ -138,7 +135,7 @@ class Guard:
     @property
     def missing(self) -> int:
         """Devices on which it was put back at the last look, or since that before. A scrape's thread asks, too."""
-        return sum(list(self.devices.values()))
+        return len((self._put_back | self._put_back_before) & self.devices)
 
     def _touched(self) -> set[int]:
         """Devices about which a notification says that the guard may have to be put there."""
@@ -166,7 +163,7 @@ class Guard:
             if not needs_guard(device):
                 if known or since is None:  # it has become a port: its master has the guard, others' frames pass here
                     self._places.take_off(requests, device.number)
-                    self.devices.pop(device.number, None)
+                    self.devices.discard(device.number)
                 return
             if not known:
                 self._places.attach(requests, device)
@@ -178,7 +175,7 @@ class Guard:
             raise TwctlError(f"the guard cannot be attached to {device.name}: {error.strerror}", hint) from error
         if known and put:
             self._put_back.add(device.number)
-        self.devices[device.number] = device.number in self._put_back or self.devices.get(device.number, False)
+        self.devices.add(device.number)
         if known:
             self.reattached += put
         elif since is not None:
@@ -214,7 +211,9 @@ def refuse_unjournalled(ours: Ours, journals: Iterable[Journal]) -> None:
     :raises TwctlError: naming the namespace.
     """
     known = {cookie for journal in journals for cookie in journal.cookies()}
-    for inode in (inode for inode, cookie in _on_duty(ours) if cookie not in known):
+    for inode, cookie in _on_duty(ours):
+        if cookie in known:
+            continue
         message = f"{VITAL} is 0 in network namespace {inode}, and no journal in {FOLDER} tells what it was"
         hint = "in a container mount the host's; if it is lost, set the sysctl by hand as docs/troubleshooting.md says"
         raise TwctlError(message, hint)
